@@ -1,0 +1,56 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+# Dagster announces each use of an API that it calls beta; constraints.txt pins the version that was tested.
+export PYTHONWARNINGS := ignore:Parameter,ignore:Function
+QUIET := {"loggers":{"console":{"config":{"log_level":"INFO"}}}}
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: run
+run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
+	$(BIN)/dg launch --job full_pipeline_job --config-json '$(QUIET)' $(if $(CONFIG),--config $(CONFIG))
+	@echo
+	@$(BIN)/python -m mnist_pipeline summary
+
+.PHONY: dev
+dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
+	$(BIN)/dg dev --host 127.0.0.1
+
+.PHONY: test
+test: install ## Run the tests (MNIST_DIR=folder adds those that need all 70,000 images)
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## Format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: install
+install: .venv/.installed $(DAGSTER_HOME)/dagster.yaml
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (about 6 GB, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	@mkdir -p $(DAGSTER_HOME)
+	@cp dagster.yaml $@
+
+.PHONY: clean
+clean: ## Remove the virtual environment and caches (never data, models or run history)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,101 @@
+"""`python -m mnist_pipeline`: look at the model store, roll back, and sum up the last run."""
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import dagster as dg
+from dotenv import load_dotenv
+
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 refused with a sentence on standard error."""
+    options = _parser().parse_args(arguments)
+    load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
+    from mnist_pipeline.definitions import defs, model_store
+
+    try:
+        if options.command == "summary":
+            _print_summary(defs)
+        else:
+            _store_command(model_store(Environment.read(os.environ)), options)
+    except (ModelStoreError, LookupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mnist_pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
+    commands.add_parser("models", help="all model versions, newest first; * is deployed")
+    commands.add_parser("production", help="what is deployed, and why")
+    commands.add_parser("decisions", help="the audit trail, newest first")
+    rollback = commands.add_parser("rollback", help="deploy an earlier version again")
+    rollback.add_argument("--reason", required=True, help="for the audit trail")
+    rollback.add_argument("--to", help="version to deploy; by default the one deployed before")
+    rollback.add_argument("--actor", default=getpass.getuser(), help="who decides (default: the user, %(default)s)")
+    prune = commands.add_parser("prune", help="delete old versions, never the deployed one or the one before it")
+    prune.add_argument("--keep", type=_positive, required=True, help="how many of the newest versions stay")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> None:
+    match options.command:
+        case "models":
+            current = store.production()
+            for name in store.versions():
+                print("*" if current and current.version == name else " ", name)
+        case "production":
+            current = store.production()
+            print(current.model_dump_json(indent=2) if current else "nothing is deployed")
+        case "decisions":
+            for decision in store.decisions():
+                print(
+                    f"{decision.decided_at:%Y-%m-%d %H:%M:%S} {decision.outcome:9} {decision.strategy:8} "
+                    f"{decision.version} by {decision.actor}: {decision.reason}"
+                )
+        case "rollback":
+            decision = store.rollback(options.reason, options.actor, options.to)
+            print(f"deployed {decision.version} in place of {decision.incumbent_version}")
+            print("new predictions with it: dg launch --job inference_job")
+        case "prune":
+            for name in store.prune(options.keep):
+                print(f"deleted {name}")
+
+
+def _print_summary(defs: dg.Definitions) -> None:
+    """One line a fact, from the last materialization of each asset in this DAGSTER_HOME."""
+    facts = {
+        "data": ("raw_mnist_data", "data"),
+        "model": ("digit_classifier", "model"),
+        "test accuracy": ("model_evaluation", "test_accuracy"),
+        "deployed": ("production_digit_classifier", "deployed"),
+        "the gate said": ("production_digit_classifier", "reason"),
+        "predictions": ("batch_digit_predictions", "predictions"),
+        "images predicted": ("batch_digit_predictions", "images"),
+    }
+    with dg.DagsterInstance.get() as instance:
+        for title, (asset, key) in facts.items():
+            event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+            if event is None or event.asset_materialization is None:
+                raise LookupError(f"{asset} was never materialized in this DAGSTER_HOME")
+            value = event.asset_materialization.metadata[key].value
+            print(f"{title + ':':18}{value:.4f}" if isinstance(value, float) else f"{title + ':':18}{value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

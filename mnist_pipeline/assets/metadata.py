@@ -1,0 +1,17 @@
+"""Metadata values that people look at."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+
+def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
+    """A PNG inside the metadata itself, so that it is seen wherever the event log is."""
+    return dg.MetadataValue.md(f"![{alternative_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:
+    """Rows of equal keys as a table; column types are taken from the first row."""
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])

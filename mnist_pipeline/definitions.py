@@ -1,0 +1,76 @@
+"""The one Definitions object: from the environment to resources."""
+
+import os
+
+import dagster as dg
+
+from mnist_pipeline import automation, checks
+from mnist_pipeline.alerts import slack_failure_sensor
+from mnist_pipeline.assets import data, model, predictions
+from mnist_pipeline.assets.data import LabelledDigitsResource, RawDataResource
+from mnist_pipeline.assets.model import CheckpointsResource
+from mnist_pipeline.assets.predictions import PredictionsResource
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.io_managers import RecordIOManager, SafetensorsIOManager
+from mnist_pipeline.stores import LocalModelStoreResource, ModelStoreResource, S3ModelStoreResource
+
+STEP_PRELOADS = [
+    "mnist_pipeline.definitions",
+    "mnist_pipeline.ml.evaluation",
+    "mnist_pipeline.ml.inference",
+    "mnist_pipeline.ml.plots",
+    "mnist_pipeline.ml.training",
+]
+"""Imported once by the server that steps are forked from, instead of by every step."""
+
+
+def model_store(environment: Environment) -> ModelStoreResource:
+    """The store that MODEL_STORE chooses."""
+    if environment.model_store == "s3":
+        return S3ModelStoreResource(
+            bucket=environment.s3_model_bucket or "",  # never empty: Environment requires it
+            prefix=environment.s3_model_prefix,
+            endpoint_url=environment.s3_endpoint_url,
+        )
+    return LocalModelStoreResource(base_path=environment.local_place("model_dir", "models"))
+
+
+def build_definitions(environment: Environment) -> dg.Definitions:
+    """All assets, checks, jobs and sensors over the resources of one deployment."""
+    storage = {"base_path": environment.place("data_dir", "data"), "endpoint_url": environment.s3_endpoint_url}
+    conditions = automation.conditions(environment.retrain_cron, environment.raw_data_cron, environment.cron_timezone)
+    return dg.Definitions(
+        assets=[
+            asset.with_attributes(automation_condition=conditions[asset.key]) if asset.key in conditions else asset
+            for asset in dg.load_assets_from_modules([data, model, predictions])
+        ],
+        asset_checks=checks.ALL_CHECKS,
+        jobs=automation.ALL_JOBS,
+        sensors=[
+            automation.AUTOMATION_SENSOR,
+            slack_failure_sensor(
+                environment.slack_bot_token, environment.slack_channel, environment.dagster_webserver_url
+            ),
+        ],
+        executor=dg.multiprocess_executor.configured(
+            {"start_method": {"forkserver": {"preload_modules": STEP_PRELOADS}}}
+        ),
+        resources={
+            "tensor_io_manager": SafetensorsIOManager(**storage),
+            "record_io_manager": RecordIOManager(**storage),
+            "model_store": model_store(environment),
+            "raw_data": RawDataResource(
+                source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
+            ),
+            "labelled_digits_dir": LabelledDigitsResource(
+                location=environment.place("labelled_dir", "labelled"), endpoint_url=environment.s3_endpoint_url
+            ),
+            "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
+            "predictions_dir": PredictionsResource(
+                location=environment.place("predictions_dir", "predictions"), endpoint_url=environment.s3_endpoint_url
+            ),
+        },
+    )
+
+
+defs = build_definitions(Environment.read(os.environ))

@@ -1,0 +1,92 @@
+"""The facts of a deployment: which variables there are, their defaults and what they mean."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class EnvironmentInvalid(ValueError):
+    """A variable has a value that it cannot have."""
+
+
+class Environment(BaseModel):
+    """Each field is the variable of the same name in capitals."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    storage_root: str = Field(str(PROJECT / "storage"), description="Default place of all that follows.")
+    data_dir: str = Field("", description="Values between assets: folder or s3://.")
+    predictions_dir: str = Field("", description="Tables of predictions: folder or s3://.")
+    labelled_dir: str = Field("", description="Labelled digits: folder or s3://.")
+    checkpoint_dir: str = Field("", description="Unfinished trainings: a local folder.")
+    s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+
+    mnist_source: Literal["auto", "directory", "download", "sample"] = "auto"
+    mnist_dir: str = Field("", description="Folder of the IDX files; downloads go there.")
+
+    model_store: Literal["local", "s3"] = "local"
+    model_dir: str = Field("", description="The local model store.")
+    s3_model_bucket: str | None = None
+    s3_model_prefix: str = "models"
+
+    retrain_cron: str = "0 3 * * 0"
+    raw_data_cron: str = "0 2 * * *"
+    cron_timezone: str = "UTC"
+
+    slack_bot_token: SecretStr | None = None
+    slack_channel: str | None = None
+    dagster_webserver_url: str | None = None
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> "Environment":
+        """From a process's environment; an empty variable counts as absent.
+
+        Raises EnvironmentInvalid with the variable's name and the allowed values.
+        """
+        present = {name: variables[name.upper()] for name in cls.model_fields if variables.get(name.upper())}
+        try:
+            return cls(**present)  # type: ignore[arg-type]
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            raise EnvironmentInvalid("; ".join(problems)) from None
+
+    @field_validator("retrain_cron", "raw_data_cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        from dagster._utils.schedules import is_valid_cron_schedule  # dagster has no public name for it
+
+        if not is_valid_cron_schedule(value):
+            raise ValueError(f"{value!r} is not a cron schedule such as '0 3 * * 0'")
+        return value
+
+    @field_validator("cron_timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"{value!r} is not an IANA time zone such as 'Europe/Berlin'") from None
+        return value
+
+    @model_validator(mode="after")
+    def _bucket_for_s3(self) -> "Environment":
+        if self.model_store == "s3" and not self.s3_model_bucket:
+            raise ValueError("MODEL_STORE=s3 needs S3_MODEL_BUCKET, the name of the bucket")
+        return self
+
+    def place(self, name: str, folder: str) -> str:
+        """The variable `name`, or `folder` below the storage root. Local paths come out absolute."""
+        value = getattr(self, name) or f"{self.storage_root.rstrip('/')}/{folder}"
+        return value if "://" in value else str(Path(value).expanduser().absolute())
+
+    def local_place(self, name: str, folder: str) -> str:
+        """Like `place`, for what must be a local folder even when the storage root is a bucket."""
+        if not getattr(self, name) and "://" in self.storage_root:
+            return str(PROJECT / "storage" / folder)
+        return self.place(name, folder)

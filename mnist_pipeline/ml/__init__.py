@@ -1,0 +1,1 @@
+"""Machine learning without an orchestrator: nothing in this package imports Dagster."""

@@ -1,0 +1,89 @@
+"""The state of an unfinished training in one safetensors file: tensors as such, the rest as JSON in its header."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mnist_pipeline.ml import atomic
+from mnist_pipeline.ml.records import EpochMetrics
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "checkpoint.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a training runs.
+
+    There is no random state in it: each epoch seeds its own generators from the seed and its number.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    best_weights: dict[str, Tensor]
+    best_epoch: int
+    history: list[EpochMetrics]
+
+
+def save_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> None:
+    """Replace the checkpoint in `folder`, all or nothing."""
+    optimizer = state.optimizer.state_dict()
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best_weights.items()}
+    for index, slots in optimizer["state"].items():
+        tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items() if value is not None}
+    rest = {
+        "fingerprint": fingerprint,
+        "best_epoch": state.best_epoch,
+        "history": [metrics.model_dump() for metrics in state.history],
+        "param_groups": optimizer["param_groups"],
+        "schedule": state.schedule.state_dict(),
+    }
+    data = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    atomic.write_bytes(folder / FILE_NAME, save_safetensors(data, {"state": json.dumps(rest)}))
+
+
+def restore_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> bool:
+    """Bring `state` to where the checkpoint in `folder` left off; False if there is none for this fingerprint.
+
+    An unreadable checkpoint is reported and left out: training again costs time, resuming from it would
+    cost correctness.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            rest = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        log.warning("training from the start, since %s is not a readable checkpoint: %s", path, error)
+        return False
+    if rest["fingerprint"] != fingerprint:
+        log.warning("training from the start, since %s belongs to other data, settings or code", path)
+        return False
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below(tensors, "optimizer/").items():
+        index, slot = name.split("/")
+        slots.setdefault(int(index), {})[slot] = tensor
+    state.model.load_state_dict(_below(tensors, "model/"))
+    state.optimizer.load_state_dict({"state": slots, "param_groups": rest["param_groups"]})
+    state.schedule.load_state_dict(rest["schedule"])
+    state.best_weights = _below(tensors, "best/")
+    state.best_epoch = rest["best_epoch"]
+    state.history = [EpochMetrics(**metrics) for metrics in rest["history"]]
+    return True
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,62 @@
+"""Scores of a model on a split, and its worst mistakes."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import nn
+
+from mnist_pipeline.ml.network import cross_entropy, predict_logits
+from mnist_pipeline.ml.records import ClassMetrics, LabelledImages, Normalization, SplitEvaluation
+from mnist_pipeline.ml.settings import CLASSES, EvaluationSettings
+
+
+class Mistake(NamedTuple):
+    """An image that the model labels wrongly, and how sure it is of that."""
+
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+def evaluate(
+    model: nn.Module, split: LabelledImages, normalization: Normalization, settings: EvaluationSettings
+) -> tuple[SplitEvaluation, list[Mistake]]:
+    """Score `model` on `split`; the mistakes come surest first, at most `settings.worst_mistakes`.
+
+    Raises ModelError if an output is not finite.
+    """
+    logits = predict_logits(model, split.images, normalization)
+    probabilities = logits.softmax(1).numpy()
+    confidences, predicted = probabilities.max(1), probabilities.argmax(1)
+    correct = predicted == split.labels
+    classes = range(CLASSES)
+    scores = precision_recall_fscore_support(split.labels, predicted, labels=list(classes), zero_division=0.0)
+    wrong = np.flatnonzero(~correct)
+    worst = wrong[np.argsort(-confidences[wrong], kind="stable")][: settings.worst_mistakes]
+    evaluation = SplitEvaluation(
+        images=len(correct),
+        accuracy=float(correct.mean()),
+        loss=cross_entropy(logits, split.labels),
+        expected_calibration_error=expected_calibration_error(confidences, correct, settings.calibration_bins),
+        confusion_matrix=confusion_matrix(split.labels, predicted, labels=list(classes)).tolist(),
+        per_class=[
+            ClassMetrics(label=label, precision=p, recall=r, f1=f1, support=support)
+            for label, p, r, f1, support in zip(classes, *scores, strict=True)
+        ],
+    )
+    mistakes = [Mistake(int(i), int(split.labels[i]), int(predicted[i]), float(confidences[i])) for i in worst]
+    return evaluation, mistakes
+
+
+def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    """Mean gap (0..1) between confidence and accuracy over equally wide bins of confidence, weighted by size.
+
+    Equation 3 of Guo et al. 2017, On Calibration of Modern Neural Networks.
+    """
+    bin_of = np.minimum((confidences * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, weights=confidences, minlength=bins) - np.bincount(
+        bin_of, weights=correct, minlength=bins
+    )
+    return float(np.abs(gap).sum() / len(confidences))

@@ -1,0 +1,216 @@
+"""Predictions with the deployed model: the same code for a table of files and for one drawing."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mnist_pipeline.ml import atomic
+from mnist_pipeline.ml.data import DataError
+from mnist_pipeline.ml.images import ImageError, is_image, read_image
+from mnist_pipeline.ml.network import DigitCNN, choose_device, model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.records import Decision, ModelManifest
+from mnist_pipeline.ml.settings import CLASSES, SIDE
+from mnist_pipeline.ml.sources import read_idx
+
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+CHUNK_BYTES = 1 << 20
+IDX_ENDINGS = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("label", pa.uint8(), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+    ]
+)
+ERRORS_SCHEMA = pa.schema(
+    [pa.field("source", pa.string(), nullable=False), pa.field("error", pa.string(), nullable=False)]
+)
+
+
+class DeployedModels(Protocol):
+    """What a predictor needs of a model store."""
+
+    def production(self) -> Decision | None: ...
+
+    def load(self, name: str) -> tuple[ModelManifest, bytes]: ...
+
+
+class NoDeployedModel(LookupError):
+    """The store has nothing deployed to predict with."""
+
+
+class Predictor:
+    """One verified model with its own preprocessing."""
+
+    def __init__(self, manifest: ModelManifest, weights: bytes, device: str = "auto") -> None:
+        """Raises ModelError if the weights are not a finite model of the manifest's architecture."""
+        self.manifest = manifest
+        self._network: DigitCNN = model_from_bytes(weights, manifest.settings).to(choose_device(device))
+
+    @classmethod
+    def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":
+        """The predictor of what is deployed, which need not be the newest version.
+
+        Raises NoDeployedModel if nothing is, and what `store.load` raises if it is damaged.
+        """
+        decision = store.production()
+        if decision is None:
+            raise NoDeployedModel("no model is deployed yet: materialize production_digit_classifier first")
+        return cls(*store.load(decision.version), device=device)
+
+    @property
+    def version(self) -> str:
+        return self.manifest.name
+
+    def predict(self, images: np.ndarray, batch_size: int = 1024) -> np.ndarray:
+        """Class probabilities, float32 (N, 10), of uint8 images (N, 28, 28), 0 background to 255 ink.
+
+        Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
+            raise ValueError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {images.dtype} {images.shape}")
+        if not len(images):
+            raise ValueError("there is no image to predict")
+        return predict_probabilities(self._network, images, self.manifest.normalization, batch_size)
+
+
+class ImageBatch(NamedTuple):
+    """Some images and where each stood."""
+
+    images: np.ndarray
+    """uint8 (N, 28, 28)."""
+    sources: list[str]
+    indices: list[int]
+    """Position of each image in its source; 0 for an image file."""
+
+
+class InputError(NamedTuple):
+    """A source that could not be read."""
+
+    source: str
+    error: str
+
+
+def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch | InputError]:
+    """Stream images out of files and folders, at most `batch_size` at a time, in the order of their names.
+
+    Image files are prepared like drawings and photos; IDX, npy and npz hold ready 28x28 uint8 images.
+    What cannot be read comes as an InputError and does not stop the rest. Files in folders that are no images
+    by their name (labels, notes) are passed over, but one that is named itself must be readable.
+    """
+    images: list[np.ndarray] = []
+    sources: list[str] = []
+    for path in _expand(paths):
+        if not _is_array(path):
+            try:
+                images.append(read_image(path.read_bytes()))
+                sources.append(str(path))
+            except (ImageError, OSError) as error:
+                yield InputError(str(path), str(error))
+            if len(images) == batch_size:
+                yield ImageBatch(np.stack(images), sources, [0] * len(images))
+                images, sources = [], []
+            continue
+        try:
+            for name, array in _read_arrays(path):
+                if array.dtype != np.uint8 or array.shape[1:] != (SIDE, SIDE):
+                    raise DataError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {array.dtype} {array.shape}")
+                yield from array_batches(array, name, batch_size)
+        except (DataError, OSError, ValueError, EOFError) as error:
+            yield InputError(str(path), str(error))
+    if images:
+        yield ImageBatch(np.stack(images), sources, [0] * len(images))
+
+
+def array_batches(images: np.ndarray, name: str, batch_size: int) -> Iterator[ImageBatch | InputError]:
+    """Images already in memory, uint8 (N, 28, 28), in the same form."""
+    for start in range(0, len(images), batch_size):
+        part = np.ascontiguousarray(images[start : start + batch_size])
+        yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
+
+
+class BatchResult(NamedTuple):
+    """What was written."""
+
+    images: int
+    errors: list[InputError]
+    """The first hundred; the errors table has all."""
+    error_count: int
+    label_counts: list[int]
+    mean_confidence: float | None
+
+
+MAX_LISTED_ERRORS = 100
+
+
+def predict_to_parquet(
+    predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: Path, error_table: Path
+) -> BatchResult:
+    """Predict in constant memory into two Parquet files, which appear whole or not at all."""
+    counts, total_confidence, error_count = np.zeros(CLASSES, np.int64), 0.0, 0
+    listed: list[InputError] = []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic.replacing(path)), schema))
+            for path, schema in ((error_table, ERRORS_SCHEMA), (table, PREDICTIONS_SCHEMA))
+        ]
+        for batch in batches:
+            if isinstance(batch, InputError):
+                error_count += 1
+                listed += [batch] if len(listed) < MAX_LISTED_ERRORS else []
+                writers[0].write_table(pa.table([[batch.source], [batch.error]], schema=ERRORS_SCHEMA))
+                continue
+            probabilities = predictor.predict(batch.images)
+            labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
+            counts += np.bincount(labels, minlength=CLASSES)
+            total_confidence += float(confidences.sum(dtype=np.float64))
+            columns = [batch.sources, batch.indices, labels, confidences, [predictor.version] * len(labels)]
+            writers[1].write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
+    images = int(counts.sum())
+    return BatchResult(images, listed, error_count, counts.tolist(), total_confidence / images if images else None)
+
+
+def inputs_digest(paths: Sequence[Path]) -> str:
+    """SHA-256 (hex) of the names and contents of all that `read_batches` would read."""
+    sha = hashlib.sha256()
+    for path in _expand(paths):
+        sha.update(f"{path}\0".encode())
+        if path.exists():
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            inside = (found for found in path.rglob("*") if found.is_file() and not found.name.startswith("."))
+            yield from sorted(found for found in inside if is_image(found) or _is_array(found))
+        else:
+            yield path
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() in ARRAY_SUFFIXES or path.name.lower().endswith(IDX_ENDINGS)
+
+
+def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and content of each array in the file; npy files are mapped, not read."""
+    if path.suffix.lower() == ".npy":
+        yield str(path), np.load(path, mmap_mode="r", allow_pickle=False)
+    elif path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                yield f"{path}:{name}", archive[name]
+    else:
+        yield str(path), read_idx(path)

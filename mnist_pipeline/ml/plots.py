@@ -1,0 +1,125 @@
+"""Pictures for people: each function returns a PNG, small enough to be kept as metadata."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mnist_pipeline.ml.data import class_counts
+from mnist_pipeline.ml.evaluation import Mistake
+from mnist_pipeline.ml.records import EpochMetrics, LabelledImages, Prediction, SplitEvaluation
+from mnist_pipeline.ml.settings import CLASSES
+
+DPI = 80
+GRID_COLUMNS = 10
+
+
+def class_distribution(splits: dict[str, np.ndarray]) -> bytes:
+    """Bars of the share of each label, side by side for each named array of labels."""
+    figure = Figure(figsize=(7, 3), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(splits)
+    for position, (name, labels) in enumerate(splits.items()):
+        shares = np.array(class_counts(labels)) / max(len(labels), 1)
+        axes.bar(np.arange(CLASSES) + (position - (len(splits) - 1) / 2) * width, shares, width, label=name)
+    axes.set(xlabel="label", ylabel="share of the images", xticks=range(CLASSES))
+    axes.legend(ncols=len(splits), loc="lower center")
+    return _png(figure)
+
+
+def digit_grid(split: LabelledImages, rows: int = 4) -> bytes:
+    """The first images of each class, one column a class."""
+    figure = Figure(figsize=(GRID_COLUMNS * 0.7, rows * 0.75), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, CLASSES, squeeze=False)
+    for label in range(CLASSES):
+        of_label = np.flatnonzero(split.labels == label)[:rows]
+        for row, axis in enumerate(axes[:, label]):
+            axis.axis("off")
+            if row < len(of_label):
+                axis.imshow(split.images[of_label[row]], cmap="gray_r", vmin=0, vmax=255)
+        axes[0, label].set_title(label)
+    return _png(figure)
+
+
+def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> bytes:
+    """Loss, accuracy and learning rate over the epochs, the chosen epoch marked."""
+    figure = Figure(figsize=(11, 3), dpi=DPI, layout="constrained")
+    epochs = [metrics.epoch for metrics in history]
+    curves: dict[str, dict[str, list[float]]] = {
+        "cross-entropy (nats)": {
+            "training": [m.train_loss for m in history],
+            "validation": [m.validation_loss for m in history],
+        },
+        "accuracy": {
+            "training": [m.train_accuracy for m in history],
+            "validation": [m.validation_accuracy for m in history],
+        },
+        "learning rate": {"at the epoch's end": [m.learning_rate for m in history]},
+    }
+    for axes, (title, lines) in zip(figure.subplots(1, 3), curves.items(), strict=True):
+        for name, values in lines.items():
+            axes.plot(epochs, values, marker=".", label=name)
+        axes.axvline(best_epoch, color="gray", linestyle=":", label="chosen epoch")
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    figure.axes[0].set_yscale("log")
+    return _png(figure)
+
+
+def confusion(evaluation: SplitEvaluation) -> bytes:
+    """The confusion matrix as counts, coloured by the share of the true label."""
+    matrix = np.array(evaluation.confusion_matrix)
+    figure = Figure(figsize=(5.5, 5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            axes.text(
+                column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
+            )
+    axes.set(xlabel="predicted label", ylabel="true label", xticks=range(CLASSES), yticks=range(CLASSES))
+    axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
+    return _png(figure)
+
+
+def mistake_grid(split: LabelledImages, mistakes: Sequence[Mistake]) -> bytes:
+    """The images of `mistakes` with true label, predicted label and confidence."""
+    titles = [f"{m.label}, not {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
+    return _titled_grid([split.images[mistake.index] for mistake in mistakes], titles)
+
+
+def predicted_images(images: np.ndarray, predictions: Sequence[Prediction]) -> bytes:
+    """Each image as the model sees it, with label and confidence; at most the first 100."""
+    titles = [f"{p.label}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
+    return _titled_grid(images[:100], titles[:100])
+
+
+def label_counts(counts: Sequence[int]) -> bytes:
+    """Bars of how often each label was predicted."""
+    figure = Figure(figsize=(6, 2.5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(range(CLASSES), counts))
+    axes.set(xlabel="predicted label", ylabel="images", xticks=range(CLASSES))
+    axes.margins(y=0.15)
+    return _png(figure)
+
+
+def _titled_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str]) -> bytes:
+    rows = max(1, -(-len(titles) // GRID_COLUMNS))
+    figure = Figure(figsize=(GRID_COLUMNS, rows * 1.3), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, GRID_COLUMNS, squeeze=False).ravel()
+    for axis in grid:
+        axis.axis("off")
+    for axis, image, title in zip(grid, images, titles, strict=False):
+        axis.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        axis.set_title(title, fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,201 @@
+"""Every setting of the pipeline: its default, its range and its meaning, once.
+
+Plain frozen pydantic models. The assets add `dagster.Config` to them, so that the launchpad shows the
+same defaults and descriptions and the steps refuse the same values.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+CLASSES = 10
+SIDE = 28
+"""Height and width of an MNIST image in pixels."""
+
+MAX_LAYER_WIDTH = 4096
+
+ADAM = "adam"
+ADAMW = "adamw"
+SGD = "sgd"
+DEFAULT_SGD_MOMENTUM = 0.9
+DEFAULT_WARMUP_FRACTION = 0.25
+DEFAULT_STEP_SIZE = 10
+DEFAULT_STEP_GAMMA = 0.1
+DEFAULT_ACCURACY_THRESHOLD = 0.95
+DEFAULT_MAX_REGRESSION = 0.0
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and a misspelt name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitSettings(Settings):
+    """How the training images are divided into training and validation."""
+
+    validation_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of the training images held out for validation (0..1, exclusive)."
+    )
+    seed: int = Field(42, ge=0, description="Seed of the stratified split.")
+
+
+class TrainingSettings(Settings):
+    """Architecture, optimisation and augmentation of one training run."""
+
+    conv_channels: list[int] = Field(
+        [32, 64, 128], description="Channels of the three convolution blocks, each 1..4096."
+    )
+    hidden_units: list[int] = Field(
+        [256, 128], description="Widths of the fully connected layers before the output, each 1..4096; [] for none."
+    )
+    conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
+    hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")
+
+    epochs: int = Field(15, ge=1, le=1000, description="Passes over the training images, at most.")
+    batch_size: int = Field(128, ge=2, le=65536, description="Images in one optimiser step.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="adam, adamw or sgd (with Nesterov).")
+    learning_rate: float = Field(0.004, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description=f"Only with sgd; {DEFAULT_SGD_MOMENTUM} when not given."
+    )
+    schedule: Literal["onecycle", "step", "none"] = Field("onecycle", description="Learning-rate schedule.")
+    warmup_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"Only with onecycle: share of steps with a rising rate; {DEFAULT_WARMUP_FRACTION} when not given.",
+    )
+    step_size: int | None = Field(
+        None, ge=1, description=f"Only with step: epochs between two decays; {DEFAULT_STEP_SIZE} when not given."
+    )
+    step_gamma: float | None = Field(
+        None, gt=0, le=1, description=f"Only with step: factor of a decay; {DEFAULT_STEP_GAMMA} when not given."
+    )
+
+    rotation_degrees: float = Field(
+        8.0, ge=0, le=180, description="Random rotation up to this angle; 0 switches it off."
+    )
+    translation_pixels: float = Field(2.0, ge=0, le=14, description="Random shift up to this many pixels; 0: off.")
+    scaling_fraction: float = Field(0.1, ge=0, lt=1, description="Random size change up to this share; 0: off.")
+    shear_degrees: float = Field(5.0, ge=0, le=60, description="Random shear up to this angle; 0: off.")
+
+    early_stopping_patience: int | None = Field(
+        5, ge=1, description="Stop after this many epochs without a better validation loss; null: never."
+    )
+    early_stopping_min_delta: float = Field(
+        0.0, ge=0, le=10, description="How much lower (in nats) a validation loss must be to count as better."
+    )
+
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, shuffling, augmentation and dropout.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device computes in it natively, else float32."
+    )
+
+    @field_validator("conv_channels")
+    @classmethod
+    def _three_blocks(cls, channels: list[int]) -> list[int]:
+        if len(channels) != 3:
+            raise ValueError(f"conv_channels needs exactly 3 numbers, one a block, not {len(channels)}")
+        return channels
+
+    @field_validator("conv_channels", "hidden_units")
+    @classmethod
+    def _widths(cls, widths: list[int]) -> list[int]:
+        if wrong := [width for width in widths if not 1 <= width <= MAX_LAYER_WIDTH]:
+            raise ValueError(f"each width must be in 1..{MAX_LAYER_WIDTH}, not {wrong}")
+        return widths
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "TrainingSettings":
+        """A setting that the chosen combination would ignore is refused."""
+        conditions = [
+            ("momentum", "optimizer", SGD),
+            ("warmup_fraction", "schedule", "onecycle"),
+            ("step_size", "schedule", "step"),
+            ("step_gamma", "schedule", "step"),
+        ]
+        for name, chooser, choice in conditions:
+            if getattr(self, name) is not None and getattr(self, chooser) != choice:
+                raise ValueError(
+                    f"{name} has an effect only with {chooser}={choice!r}, not {getattr(self, chooser)!r}: "
+                    f"leave {name} out or set {chooser}={choice!r}"
+                )
+        if self.early_stopping_min_delta and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_min_delta has an effect only with early_stopping_patience: set both or none"
+            )
+        return self
+
+
+class EvaluationSettings(Settings):
+    """How a candidate is measured and pictured."""
+
+    calibration_bins: int = Field(15, ge=1, le=1000, description="Bins of the expected calibration error.")
+    worst_mistakes: int = Field(25, ge=0, le=100, description="How many of the surest mistakes are pictured.")
+
+
+class DeploymentSettings(Settings):
+    """The deployment gate's policy."""
+
+    strategy: Literal["quality", "manual", "force"] = Field(
+        "quality",
+        description="quality: by test accuracy and against the incumbent; manual: the version in model_name; "
+        "force: the candidate whatever its score (needs a reason).",
+    )
+    accuracy_threshold: float = Field(
+        DEFAULT_ACCURACY_THRESHOLD, ge=0, le=1, description="Only with quality: least test accuracy (0..1)."
+    )
+    max_regression: float = Field(
+        DEFAULT_MAX_REGRESSION,
+        ge=0,
+        le=1,
+        description="Only with quality: how much lower than the incumbent's the test accuracy may be (0..1).",
+    )
+    model_name: str | None = Field(
+        None, description="Only with manual: the version to deploy; with none given, the versions are listed."
+    )
+    reason: str | None = Field(
+        None, description="Why, for the audit trail: only with force, which needs it, and manual."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DeploymentSettings":
+        if self.strategy == "force" and not (self.reason or "").strip():
+            raise ValueError("strategy 'force' needs a reason: say in `reason` why the gate is to be overridden")
+        if self.model_name is not None and self.strategy != "manual":
+            raise ValueError(f"model_name has an effect only with strategy='manual', not {self.strategy!r}")
+        if self.reason is not None and self.strategy == "quality":
+            raise ValueError("reason has an effect only with strategy='force' or 'manual', not 'quality'")
+        if self.strategy != "quality":
+            for name, default in [
+                ("accuracy_threshold", DEFAULT_ACCURACY_THRESHOLD),
+                ("max_regression", DEFAULT_MAX_REGRESSION),
+            ]:
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} has an effect only with strategy='quality', not {self.strategy!r}")
+        return self
+
+
+class BatchPredictionSettings(Settings):
+    """What the batch predictions read and how."""
+
+    input_paths: list[str] = Field(
+        [],
+        description="Image files (PNG, JPEG, WebP, BMP, GIF, IDX, npy, npz) and folders of them; "
+        "with none given, the test images.",
+    )
+    batch_size: int = Field(1024, ge=1, le=65536, description="Images in memory at a time.")
+
+
+class RealTimePredictionSettings(Settings):
+    """The images to predict now."""
+
+    image_paths: list[str] = Field([], description="Image files to predict.")
+    images_base64: list[str] = Field([], description="Image files to predict, base64-encoded.")
+    confidence_threshold: float = Field(
+        0.8, ge=0, le=1, description="A prediction below this confidence (0..1) is marked `needs_review`."
+    )
+    include_probabilities: bool = Field(False, description="Also give the probabilities of all ten classes.")

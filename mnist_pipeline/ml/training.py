@@ -1,0 +1,237 @@
+"""Training of DigitCNN: from settings and splits to the weights of the best epoch."""
+
+import hashlib
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
+
+from mnist_pipeline.ml.augmentation import augment
+from mnist_pipeline.ml.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
+from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.ml.network import (
+    DigitCNN,
+    choose_device,
+    computes_bfloat16,
+    cross_entropy,
+    normalize,
+    predict_logits,
+    weights_to_bytes,
+)
+from mnist_pipeline.ml.records import EpochMetrics, LabelledImages, Normalization, Splits
+from mnist_pipeline.ml.settings import (
+    DEFAULT_SGD_MOMENTUM,
+    DEFAULT_STEP_GAMMA,
+    DEFAULT_STEP_SIZE,
+    DEFAULT_WARMUP_FRACTION,
+    TrainingSettings,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CODE_VERSION = "1"
+"""Raise it when the same settings and data would give other weights: candidates are trained anew."""
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is no longer finite."""
+
+
+class TrainingResult(NamedTuple):
+    """The best epoch's weights and how they came about."""
+
+    weights: bytes
+    """A safetensors file."""
+    normalization: Normalization
+    history: list[EpochMetrics]
+    best_epoch: int
+    stopped_early: bool
+    resumed_after: int
+    """The last epoch found in a checkpoint; 0: trained from the start."""
+    device: str
+    precision: str
+
+
+def train(
+    settings: TrainingSettings,
+    splits: Splits,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+    checkpoint_dir: Path | None = None,
+) -> TrainingResult:
+    """Train on `splits.train`, choose the epoch of least loss on `splits.validation`; the test split is not touched.
+
+    `on_epoch` is called after each epoch. With `checkpoint_dir`, each epoch is saved there, a killed training
+    of the same settings, data and code continues from the last one, and a finished one removes it.
+    Equal settings and data give equal weights on the same device, resumed or not.
+
+    Raises TrainingDiverged when the loss is not finite, ValueError when the device is not there.
+    """
+    device = choose_device(settings.device)
+    bfloat16 = _use_bfloat16(settings.precision, device)
+    normalization = Normalization()
+    images = torch.from_numpy(splits.train.images).to(device)
+    labels = torch.from_numpy(splits.train.labels).long().to(device)
+    state = _initial_state(settings, device, steps_per_epoch=math.ceil(len(images) / settings.batch_size))
+    fingerprint = _fingerprint(settings, splits)
+    folder = checkpoint_dir / fingerprint[:16] if checkpoint_dir else None
+    if folder and restore_checkpoint(folder, fingerprint, state):
+        log.info("resuming after epoch %d of %d", len(state.history), settings.epochs)
+    resumed_after = len(state.history)
+
+    while not _finished(settings, state):
+        epoch = len(state.history) + 1
+        metrics = _run_epoch(epoch, settings, state, images, labels, splits.validation, normalization, bfloat16)
+        best = state.history[state.best_epoch - 1].validation_loss if state.history else math.inf
+        state.history.append(metrics)
+        if metrics.validation_loss < best - settings.early_stopping_min_delta:
+            state.best_epoch = epoch
+            state.best_weights = {name: tensor.cpu().clone() for name, tensor in state.model.state_dict().items()}
+        if folder:
+            save_checkpoint(folder, fingerprint, state)
+        if on_epoch:
+            on_epoch(metrics)
+
+    state.model.load_state_dict(state.best_weights)
+    return TrainingResult(
+        weights=weights_to_bytes(state.model),
+        normalization=normalization,
+        history=state.history,
+        best_epoch=state.best_epoch,
+        stopped_early=len(state.history) < settings.epochs,
+        resumed_after=resumed_after,
+        device=device.type,
+        precision="bfloat16" if bfloat16 else "float32",
+    )
+
+
+def discard_checkpoint(settings: TrainingSettings, splits: Splits, checkpoint_dir: Path) -> None:
+    """Remove what `train` saved on the way, once its result is safe elsewhere."""
+    shutil.rmtree(checkpoint_dir / _fingerprint(settings, splits)[:16], ignore_errors=True)
+
+
+def _run_epoch(
+    epoch: int,
+    settings: TrainingSettings,
+    state: TrainingState,
+    images: Tensor,
+    labels: Tensor,
+    validation: LabelledImages,
+    normalization: Normalization,
+    bfloat16: bool,
+) -> EpochMetrics:
+    """One pass over the training images and one over the validation images."""
+    began = time.perf_counter()
+    device = images.device
+    generator = torch.Generator().manual_seed(_epoch_seed(settings.seed, epoch))
+    order = torch.randperm(len(images), generator=generator)
+    total_loss = torch.zeros((), device=device)
+    hits = torch.zeros((), device=device)
+    state.model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_epoch_seed(settings.seed, epoch))  # dropout draws from the global generators
+        for chosen in order.to(device).split(settings.batch_size):
+            inputs = normalize(augment(images[chosen], settings, generator), normalization)
+            targets = labels[chosen]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = state.model(inputs.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), targets)
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            state.schedule.step()
+            # Kept on the device: reading them at every step would stall a GPU.
+            total_loss += loss.detach() * len(chosen)
+            hits += (logits.argmax(1) == targets).sum()
+    train_loss = total_loss.item() / len(images)
+    trained = time.perf_counter()
+    if not math.isfinite(train_loss):
+        raise TrainingDiverged(
+            f"the training loss is {train_loss} in epoch {epoch}: lower learning_rate (now {settings.learning_rate})"
+        )
+    logits = predict_logits(state.model, validation.images, normalization)
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=train_loss,
+        train_accuracy=hits.item() / len(images),
+        validation_loss=cross_entropy(logits, validation.labels),
+        validation_accuracy=(logits.argmax(1).numpy() == validation.labels).mean().item(),
+        learning_rate=state.optimizer.param_groups[0]["lr"],
+        seconds=time.perf_counter() - began,
+        images_per_second=len(images) / (trained - began),
+    )
+
+
+def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_epoch: int) -> TrainingState:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = DigitCNN(settings)  # on the CPU first, so that a seed gives the same weights on every device
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = _optimizer(settings, model)
+    schedule = _schedule(settings, optimizer, steps_per_epoch)
+    return TrainingState(model, optimizer, schedule, best_weights={}, best_epoch=0, history=[])
+
+
+def _optimizer(settings: TrainingSettings, model: nn.Module) -> Optimizer:
+    parameters, common = model.parameters(), {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    match settings.optimizer:
+        case "adam":
+            return Adam(parameters, **common)
+        case "adamw":
+            return AdamW(parameters, **common)
+        case "sgd":
+            momentum = _or_default(settings.momentum, DEFAULT_SGD_MOMENTUM)
+            return SGD(parameters, **common, momentum=momentum, nesterov=momentum > 0)
+
+
+def _schedule(settings: TrainingSettings, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """A schedule that is stepped after every batch."""
+    match settings.schedule:
+        case "onecycle":
+            return OneCycleLR(
+                optimizer,
+                max_lr=settings.learning_rate,
+                total_steps=settings.epochs * steps_per_epoch + 1,  # torch counts the rate before the first step
+                pct_start=_or_default(settings.warmup_fraction, DEFAULT_WARMUP_FRACTION),
+                cycle_momentum=False,  # momentum is a setting of its own
+            )
+        case "step":
+            epochs = _or_default(settings.step_size, DEFAULT_STEP_SIZE)
+            gamma = _or_default(settings.step_gamma, DEFAULT_STEP_GAMMA)
+            return StepLR(optimizer, step_size=epochs * steps_per_epoch, gamma=gamma)
+        case "none":
+            return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def _finished(settings: TrainingSettings, state: TrainingState) -> bool:
+    epochs, patience = len(state.history), settings.early_stopping_patience
+    return epochs >= settings.epochs or (patience is not None and epochs - state.best_epoch >= patience)
+
+
+def _use_bfloat16(precision: str, device: torch.device) -> bool:
+    return computes_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+
+
+def _or_default(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for each epoch, so that a resumed training draws what the uninterrupted one would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
+
+
+def _fingerprint(settings: TrainingSettings, splits: Splits) -> str:
+    """Equal for trainings that give the same weights."""
+    identity = f"{CODE_VERSION} {settings.model_dump_json()} {content_digest(splits.train, splits.validation)}"
+    return hashlib.sha256(identity.encode()).hexdigest()

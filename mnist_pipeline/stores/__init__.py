@@ -1,0 +1,23 @@
+"""Model stores: immutable versions, one production pointer, an audit trail."""
+
+from mnist_pipeline.stores.base import (
+    CorruptModel,
+    ModelStoreError,
+    ModelStoreResource,
+    NothingDeployed,
+    PromotionConflict,
+    UnknownModel,
+)
+from mnist_pipeline.stores.local import LocalModelStoreResource
+from mnist_pipeline.stores.s3 import S3ModelStoreResource
+
+__all__ = [
+    "CorruptModel",
+    "LocalModelStoreResource",
+    "ModelStoreError",
+    "ModelStoreResource",
+    "NothingDeployed",
+    "PromotionConflict",
+    "S3ModelStoreResource",
+    "UnknownModel",
+]

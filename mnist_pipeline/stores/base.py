@@ -1,0 +1,329 @@
+"""What a model store means, once for all backends.
+
+Layout of a store:
+
+    <version>/weights.safetensors    written first
+    <version>/manifest.json          written last: without it there is no version
+    production.json                  the decision that deployed what is deployed; replaced by compare-and-swap
+    decisions/<id>.json              every decision, never changed after: the audit trail
+"""
+
+import hashlib
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import dagster as dg
+from pydantic import ValidationError
+
+from mnist_pipeline.ml.records import Decision, EpochMetrics, ModelManifest, Normalization
+from mnist_pipeline.ml.settings import TrainingSettings
+
+WEIGHTS = "weights.safetensors"
+MANIFEST = "manifest.json"
+PRODUCTION = "production.json"
+DECISIONS = "decisions/"
+
+VERSION_NAME = re.compile(r"mnist_cnn_\d{8}T\d{6}\.\d{3}Z_[A-Za-z0-9._-]+")
+"""Names also come from people: nothing that could lead out of the store."""
+
+
+class ModelStoreError(Exception):
+    """The store cannot do what was asked; the message says why and what to do."""
+
+
+class UnknownModel(ModelStoreError):
+    """No complete version has this name."""
+
+
+class CorruptModel(ModelStoreError):
+    """What is stored is not what was saved."""
+
+
+class NothingDeployed(ModelStoreError):
+    """Nothing was ever promoted."""
+
+
+class PromotionConflict(ModelStoreError):
+    """Somebody else deployed in the meantime: read what is deployed and decide again."""
+
+
+class ObjectMissing(Exception):
+    """A backend has no object of this key."""
+
+
+class ObjectChanged(Exception):
+    """A conditional write of a backend found something else than it expected."""
+
+
+class ModelStoreResource(dg.ConfigurableResource, ABC):
+    """Immutable model versions, the one that is deployed, and the trail of decisions.
+
+    A backend gives five primitives on keys and bytes; each write must be all or nothing.
+    """
+
+    @abstractmethod
+    def read_object(self, key: str) -> tuple[bytes, str]:
+        """Content and a token that changes with it. Raises ObjectMissing."""
+
+    @abstractmethod
+    def create_object(self, key: str, data: bytes) -> None:
+        """Write a new object. Raises ObjectChanged if there is one."""
+
+    @abstractmethod
+    def replace_object(self, key: str, data: bytes, token: str) -> None:
+        """Write over the object that `token` was read from. Raises ObjectChanged if it is another one by now."""
+
+    @abstractmethod
+    def list_objects(self, prefix: str = "") -> Iterator[str]:
+        """All keys that begin with `prefix`, in any order."""
+
+    @abstractmethod
+    def delete_object(self, key: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+
+    def save(
+        self,
+        weights: bytes,
+        *,
+        settings: TrainingSettings,
+        normalization: Normalization,
+        history: list[EpochMetrics],
+        best_epoch: int,
+        data_version: str,
+        code_version: str,
+        run_id: str,
+    ) -> ModelManifest:
+        """Store a new version. A kill on the way leaves no version behind."""
+        while True:
+            created_at = datetime.now(timezone.utc)
+            accuracy = history[best_epoch - 1].validation_accuracy
+            manifest = ModelManifest(
+                name=version_name(created_at, settings, accuracy),
+                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                settings=settings,
+                normalization=normalization,
+                history=history,
+                best_epoch=best_epoch,
+                data_version=data_version,
+                code_version=code_version,
+                run_id=run_id,
+                created_at=created_at,
+            )
+            try:  # creating the weights claims the name
+                self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)
+            except ObjectChanged:
+                continue  # saved in the same millisecond by another process: take the next one
+            self._create(f"{manifest.name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+            return manifest
+
+    def versions(self) -> list[str]:
+        """Names of all complete versions, newest first."""
+        names = (key.removesuffix(f"/{MANIFEST}") for key in self.list_objects() if key.endswith(f"/{MANIFEST}"))
+        return sorted(filter(VERSION_NAME.fullmatch, names), reverse=True)  # names begin with the time
+
+    def manifest(self, name: str) -> ModelManifest:
+        """Raises UnknownModel or CorruptModel."""
+        if not VERSION_NAME.fullmatch(name):
+            raise UnknownModel(f"{name!r} is not the name of a model version. {self._known_versions()}")
+        try:
+            data, _ = self.read_object(f"{name}/{MANIFEST}")
+        except ObjectMissing:
+            raise UnknownModel(f"there is no model version {name!r}. {self._known_versions()}") from None
+        try:
+            manifest = ModelManifest.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptModel(f"the manifest of {name} is damaged: {error}") from error
+        if manifest.name != name:
+            raise CorruptModel(f"the manifest of {name} says that it is {manifest.name}")
+        return manifest
+
+    def load(self, name: str) -> tuple[ModelManifest, bytes]:
+        """Manifest and weights of a version, the weights' digest verified.
+
+        Raises UnknownModel, or CorruptModel if the weights are missing or not those of the manifest.
+        """
+        manifest = self.manifest(name)
+        try:
+            weights, _ = self.read_object(f"{name}/{WEIGHTS}")
+        except ObjectMissing:
+            raise CorruptModel(
+                f"{name} has a manifest but no {WEIGHTS}: restore the file or delete the version"
+            ) from None
+        if (digest := hashlib.sha256(weights).hexdigest()) != manifest.weights_sha256:
+            raise CorruptModel(
+                f"{WEIGHTS} of {name} has SHA-256 {digest}, but its manifest says {manifest.weights_sha256}: "
+                "the file was changed or damaged, and is not used"
+            )
+        return manifest, weights
+
+    def production(self) -> Decision | None:
+        """The decision that deployed what is deployed; None if nothing ever was."""
+        return self._read_production()[0]
+
+    def promote(self, decision: Decision) -> None:
+        """Deploy `decision.version`, after verifying it, if `decision.replaces` is still what is deployed.
+
+        Raises PromotionConflict if not, UnknownModel or CorruptModel if the version cannot be deployed.
+        """
+        if decision.outcome != "promoted":
+            raise ValueError(f"only a decision to promote deploys, not {decision.outcome!r}")
+        manifest, _ = self.load(decision.version)
+        if manifest.weights_sha256 != decision.weights_sha256:
+            raise CorruptModel(f"{decision.version} is not the model that was decided about: its weights differ")
+        current, token = self._read_production()
+        if (current.id if current else None) != decision.replaces:
+            raise PromotionConflict(
+                f"{current.version if current else 'nothing'} is deployed by now (decision "
+                f"{current.id if current else None}), not what this decision set out from ({decision.replaces})"
+            )
+        if current:  # a kill between the two writes below may have left it out
+            self._file_decision(current)
+        data = decision.model_dump_json(indent=2).encode()
+        try:
+            if token is None:
+                self._create(PRODUCTION, data)
+            else:
+                self._replace(PRODUCTION, data, token)
+        except ObjectChanged:
+            raise PromotionConflict("another deployment was made at the same moment") from None
+        self._file_decision(decision)
+
+    def record(self, decision: Decision) -> None:
+        """Add a decision that deploys nothing to the audit trail."""
+        if decision.outcome == "promoted":
+            raise ValueError("a decision to promote is recorded by promote()")
+        self._file_decision(decision)
+
+    def decisions(self) -> list[Decision]:
+        """The audit trail, newest first."""
+        ids = {key.removeprefix(DECISIONS).removesuffix(".json") for key in self.list_objects(DECISIONS)}
+        if (current := self.production()) and current.id not in ids:
+            self._file_decision(current)  # the kill described in promote()
+            ids.add(current.id)
+        trail = []
+        for decision_id in sorted(ids, reverse=True):
+            data, _ = self.read_object(f"{DECISIONS}{decision_id}.json")
+            trail.append(self._parse_decision(data, decision_id))
+        return trail
+
+    def rolled_back(self, weights_sha256: str) -> Decision | None:
+        """The rollback that took these weights out of production, if they did not come back since."""
+        trail = self.decisions()
+        by_id = {decision.id: decision for decision in trail}
+        for decision in trail:
+            if decision.outcome != "promoted":
+                continue
+            if decision.weights_sha256 == weights_sha256:
+                return None
+            replaced = by_id.get(decision.replaces or "")
+            if decision.strategy == "rollback" and replaced and replaced.weights_sha256 == weights_sha256:
+                return decision
+        return None
+
+    def rollback(self, reason: str, actor: str, to: str | None = None) -> Decision:
+        """Deploy an earlier version again: `to`, or what was deployed before the current one.
+
+        Raises NothingDeployed, or ModelStoreError if there is no earlier version or no reason.
+        """
+        if not reason.strip():
+            raise ModelStoreError("a rollback needs a reason for the audit trail")
+        current = self.production()
+        if current is None:
+            raise NothingDeployed("nothing is deployed, so nothing can be rolled back")
+        if to is None and current.strategy == "rollback":
+            raise ModelStoreError(f"{current.version} was itself reached by a rollback: name the version to deploy")
+        target = to or current.incumbent_version
+        if target is None:
+            raise ModelStoreError(f"nothing was deployed before {current.version}")
+        decision = new_decision(
+            outcome="promoted",
+            strategy="rollback",
+            reason=reason,
+            version=target,
+            weights_sha256=self.manifest(target).weights_sha256,
+            incumbent=current,
+            actor=actor,
+        )
+        self.promote(decision)
+        return decision
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete all but the `keep` newest versions, what is deployed and what it replaced; returns the deleted."""
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
+        deleted = []
+        for name in self.versions()[keep:]:
+            current = self.production()  # read each time: a promotion may come in between
+            if current and name in (current.version, current.incumbent_version):
+                continue
+            self.delete_object(f"{name}/{MANIFEST}")  # first, so that no version without weights is ever listed
+            self.delete_object(f"{name}/{WEIGHTS}")
+            deleted.append(name)
+        return deleted
+
+    def _known_versions(self) -> str:
+        versions = self.versions()
+        return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
+
+    def _read_production(self) -> tuple[Decision | None, str | None]:
+        try:
+            data, token = self.read_object(PRODUCTION)
+        except ObjectMissing:
+            return None, None
+        return self._parse_decision(data, PRODUCTION), token
+
+    def _parse_decision(self, data: bytes, key: str) -> Decision:
+        try:
+            return Decision.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptModel(f"the decision {key} is damaged: {error}") from error
+
+    def _file_decision(self, decision: Decision) -> None:
+        self._create(f"{DECISIONS}{decision.id}.json", decision.model_dump_json(indent=2).encode())
+
+    def _create(self, key: str, data: bytes, retry_is_ours: bool = True) -> None:
+        try:
+            self.create_object(key, data)
+        except ObjectChanged:
+            # A client that retries after a lost answer finds its own first attempt.
+            if not (retry_is_ours and self._holds(key, data)):
+                raise
+
+    def _replace(self, key: str, data: bytes, token: str) -> None:
+        try:
+            self.replace_object(key, data, token)
+        except ObjectChanged:
+            if not self._holds(key, data):
+                raise
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.read_object(key)[0] == data
+        except ObjectMissing:
+            return False
+
+
+def new_decision(*, incumbent: Decision | None, **fields) -> Decision:
+    """A decision made now, about what takes the place of `incumbent`."""
+    now = datetime.now(timezone.utc)
+    return Decision(
+        id=f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}",
+        decided_at=now,
+        incumbent_version=incumbent.version if incumbent else None,
+        replaces=incumbent.id if incumbent else None,
+        **fields,
+    )
+
+
+def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
+    """Time first, so that names sort by age; then what tells one recipe from another."""
+    time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
+    channels = "-".join(map(str, settings.conv_channels))
+    rate = f"{settings.learning_rate:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return (
+        f"mnist_cnn_{time}_c{channels}_bs{settings.batch_size}_{settings.optimizer}"
+        f"_lr{rate}_s{settings.seed}_acc{accuracy:.4f}"
+    )
