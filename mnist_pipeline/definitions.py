@@ -14,6 +14,16 @@ from mnist_pipeline.environment import Environment
 from mnist_pipeline.io_managers import RecordIOManager, SafetensorsIOManager
 from mnist_pipeline.stores import LocalModelStoreResource, ModelStoreResource, S3ModelStoreResource
 
+ASSETS = [
+    data.raw_mnist_data,
+    data.processed_mnist_data,
+    model.digit_classifier,
+    model.model_evaluation,
+    model.production_digit_classifier,
+    predictions.batch_digit_predictions,
+    predictions.digit_predictions,
+]
+
 STEP_PRELOADS = [
     "mnist_pipeline.definitions",
     "mnist_pipeline.ml.evaluation",
@@ -37,12 +47,12 @@ def model_store(environment: Environment) -> ModelStoreResource:
 
 def build_definitions(environment: Environment) -> dg.Definitions:
     """All assets, checks, jobs and sensors over the resources of one deployment."""
-    storage = {"base_path": environment.place("data_dir", "data"), "endpoint_url": environment.s3_endpoint_url}
+    data_dir, endpoint_url = environment.place("data_dir", "data"), environment.s3_endpoint_url
     conditions = automation.conditions(environment.retrain_cron, environment.raw_data_cron, environment.cron_timezone)
     return dg.Definitions(
         assets=[
-            asset.with_attributes(automation_condition=conditions[asset.key]) if asset.key in conditions else asset
-            for asset in dg.load_assets_from_modules([data, model, predictions])
+            data.labelled_digits,
+            *(asset.with_attributes(automation_condition=conditions.get(asset.key)) for asset in ASSETS),
         ],
         asset_checks=checks.ALL_CHECKS,
         jobs=automation.ALL_JOBS,
@@ -56,18 +66,18 @@ def build_definitions(environment: Environment) -> dg.Definitions:
             {"start_method": {"forkserver": {"preload_modules": STEP_PRELOADS}}}
         ),
         resources={
-            "tensor_io_manager": SafetensorsIOManager(**storage),
-            "record_io_manager": RecordIOManager(**storage),
+            "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
+            "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
             "model_store": model_store(environment),
             "raw_data": RawDataResource(
                 source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
             ),
             "labelled_digits_dir": LabelledDigitsResource(
-                location=environment.place("labelled_dir", "labelled"), endpoint_url=environment.s3_endpoint_url
+                location=environment.place("labelled_dir", "labelled"), endpoint_url=endpoint_url
             ),
             "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
             "predictions_dir": PredictionsResource(
-                location=environment.place("predictions_dir", "predictions"), endpoint_url=environment.s3_endpoint_url
+                location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
             ),
         },
     )

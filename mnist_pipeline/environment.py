@@ -49,7 +49,7 @@ class Environment(BaseModel):
         """
         present = {name: variables[name.upper()] for name in cls.model_fields if variables.get(name.upper())}
         try:
-            return cls(**present)  # type: ignore[arg-type]
+            return cls(**present)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
             raise EnvironmentInvalid("; ".join(problems)) from None

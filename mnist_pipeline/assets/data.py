@@ -24,7 +24,7 @@ class RawDataResource(dg.ConfigurableResource):
 
     source: str = Field("auto", description="auto, directory, download or sample.")
     directory: str = Field(description="Folder of the IDX files; downloads go there too.")
-    mirrors: list[str] = Field([], description="Base URLs to download from; torchvision's own when empty.")
+    mirrors: list[str] = Field(default=[], description="Base URLs to download from; torchvision's own when empty.")
 
 
 class LabelledDigitsResource(dg.ConfigurableResource):

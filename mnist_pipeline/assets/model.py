@@ -168,7 +168,7 @@ class DeploymentConfig(dg.Config, DeploymentSettings):
     code_version="1",
     io_manager_key="record_io_manager",
     output_required=False,
-    dagster_type=Decision,  # type: ignore[arg-type]
+    dagster_type=dg.PythonObjectDagsterType(Decision),
     check_specs=[
         dg.AssetCheckSpec(
             GATE_CHECK,

@@ -79,7 +79,8 @@ def shared_images(a: LabelledImages, b: LabelledImages) -> int:
 
 def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """A data set as named arrays and named words, the two things that a safetensors file holds."""
-    arrays, words = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    words: dict[str, str] = {}
     for field, content in value._asdict().items():
         if isinstance(content, LabelledImages):
             arrays |= {f"{field}.{part}": np.ascontiguousarray(array) for part, array in content._asdict().items()}

@@ -14,7 +14,7 @@ from mnist_pipeline.ml.settings import CLASSES, EvaluationSettings
 class Mistake(NamedTuple):
     """An image that the model labels wrongly, and how sure it is of that."""
 
-    index: int
+    position: int
     label: int
     predicted: int
     confidence: float

@@ -134,7 +134,7 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
 def array_batches(images: np.ndarray, name: str, batch_size: int) -> Iterator[ImageBatch | InputError]:
     """Images already in memory, uint8 (N, 28, 28), in the same form."""
     for start in range(0, len(images), batch_size):
-        part = np.ascontiguousarray(images[start : start + batch_size])
+        part = np.array(images[start : start + batch_size])  # a copy: torch wants writable memory, mapped is not
         yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
 
 

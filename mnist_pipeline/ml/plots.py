@@ -88,7 +88,7 @@ def confusion(evaluation: SplitEvaluation) -> bytes:
 def mistake_grid(split: LabelledImages, mistakes: Sequence[Mistake]) -> bytes:
     """The images of `mistakes` with true label, predicted label and confidence."""
     titles = [f"{m.label}, not {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
-    return _titled_grid([split.images[mistake.index] for mistake in mistakes], titles)
+    return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)
 
 
 def predicted_images(images: np.ndarray, predictions: Sequence[Prediction]) -> bytes:

@@ -176,22 +176,22 @@ def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_e
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = DigitCNN(settings)  # on the CPU first, so that a seed gives the same weights on every device
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(settings, model)
     schedule = _schedule(settings, optimizer, steps_per_epoch)
     return TrainingState(model, optimizer, schedule, best_weights={}, best_epoch=0, history=[])
 
 
 def _optimizer(settings: TrainingSettings, model: nn.Module) -> Optimizer:
-    parameters, common = model.parameters(), {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    parameters, rate, decay = model.parameters(), settings.learning_rate, settings.weight_decay
     match settings.optimizer:
         case "adam":
-            return Adam(parameters, **common)
+            return Adam(parameters, lr=rate, weight_decay=decay)
         case "adamw":
-            return AdamW(parameters, **common)
+            return AdamW(parameters, lr=rate, weight_decay=decay)
         case "sgd":
             momentum = _or_default(settings.momentum, DEFAULT_SGD_MOMENTUM)
-            return SGD(parameters, **common, momentum=momentum, nesterov=momentum > 0)
+            return SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, nesterov=momentum > 0)
 
 
 def _schedule(settings: TrainingSettings, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:

@@ -22,10 +22,10 @@ class S3ModelStoreResource(ModelStoreResource):
     """
 
     bucket: str = Field(description="The bucket; it must exist.")
-    prefix: str = Field("", description="Put before all keys; a slash is added.")
-    endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
-    max_attempts: int = Field(5, ge=1, description="Attempts of one request, with growing pauses.")
-    timeout_seconds: float = Field(30, gt=0, description="To connect, and to wait for each answer.")
+    prefix: str = Field(default="", description="Put before all keys; a slash is added.")
+    endpoint_url: str | None = Field(default=None, description="For stores that speak S3 but are not Amazon's.")
+    max_attempts: int = Field(default=5, ge=1, description="Attempts of one request, with growing pauses.")
+    timeout_seconds: float = Field(default=30, gt=0, description="To connect, and to wait for each answer.")
 
     def read_object(self, key: str) -> tuple[bytes, str]:
         response = self._call("get_object", key)
@@ -89,7 +89,7 @@ class S3ModelStoreResource(ModelStoreResource):
 
     @cached_property
     def _client(self) -> Any:
-        import boto3
+        from boto3 import Session
         from botocore.config import Config
 
         config = Config(
@@ -97,4 +97,4 @@ class S3ModelStoreResource(ModelStoreResource):
             connect_timeout=self.timeout_seconds,
             read_timeout=self.timeout_seconds,
         )
-        return boto3.client("s3", endpoint_url=self.endpoint_url, config=config)
+        return Session().client("s3", endpoint_url=self.endpoint_url, config=config)

@@ -1,0 +1,159 @@
+"""Real digits, tiny real trainings, real servers on loopback."""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import dagster as dg
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from mnist_pipeline.definitions import build_definitions
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.records import Dataset, LabelledImages, Splits
+from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
+from mnist_pipeline.ml.sources import load_sample
+from mnist_pipeline.ml.training import TrainingResult, train
+
+TINY = {"conv_channels": [8, 8, 16], "hidden_units": [32], "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "translation_pixels": 0.0}
+"""A real network that learns within seconds."""
+
+BUCKET = "mnist-tests"
+
+
+@cache
+def embedded_digits() -> Dataset:
+    return load_sample("tests")
+
+
+def take(digits: LabelledImages, per_class: int) -> LabelledImages:
+    """The first images of each class."""
+    chosen = np.concatenate([np.flatnonzero(digits.labels == label)[:per_class] for label in range(10)])
+    return LabelledImages(digits.images[chosen], digits.labels[chosen])
+
+
+@pytest.fixture(scope="session")
+def small_dataset() -> Dataset:
+    """800 training and 200 test digits."""
+    full = embedded_digits()
+    return Dataset(take(full.train, 80), take(full.test, 20), "a part of the sample", is_sample=True)
+
+
+@pytest.fixture(scope="session")
+def splits(small_dataset: Dataset) -> Splits:
+    return split(small_dataset, no_images(), SplitSettings())
+
+
+@pytest.fixture(scope="session")
+def trained(splits: Splits) -> TrainingResult:
+    return train(TrainingSettings(**TINY), splits)
+
+
+@pytest.fixture(scope="session")
+def idx_folder(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small data set as plain IDX files."""
+    folder = tmp_path_factory.mktemp("idx")
+    write_idx(folder, small_dataset)
+    return folder
+
+
+def write_idx(folder: Path, dataset: Dataset) -> None:
+    for name, part in (("train", dataset.train), ("t10k", dataset.test)):
+        for kind, array in (("images-idx3", part.images), ("labels-idx1", part.labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def environment(tmp_path: Path, idx_folder: Path) -> Environment:
+    return Environment.read(
+        {"STORAGE_ROOT": str(tmp_path / "storage"), "MNIST_SOURCE": "directory", "MNIST_DIR": str(idx_folder)}
+    )
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+class Pipeline:
+    """The real graph of one deployment, run in this process."""
+
+    def __init__(self, environment: Environment, instance: dg.DagsterInstance) -> None:
+        self.environment = environment
+        self.instance = instance
+        self.defs = build_definitions(environment)
+        repository = self.defs.get_repository_def()
+        self.assets = list(repository.assets_defs_by_key.values())
+        self.checks = list(repository.asset_checks_defs_by_key.values())
+
+    def run(self, *assets: str, raise_on_error: bool = True, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
+        """Materialize `assets` (all when none is named) with a configuration for each step."""
+        job = self.defs.resolve_job_def("full_pipeline_job")
+        config = {"digit_classifier": TINY, "production_digit_classifier": {"accuracy_threshold": 0.3}} | config
+        ran = set(assets) or {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
+        return job.execute_in_process(
+            run_config={"ops": {step: {"config": values} for step, values in config.items() if step in ran}},
+            asset_selection=[dg.AssetKey(name) for name in assets] or None,
+            instance=self.instance,
+            raise_on_error=raise_on_error,
+        )
+
+    @property
+    def store(self) -> Any:
+        return (self.defs.resources or {})["model_store"]
+
+
+@pytest.fixture
+def pipeline(environment: Environment, instance: dg.DagsterInstance) -> Pipeline:
+    return Pipeline(environment, instance)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """A real S3 server over HTTP."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on the server, and credentials for it."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3", endpoint_url=s3_url).create_bucket(Bucket=BUCKET)
+    yield BUCKET
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
+@pytest.fixture(scope="session")
+def full_mnist_dir() -> Path:
+    """The folder of all 70,000 images, or a skip that says what is missing."""
+    folder = os.environ.get("MNIST_DIR")
+    if not folder:
+        pytest.skip("MNIST_DIR does not name a folder with all 70,000 images")
+    return Path(folder)
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    """The metadata values that a run recorded for an asset."""
+    [materialization] = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def check_results(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {evaluation.check_name: evaluation.passed for evaluation in result.get_asset_check_evaluations()}

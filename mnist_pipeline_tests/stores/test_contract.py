@@ -1,0 +1,321 @@
+"""What every model store must do, run against each backend."""
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mnist_pipeline.ml.network import ModelError, model_from_bytes
+from mnist_pipeline.ml.records import Decision, ModelManifest
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.training import TrainingResult
+from mnist_pipeline.stores import (
+    CorruptModel,
+    LocalModelStoreResource,
+    ModelStoreError,
+    ModelStoreResource,
+    NothingDeployed,
+    PromotionConflict,
+    S3ModelStoreResource,
+    UnknownModel,
+)
+from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, ObjectChanged, ObjectMissing, new_decision
+from mnist_pipeline_tests.conftest import TINY
+
+SETTINGS = TrainingSettings(**TINY)
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStoreResource:
+    if request.param == "local":
+        return LocalModelStoreResource(base_path=str(tmp_path / "models"))
+    bucket, url = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_url")
+    return S3ModelStoreResource(bucket=bucket, prefix="some/models", endpoint_url=url)
+
+
+@pytest.fixture
+def save(store: ModelStoreResource, trained: TrainingResult) -> Callable[..., ModelManifest]:
+    def save(weights: bytes = trained.weights) -> ModelManifest:
+        return store.save(
+            weights,
+            settings=SETTINGS,
+            normalization=trained.normalization,
+            history=trained.history,
+            best_epoch=trained.best_epoch,
+            data_version="data",
+            code_version="1",
+            run_id="run",
+        )
+
+    return save
+
+
+def decision(store: ModelStoreResource, manifest: ModelManifest, outcome: str = "promoted") -> Decision:
+    return new_decision(
+        outcome=outcome,
+        strategy="quality",
+        reason="good",
+        version=manifest.name,
+        weights_sha256=manifest.weights_sha256,
+        incumbent=store.production(),
+        actor="test",
+    )
+
+
+def overwrite(store: ModelStoreResource, key: str, data: bytes) -> None:
+    store.replace_object(key, data, store.read_object(key)[1])
+
+
+def test_saved_is_what_is_loaded(store, save, trained):
+    saved = save()
+    manifest, weights = store.load(saved.name)
+    assert manifest == saved
+    assert weights == trained.weights
+    assert manifest.weights_sha256 == hashlib.sha256(weights).hexdigest()
+    assert manifest.best.validation_accuracy == trained.history[trained.best_epoch - 1].validation_accuracy
+
+
+def test_the_name_tells_the_recipe(save, trained):
+    accuracy = trained.history[trained.best_epoch - 1].validation_accuracy
+    assert save().name.endswith(f"_c8-8-16_bs16_adamw_lr1e-2_s0_acc{accuracy:.4f}")
+
+
+def test_versions_are_listed_newest_first_and_do_not_collide(store, save):
+    assert store.versions() == []
+    with ThreadPoolExecutor(8) as threads:
+        names = {manifest.name for manifest in threads.map(lambda _: save(), range(24))}
+    assert len(names) == 24
+    latest = save().name
+    assert store.versions() == sorted({*names, latest}, reverse=True)
+    assert store.versions()[0] == latest
+
+
+def test_more_versions_than_a_page_of_s3_holds(store):
+    for number in range(1050):
+        store.create_object(f"mnist_cnn_20260101T000000.{number % 1000:03d}Z_{number}/{MANIFEST}", b"{}")
+    assert len(store.versions()) == 1050
+
+
+def test_an_unfinished_save_is_no_version(store, save, trained):
+    name = save().name
+    store.delete_object(f"{name}/{MANIFEST}")
+    assert store.versions() == []
+    with pytest.raises(UnknownModel, match=name):
+        store.load(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../etc/passwd", "mnist_cnn_x", "production.json", "/etc/passwd"])
+def test_a_name_that_is_none_is_refused(store, name):
+    with pytest.raises(UnknownModel):
+        store.load(name)
+
+
+def test_an_unknown_version_names_those_there_are(store, save):
+    name = save().name
+    with pytest.raises(UnknownModel, match=name):
+        store.manifest("mnist_cnn_20200101T000000.000Z_none")
+
+
+def test_a_swapped_byte_is_noticed(store, save, trained):
+    name = save().name
+    damaged = bytearray(trained.weights)
+    damaged[len(damaged) // 2] ^= 1
+    overwrite(store, f"{name}/{WEIGHTS}", bytes(damaged))
+    with pytest.raises(CorruptModel, match="SHA-256"):
+        store.load(name)
+
+
+def test_a_manifest_without_weights_is_refused(store, save):
+    name = save().name
+    store.delete_object(f"{name}/{WEIGHTS}")
+    with pytest.raises(CorruptModel, match="no weights"):
+        store.load(name)
+
+
+def test_a_damaged_manifest_is_refused(store, save):
+    name = save().name
+    overwrite(store, f"{name}/{MANIFEST}", b'{"name": ')
+    with pytest.raises(CorruptModel, match="damaged"):
+        store.manifest(name)
+
+
+def test_a_manifest_of_another_version_is_refused(store, save):
+    one, other = save(), save()
+    overwrite(store, f"{one.name}/{MANIFEST}", other.model_dump_json().encode())
+    with pytest.raises(CorruptModel, match="says that it is"):
+        store.load(one.name)
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_by_the_name_of_weights_is_refused_and_not_executed(store, save, tmp_path):
+    mark = tmp_path / "executed"
+    manifest, weights = store.load(save(pickle.dumps(Bomb(mark))).name)
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        model_from_bytes(weights, manifest.settings)
+    assert not mark.exists()
+
+
+def test_nothing_is_deployed_at_first(store, save):
+    save()
+    assert store.production() is None
+    assert store.decisions() == []
+
+
+def test_promotion_and_audit_trail(store, save):
+    first, second = save(), save()
+    promoted = decision(store, first)
+    store.promote(promoted)
+    refused = decision(store, second, "refused")
+    store.record(refused)
+    assert store.production() == promoted
+    assert store.decisions() == [refused, promoted]
+    assert refused.incumbent_version == first.name
+
+
+def test_a_damaged_version_is_not_deployed(store, save, trained):
+    first, second = save(), save()
+    store.promote(decision(store, first))
+    overwrite(store, f"{second.name}/{WEIGHTS}", trained.weights + b"x")
+    with pytest.raises(CorruptModel):
+        store.promote(decision(store, second))
+    assert store.production().version == first.name
+    assert len(store.decisions()) == 1
+
+
+def test_weights_that_were_not_decided_about_are_not_deployed(store, save):
+    manifest = save()
+    other = decision(store, manifest).model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(CorruptModel, match="decided about"):
+        store.promote(other)
+
+
+def test_two_deployers_do_not_overwrite_each_other(store, save):
+    first, second = save(), save()
+    stale = decision(store, second)
+    store.promote(decision(store, first))
+    with pytest.raises(PromotionConflict, match=first.name):
+        store.promote(stale)
+    assert store.production().version == first.name
+
+
+@pytest.mark.parametrize("deployed_before", [False, True])
+def test_of_many_deployers_at_once_one_wins(store, save, deployed_before):
+    if deployed_before:
+        store.promote(decision(store, save()))
+    rivals = [decision(store, save()) for _ in range(8)]
+
+    def promote(rival: Decision) -> bool:
+        try:
+            store.promote(rival)
+        except PromotionConflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(promote, rivals))
+    assert won.count(True) == 1
+    assert store.production() == rivals[won.index(True)]
+    assert len(store.decisions()) == 1 + deployed_before
+
+
+def test_a_decision_lost_by_a_kill_between_two_writes_comes_back(store, save):
+    promoted = decision(store, save())
+    store.promote(promoted)
+    store.delete_object(f"decisions/{promoted.id}.json")
+    assert store.decisions() == [promoted]
+    store.delete_object(f"decisions/{promoted.id}.json")
+    next_one = decision(store, save())
+    store.promote(next_one)
+    assert store.decisions() == [next_one, promoted]
+
+
+def test_a_retry_after_a_lost_answer_is_no_conflict(store, save, monkeypatch):
+    manifest = save()
+    create = type(store).create_object
+
+    def answer_lost(self, key: str, data: bytes) -> None:
+        create(self, key, data)
+        create(self, key, data)  # what a client's automatic retry does
+
+    monkeypatch.setattr(type(store), "create_object", answer_lost)
+    promoted = decision(store, manifest)
+    store.promote(promoted)
+    assert store.production() == promoted
+
+
+def test_rollback(store, save):
+    first, second = save(), save()
+    with pytest.raises(NothingDeployed):
+        store.rollback("why", "me")
+    store.promote(decision(store, first))
+    with pytest.raises(ModelStoreError, match="nothing was deployed before"):
+        store.rollback("why", "me")
+    store.promote(decision(store, second))
+    with pytest.raises(ModelStoreError, match="reason"):
+        store.rollback(" ", "me")
+    back = store.rollback("customers complain", "me")
+    assert (back.version, back.incumbent_version, back.strategy) == (first.name, second.name, "rollback")
+    assert store.production() == back == store.decisions()[0]
+    with pytest.raises(ModelStoreError, match="itself reached by a rollback"):
+        store.rollback("again", "me")
+    assert store.rollback("forward again", "me", to=second.name).version == second.name
+
+
+def test_what_was_rolled_back_is_known_until_it_is_deployed_again(store, save, trained):
+    good, bad = save(), save(trained.weights + b" ")
+    store.promote(decision(store, good))
+    store.promote(decision(store, bad))
+    assert store.rolled_back(bad.weights_sha256) is None
+    back = store.rollback("customers complain", "me")
+    assert store.rolled_back(bad.weights_sha256) == back
+    assert store.rolled_back(good.weights_sha256) is None
+    store.promote(decision(store, bad))
+    assert store.rolled_back(bad.weights_sha256) is None
+
+
+def test_prune_keeps_the_newest_what_is_deployed_and_what_it_replaced(store, save):
+    manifests = [save() for _ in range(6)]
+    store.promote(decision(store, manifests[0]))
+    store.promote(decision(store, manifests[1]))
+    assert store.prune(keep=2) == [manifests[3].name, manifests[2].name]
+    assert store.versions() == [manifests[index].name for index in (5, 4, 1, 0)]
+    with pytest.raises(ValueError, match="at least 1"):
+        store.prune(keep=0)
+
+
+def test_damaged_production_is_an_error_and_not_nothing(store, save):
+    store.promote(decision(store, save()))
+    overwrite(store, PRODUCTION, b"{}")
+    with pytest.raises(CorruptModel, match=r"production\.json"):
+        store.production()
+
+
+def test_primitives(store):
+    with pytest.raises(ObjectMissing):
+        store.read_object("a/b")
+    with pytest.raises(ObjectChanged):
+        store.replace_object("a/b", b"0", "no such token")
+    store.create_object("a/b", b"1")
+    with pytest.raises(ObjectChanged):
+        store.create_object("a/b", b"2")
+    data, token = store.read_object("a/b")
+    assert data == b"1"
+    store.replace_object("a/b", b"3", token)
+    with pytest.raises(ObjectChanged):
+        store.replace_object("a/b", b"4", token)
+    assert list(store.list_objects("a/")) == ["a/b"]
+    store.delete_object("a/b")
+    store.delete_object("a/b")
+    assert list(store.list_objects()) == []
