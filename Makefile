@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
+export VIRTUAL_ENV := $(CURDIR)/.venv
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 # Dagster announces each use of an API that it calls beta; constraints.txt pins the version that was tested.
 export PYTHONWARNINGS := ignore:Parameter,ignore:Function

@@ -20,7 +20,14 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import TrainingResult, train
 
-TINY = {"conv_channels": [8, 8, 16], "hidden_units": [32], "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "translation_pixels": 0.0}
+TINY = {
+    "conv_channels": [8, 8, 16],
+    "hidden_units": [32],
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 0.01,
+    "translation_pixels": 0.0,
+}
 """A real network that learns within seconds."""
 
 BUCKET = "mnist-tests"
@@ -152,7 +159,8 @@ def full_mnist_dir() -> Path:
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
     """The metadata values that a run recorded for an asset."""
     [materialization] = result.asset_materializations_for_node(asset)
-    return {name: value.value for name, value in materialization.metadata.items()}
+    values = materialization.metadata.items()
+    return {name: value if isinstance(value, dg.TableMetadataValue) else value.value for name, value in values}
 
 
 def check_results(result: dg.ExecuteInProcessResult) -> dict[str, bool]:

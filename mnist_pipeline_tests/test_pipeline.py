@@ -8,6 +8,7 @@ import dagster as dg
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.definitions.observe import observe as observe_assets  # Dagster has no public name for it
 from PIL import Image
 
 from mnist_pipeline.environment import Environment
@@ -214,7 +215,7 @@ def test_labelled_digits_join_the_training_split_only(pipeline, small_dataset, t
     assert after.train.labels[-1] == 3
     assert np.array_equal(after.validation.images, before.validation.images)
     assert np.array_equal(after.test.images, before.test.images)
-    skipped = [record.data["file"] for record in metadata(result, "processed_mnist_data")["skipped_files"]]
+    skipped = [record.data["file"] for record in metadata(result, "processed_mnist_data")["skipped_files"].records]
     assert sorted(skipped) == ["7/broken.png", "stray.png"]
 
 
@@ -230,7 +231,7 @@ def test_labelled_digits_are_observed_by_content(pipeline, tmp_path):
     source = next(a for a in pipeline.defs.assets if a.key == dg.AssetKey("labelled_digits"))
 
     def observe() -> str:
-        result = dg.observe([source], instance=pipeline.instance, resources=pipeline.defs.resources)
+        result = observe_assets([source], instance=pipeline.instance, resources=pipeline.defs.resources)
         [event] = result.get_asset_observation_events()
         return event.asset_observation_data.asset_observation.tags[DATA_VERSION_TAG]
 

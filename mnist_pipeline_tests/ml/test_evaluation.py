@@ -1,0 +1,72 @@
+"""Scores against hand-made cases and scikit-learn's own."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+
+from mnist_pipeline.ml.evaluation import evaluate, expected_calibration_error
+from mnist_pipeline.ml.inference import Predictor
+from mnist_pipeline.ml.network import ModelError, model_from_bytes
+from mnist_pipeline.ml.records import LabelledImages, Normalization
+from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
+from mnist_pipeline_tests.conftest import TINY
+
+
+def test_scores_agree_with_scikit_learn(trained, splits):
+    model = model_from_bytes(trained.weights, TrainingSettings(**TINY))
+    scores, mistakes = evaluate(model, splits.test, trained.normalization, EvaluationSettings(worst_mistakes=5))
+    from mnist_pipeline.ml.network import predict_probabilities
+
+    probabilities = predict_probabilities(model, splits.test.images, trained.normalization)
+    predicted = probabilities.argmax(1)
+    assert scores.accuracy == accuracy_score(splits.test.labels, predicted)
+    assert np.trace(scores.confusion_matrix) == (predicted == splits.test.labels).sum()
+    per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(10)))
+    assert [metrics.f1 for metrics in scores.per_class] == pytest.approx(per_class.tolist())
+    assert [metrics.support for metrics in scores.per_class] == [20] * 10
+    wrong = predicted != splits.test.labels
+    assert [m.confidence for m in mistakes] == sorted(probabilities.max(1)[wrong], reverse=True)[:5]
+    assert all(m.label == splits.test.labels[m.position] != m.predicted for m in mistakes)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "correct", "bins", "expected"),
+    [
+        ([1.0, 1.0], [True, True], 10, 0.0),
+        ([1.0, 1.0], [False, False], 10, 1.0),
+        ([0.75, 0.75, 0.75, 0.75], [True, True, True, False], 10, 0.0),
+        ([0.9, 0.6], [True, False], 10, (0.1 + 0.6) / 2),
+        ([0.9, 0.6], [True, False], 1, 0.25),
+    ],
+)
+def test_expected_calibration_error(confidences, correct, bins, expected):
+    error = expected_calibration_error(np.array(confidences), np.array(correct), bins)
+    assert error == pytest.approx(expected)
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs):
+        return torch.full((len(inputs), 10), float("nan"))
+
+
+def test_outputs_that_are_not_finite_are_an_error_and_not_a_score():
+    digits = LabelledImages(np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
+    with pytest.raises(ModelError, match="not finite"):
+        evaluate(Broken(), digits, Normalization(), EvaluationSettings())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8), np.zeros((1, 1, 28, 28), np.uint8)],
+    ids=["float", "one image without a batch", "four dimensions"],
+)
+def test_the_predictor_takes_no_other_scale_or_shape(images, trained):
+    predictor = object.__new__(Predictor)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        predictor.predict(images)

@@ -1,0 +1,126 @@
+"""Any picture of a digit becomes what MNIST would have made of it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mnist_pipeline.ml import images
+from mnist_pipeline.ml.images import ImageError, read_image
+
+
+def encode(picture: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def seven(size=(200, 300), paper=255, ink=0, mode="L", shift=(0, 0), width=16) -> Image.Image:
+    picture = Image.new(mode, size, paper)
+    points = [(x + shift[0], y + shift[1]) for x, y in [(60, 60), (130, 60), (85, 220)]]
+    ImageDraw.Draw(picture).line(points, fill=ink, width=width)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    return read_image(encode(seven()))
+
+
+def test_it_looks_like_mnist(reference):
+    assert reference.dtype == np.uint8
+    assert reference.shape == (28, 28)
+    rows, columns = np.nonzero(reference > 20)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+    mass = [np.average(np.arange(28), weights=reference.sum(axis).astype(float)) for axis in (1, 0)]
+    assert np.abs(np.array(mass) - 13.5).max() <= 0.51
+    assert reference.max() == 255
+    assert np.median(reference) == 0
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        seven(paper=0, ink=255),
+        seven(paper=200, ink=60),
+        seven(shift=(50, 60)),
+        seven(paper=(250, 245, 230), ink=(20, 30, 120), mode="RGB"),
+        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA"),
+        seven(paper=(0, 0, 0, 0), ink=(255, 255, 255, 255), mode="RGBA"),
+        seven(paper=(255, 255), ink=(0, 255), mode="LA"),
+        seven(paper=1, ink=0, mode="1"),
+        seven().convert("P"),
+        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"),
+        Image.fromarray(np.asarray(seven()).astype(np.uint16) * 257),
+        seven(size=(400, 300)),
+    ],
+    ids=[
+        "white on black",
+        "low contrast",
+        "shifted",
+        "colour",
+        "transparent, black ink",
+        "transparent, white ink",
+        "grey with alpha",
+        "one bit",
+        "palette",
+        "cmyk",
+        "16 bit",
+        "wide",
+    ],
+)
+def test_the_same_drawing_in_other_forms_comes_out_the_same(picture, reference):
+    form = "TIFF" if picture.mode == "CMYK" else "PNG"
+    assert np.abs(read_image(encode(picture, form)).astype(int) - reference).max() <= 40
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "BMP", "GIF"])
+def test_other_formats(form, reference):
+    assert np.abs(read_image(encode(seven(), form)).astype(int) - reference).mean() < 3
+
+
+def test_the_camera_s_rotation_is_undone(reference):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to view
+    turned = encode(seven().rotate(90, expand=True), "JPEG", exif=exif, quality=95)
+    assert np.abs(read_image(turned).astype(int) - reference).mean() < 3
+
+
+def test_a_photo_with_a_shadow_loses_the_paper(reference):
+    shadow = np.linspace(0, 60, 200)[None, :]
+    photo = np.clip(np.asarray(seven()) * 0.75 + 30 - shadow * 0.5, 0, 255).astype(np.uint8)
+    assert np.abs(read_image(encode(Image.fromarray(photo))).astype(int) - reference).mean() < 8
+
+
+def test_thin_strokes_of_a_large_drawing_do_not_vanish():
+    thin = read_image(encode(seven(size=(900, 1200), width=3).resize((1800, 2400))))
+    assert (thin > 60).sum() >= 25
+
+
+def test_mnist_images_pass_unchanged(small_dataset):
+    for image in small_dataset.test.images:
+        assert np.array_equal(read_image(encode(Image.fromarray(image))), image)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an image"),
+        (b"hello", "not an image"),
+        (encode(seven())[:60], "broken image"),
+        (encode(Image.new("L", (50, 50), 255)), "blank"),
+        (encode(Image.new("L", (28, 28), 255)), "blank"),
+        (encode(Image.new("RGBA", (50, 50), (0, 0, 0, 0))), "transparent"),
+    ],
+    ids=["empty", "text", "truncated", "white", "small and white", "transparent"],
+)
+def test_what_shows_no_digit_is_refused(data, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(data)
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="more than 100 pixels"):
+        read_image(encode(seven()))

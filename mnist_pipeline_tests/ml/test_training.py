@@ -1,0 +1,202 @@
+"""Training: every setting has an effect, runs are repeatable, killed runs resume."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_pipeline.ml.augmentation import augment
+from mnist_pipeline.ml.checkpoint import FILE_NAME
+from mnist_pipeline.ml.network import ModelError, choose_device, model_from_bytes, predict_logits
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
+from mnist_pipeline_tests.conftest import TINY
+
+
+def settings(**changes) -> TrainingSettings:
+    return TrainingSettings(**{**TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def reference(splits):
+    return train(settings(epochs=2), splits)
+
+
+def test_it_learns_and_reports(splits, trained):
+    assert trained.history[-1].validation_accuracy > 0.5
+    assert [metrics.epoch for metrics in trained.history] == [1, 2]
+    model = model_from_bytes(trained.weights, settings())
+    logits = predict_logits(model, splits.validation.images, trained.normalization)
+    accuracy = (logits.argmax(1).numpy() == splits.validation.labels).mean()
+    assert accuracy == pytest.approx(trained.history[trained.best_epoch - 1].validation_accuracy)
+
+
+def test_the_same_seed_gives_the_same_weights(splits, reference):
+    assert train(settings(epochs=2), splits).weights == reference.weights
+
+
+CHANGES = [
+    {"conv_channels": [8, 8, 8]},
+    {"hidden_units": [16]},
+    {"hidden_units": []},
+    {"conv_dropout": 0.5},
+    {"hidden_dropout": 0.5},
+    {"epochs": 1},
+    {"batch_size": 64},
+    {"optimizer": "adam"},
+    {"optimizer": "sgd"},
+    {"learning_rate": 0.002},
+    {"weight_decay": 0.5},
+    {"schedule": "step"},
+    {"schedule": "none"},
+    {"warmup_fraction": 0.6},
+    {"rotation_degrees": 0.0},
+    {"translation_pixels": 3.0},
+    {"scaling_fraction": 0.0},
+    {"shear_degrees": 0.0},
+    {"seed": 1},
+    {"precision": "bfloat16"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_each_setting_changes_the_result(splits, reference, change):
+    assert train(settings(**change), splits).weights != reference.weights
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({"optimizer": "sgd"}, {"momentum": 0.1}),
+        ({"schedule": "step", "step_size": 1}, {"step_gamma": 0.5}),
+        ({"schedule": "step"}, {"step_size": 1}),
+    ],
+    ids=str,
+)
+def test_settings_of_one_choice_change_its_result(splits, base, change):
+    assert train(settings(**base), splits).weights != train(settings(**base, **change), splits).weights
+
+
+def test_patience_and_min_delta_stop_and_the_best_weights_are_restored(splits):
+    eager = settings(
+        epochs=8, learning_rate=0.05, schedule="none", early_stopping_patience=1, early_stopping_min_delta=0.0
+    )
+    result = train(eager, splits)
+    assert result.stopped_early
+    assert len(result.history) < 8
+    losses = [metrics.validation_loss for metrics in result.history]
+    assert result.best_epoch == losses.index(min(losses)) + 1 < len(losses)
+    logits = predict_logits(model_from_bytes(result.weights, eager), splits.validation.images, result.normalization)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(splits.validation.labels).long()).item()
+    assert loss == pytest.approx(min(losses), rel=1e-4)
+    hard_to_please = settings(epochs=4, early_stopping_patience=2, early_stopping_min_delta=10.0)
+    assert len(train(hard_to_please, splits).history) == 3
+    assert len(train(settings(epochs=4, early_stopping_patience=None), splits).history) == 4
+
+
+def test_a_diverged_training_says_what_to_do(splits):
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        train(settings(optimizer="sgd", learning_rate=10.0, momentum=0.99, schedule="none", epochs=8), splits)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("change", [{}, {"optimizer": "sgd"}, {"schedule": "step", "step_size": 1}], ids=str)
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(splits, tmp_path, change):
+    chosen = settings(epochs=4, early_stopping_patience=None, **change)
+    whole = train(chosen, splits)
+
+    def die_after_second(metrics):
+        if metrics.epoch == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(chosen, splits, die_after_second, tmp_path)
+    seen = []
+    resumed = train(chosen, splits, seen.append, tmp_path)
+    assert resumed.resumed_after == 2
+    assert [metrics.epoch for metrics in seen] == [3, 4]
+    assert resumed.weights == whole.weights
+    assert [m.validation_loss for m in resumed.history] == [m.validation_loss for m in whole.history]
+    discard_checkpoint(chosen, splits, tmp_path)
+    assert list(tmp_path.rglob(FILE_NAME)) == []
+
+
+def test_a_checkpoint_of_other_settings_or_damaged_is_not_resumed(splits, tmp_path, reference):
+    train(settings(), splits, checkpoint_dir=tmp_path)
+    assert train(settings(seed=1), splits, checkpoint_dir=tmp_path).resumed_after == 0
+    for path in tmp_path.rglob(FILE_NAME):
+        path.write_bytes(path.read_bytes()[:1000])
+    again = train(settings(), splits, checkpoint_dir=tmp_path)
+    assert again.resumed_after == 0
+    assert again.weights == reference.weights
+
+
+def _train_slowly(splits, folder):
+    torch.set_num_threads(1)
+    train(settings(epochs=30, early_stopping_patience=None), splits, checkpoint_dir=folder)
+
+
+def test_kill_9_loses_at_most_one_epoch(splits, tmp_path):
+    worker = multiprocessing.get_context("spawn").Process(target=_train_slowly, args=(splits, tmp_path))
+    worker.start()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob(FILE_NAME)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.3)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    result = train(settings(epochs=30, early_stopping_patience=None), splits, checkpoint_dir=tmp_path)
+    assert 1 <= result.resumed_after < 30
+    assert len(result.history) == 30
+
+
+def test_augmentation_warps_by_the_amounts_it_was_given():
+    dot = torch.zeros(200, 28, 28)
+    dot[:, 13:15, 13:15] = 255
+    none = {"rotation_degrees": 0.0, "scaling_fraction": 0.0, "shear_degrees": 0.0, "translation_pixels": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(dot, TrainingSettings(**none), generator), dot)
+    shifted = augment(dot, TrainingSettings(**{**none, "translation_pixels": 3.0}), generator)
+    rows = (shifted.sum(2) * torch.arange(28.0)).sum(1) / shifted.sum((1, 2))
+    assert 2.5 < (rows - 13.5).abs().max() <= 3.01
+    bar = torch.zeros(200, 28, 28)
+    bar[:, 4:24, 13:15] = 255
+    turned = augment(bar, TrainingSettings(**{**none, "rotation_degrees": 90.0}), generator)
+    assert turned.sum((1, 2)).mean() == pytest.approx(bar.sum((1, 2)).mean().item(), rel=0.05)
+    assert 10 < (turned.amax(1) > 100).sum(1).max() <= 24
+    grown = augment(bar, TrainingSettings(**{**none, "scaling_fraction": 0.5}), generator)
+    heights = (grown.amax(2) > 100).sum(1)
+    assert heights.min() < 15
+    assert heights.max() == 28
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available here; there is"):
+            train(settings(device="cuda"), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"conv_channels": [8, 8, 8]}, {"hidden_units": []}], ids=str)
+def test_weights_of_another_architecture_are_refused(trained, change):
+    with pytest.raises(ModelError, match="do not fit"):
+        model_from_bytes(trained.weights, settings(**change))
+
+
+def test_weights_that_are_not_finite_are_refused(trained):
+    from safetensors.numpy import load, save
+
+    tensors = load(trained.weights)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
+    tensors[name].flat[3] = np.nan
+    with pytest.raises(ModelError, match=name):
+        model_from_bytes(save(tensors), settings())
