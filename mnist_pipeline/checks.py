@@ -103,7 +103,7 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
 @dg.asset_check(asset=digit_classifier, description="The stored candidate is whole, finite, and the one trained.")
 def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelStoreResource) -> dg.AssetCheckResult:
     from mnist_pipeline.ml.network import ModelError, model_from_bytes
-    from mnist_pipeline.stores.base import ModelStoreError
+    from mnist_pipeline.stores.errors import ModelStoreError
 
     try:
         manifest, weights = model_store.load(digit_classifier.name)
@@ -144,7 +144,7 @@ def deployed_model_works(model_store: ModelStoreResource) -> dg.AssetCheckResult
 
     from mnist_pipeline.ml.inference import NoDeployedModel, Predictor
     from mnist_pipeline.ml.network import ModelError
-    from mnist_pipeline.stores.base import ModelStoreError
+    from mnist_pipeline.stores.errors import ModelStoreError
 
     blank_and_full = np.stack([np.zeros((28, 28), np.uint8), np.full((28, 28), 255, np.uint8)])
     try:

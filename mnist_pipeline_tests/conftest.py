@@ -20,7 +20,7 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import TrainingResult, train
 
-TINY = {
+TINY: dict[str, Any] = {
     "conv_channels": [8, 8, 16],
     "hidden_units": [32],
     "epochs": 2,
@@ -103,7 +103,11 @@ class Pipeline:
     def run(self, *assets: str, raise_on_error: bool = True, **config: dict[str, Any]) -> dg.ExecuteInProcessResult:
         """Materialize `assets` (all when none is named) with a configuration for each step."""
         job = self.defs.resolve_job_def("full_pipeline_job")
-        config = {"digit_classifier": TINY, "production_digit_classifier": {"accuracy_threshold": 0.3}} | config
+        defaults: dict[str, dict[str, Any]] = {
+            "digit_classifier": TINY,
+            "production_digit_classifier": {"accuracy_threshold": 0.3},
+        }
+        config = defaults | config
         ran = set(assets) or {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
         return job.execute_in_process(
             run_config={"ops": {step: {"config": values} for step, values in config.items() if step in ran}},

@@ -10,11 +10,8 @@ from pydantic import Field
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.ml.records import Decision, EpochMetrics, Evaluation, ModelManifest, ModelRecord, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings, EvaluationSettings, TrainingSettings
-from mnist_pipeline.stores.base import (
-    ModelStoreError,
-    ModelStoreResource,
-    new_decision,
-)
+from mnist_pipeline.stores.base import ModelStoreResource, new_decision
+from mnist_pipeline.stores.errors import ModelStoreError
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.gate import Contender

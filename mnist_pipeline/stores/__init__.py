@@ -1,13 +1,7 @@
 """Model stores: immutable versions, one production pointer, an audit trail."""
 
-from mnist_pipeline.stores.base import (
-    CorruptModel,
-    ModelStoreError,
-    ModelStoreResource,
-    NothingDeployed,
-    PromotionConflict,
-    UnknownModel,
-)
+from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, PromotionConflict, UnknownModel
 from mnist_pipeline.stores.local import LocalModelStoreResource
 from mnist_pipeline.stores.s3 import S3ModelStoreResource
 

@@ -20,6 +20,15 @@ from pydantic import ValidationError
 
 from mnist_pipeline.ml.records import Decision, EpochMetrics, ModelManifest, Normalization
 from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.stores.errors import (
+    CorruptModel,
+    ModelStoreError,
+    NothingDeployed,
+    ObjectChanged,
+    ObjectMissing,
+    PromotionConflict,
+    UnknownModel,
+)
 
 WEIGHTS = "weights.safetensors"
 MANIFEST = "manifest.json"
@@ -28,34 +37,6 @@ DECISIONS = "decisions/"
 
 VERSION_NAME = re.compile(r"mnist_cnn_\d{8}T\d{6}\.\d{3}Z_[A-Za-z0-9._-]+")
 """Names also come from people: nothing that could lead out of the store."""
-
-
-class ModelStoreError(Exception):
-    """The store cannot do what was asked; the message says why and what to do."""
-
-
-class UnknownModel(ModelStoreError):
-    """No complete version has this name."""
-
-
-class CorruptModel(ModelStoreError):
-    """What is stored is not what was saved."""
-
-
-class NothingDeployed(ModelStoreError):
-    """Nothing was ever promoted."""
-
-
-class PromotionConflict(ModelStoreError):
-    """Somebody else deployed in the meantime: read what is deployed and decide again."""
-
-
-class ObjectMissing(Exception):
-    """A backend has no object of this key."""
-
-
-class ObjectChanged(Exception):
-    """A conditional write of a backend found something else than it expected."""
 
 
 class ModelStoreResource(dg.ConfigurableResource, ABC):

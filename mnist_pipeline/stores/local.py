@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mnist_pipeline.ml import atomic
-from mnist_pipeline.stores.base import ModelStoreResource, ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
 
 LOCK = ".lock"
 

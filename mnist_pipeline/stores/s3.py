@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field
 
-from mnist_pipeline.stores.base import ModelStoreError, ModelStoreResource, ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectMissing
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError

@@ -1,7 +1,6 @@
 """Training: every setting has an effect, runs are repeatable, killed runs resume."""
 
 import multiprocessing
-import os
 import signal
 import time
 
@@ -12,6 +11,7 @@ import torch
 from mnist_pipeline.ml.augmentation import augment
 from mnist_pipeline.ml.checkpoint import FILE_NAME
 from mnist_pipeline.ml.network import ModelError, choose_device, model_from_bytes, predict_logits
+from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 from mnist_pipeline_tests.conftest import TINY
@@ -118,7 +118,7 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(splits, tm
 
     with pytest.raises(Killed):
         train(chosen, splits, die_after_second, tmp_path)
-    seen = []
+    seen: list[EpochMetrics] = []
     resumed = train(chosen, splits, seen.append, tmp_path)
     assert resumed.resumed_after == 2
     assert [metrics.epoch for metrics in seen] == [3, 4]
@@ -150,7 +150,7 @@ def test_kill_9_loses_at_most_one_epoch(splits, tmp_path):
     while not list(tmp_path.rglob(FILE_NAME)) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.3)
-    os.kill(worker.pid, signal.SIGKILL)
+    worker.kill()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
     result = train(settings(epochs=30, early_stopping_patience=None), splits, checkpoint_dir=tmp_path)

@@ -22,7 +22,8 @@ from mnist_pipeline.stores import (
     S3ModelStoreResource,
     UnknownModel,
 )
-from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, ObjectChanged, ObjectMissing, new_decision
+from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, new_decision
+from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
 from mnist_pipeline_tests.conftest import TINY
 
 SETTINGS = TrainingSettings(**TINY)

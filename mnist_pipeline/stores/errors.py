@@ -1,0 +1,29 @@
+"""What can go wrong in a model store."""
+
+
+class ModelStoreError(Exception):
+    """The store cannot do what was asked; the message says why and what to do."""
+
+
+class UnknownModel(ModelStoreError):
+    """No complete version has this name."""
+
+
+class CorruptModel(ModelStoreError):
+    """What is stored is not what was saved."""
+
+
+class NothingDeployed(ModelStoreError):
+    """Nothing was ever promoted."""
+
+
+class PromotionConflict(ModelStoreError):
+    """Somebody else deployed in the meantime: read what is deployed and decide again."""
+
+
+class ObjectMissing(Exception):
+    """A backend has no object of this key."""
+
+
+class ObjectChanged(Exception):
+    """A conditional write of a backend found something else than it expected."""

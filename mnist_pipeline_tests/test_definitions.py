@@ -1,0 +1,188 @@
+"""What the code location offers, and what loading it costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+import mnist_pipeline
+from mnist_pipeline.definitions import build_definitions, defs
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
+
+PACKAGE = Path(mnist_pipeline.__file__).parent
+HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "boto3", "mlxtend"}
+
+GRAPH = {
+    "raw_mnist_data": ("data_processing", set()),
+    "labelled_digits": ("data_processing", set()),
+    "processed_mnist_data": ("data_processing", {"raw_mnist_data", "labelled_digits"}),
+    "digit_classifier": ("model_pipeline", {"processed_mnist_data"}),
+    "model_evaluation": ("model_pipeline", {"digit_classifier", "processed_mnist_data"}),
+    "production_digit_classifier": ("model_pipeline", {"model_evaluation", "processed_mnist_data"}),
+    "batch_digit_predictions": ("inference", {"production_digit_classifier", "processed_mnist_data"}),
+    "digit_predictions": ("inference", {"production_digit_classifier", "processed_mnist_data"}),
+}
+JOBS = {
+    "training_job": {"raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"},
+    "deployment_job": {"production_digit_classifier"},
+    "inference_job": {"batch_digit_predictions", "digit_predictions"},
+    "full_pipeline_job": set(GRAPH) - {"labelled_digits"},
+}
+CHECKS = {
+    "raw_mnist_data": {"complete", "full_data_set"},
+    "processed_mnist_data": {"class_balance", "nothing_lost", "no_leakage"},
+    "digit_classifier": {"stored_candidate_is_sound"},
+    "model_evaluation": {"scores_agree"},
+    "production_digit_classifier": {"candidate_accepted", "deployed_model_works"},
+    "batch_digit_predictions": {"batch_predictions_are_sane"},
+    "digit_predictions": {"digit_predictions_are_sane"},
+}
+
+
+def test_the_graph():
+    nodes = defs.resolve_asset_graph().asset_nodes
+    found = {
+        node.key.to_user_string(): (node.group_name, {key.to_user_string() for key in node.parent_keys})
+        for node in nodes
+    }
+    assert found == GRAPH
+    assert all(node.description for node in nodes)
+    assert all(node.code_version for node in nodes if node.is_materializable)
+
+
+def test_the_jobs():
+    found = {
+        job.name: {key.to_user_string() for key in defs.resolve_job_def(job.name).asset_layer.executable_asset_keys}
+        for job in defs.jobs or []
+    }
+    assert found == JOBS
+
+
+def test_the_checks():
+    found: dict[str, set[str]] = {}
+    graph = defs.resolve_asset_graph()
+    for key in graph.asset_check_keys:
+        found.setdefault(key.asset_key.to_user_string(), set()).add(key.name)
+    assert found == CHECKS
+    blocking = {key.name for key in graph.asset_check_keys if graph.get_check_spec(key).blocking}
+    assert blocking == {"deployed_model_works"}
+
+
+def test_definitions_are_loadable_and_named():
+    dg.Definitions.validate_loadable(defs)
+    assert {sensor.name for sensor in defs.sensors or []} == {"automation", "slack_on_run_failure"}
+    assert set(defs.resources or {}) == {
+        "tensor_io_manager",
+        "record_io_manager",
+        "model_store",
+        "raw_data",
+        "labelled_digits_dir",
+        "checkpoints",
+        "predictions_dir",
+    }
+
+
+def fresh_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_loading_imports_nothing_heavy():
+    code = "import json, sys, mnist_pipeline.definitions; print(json.dumps(sorted(sys.modules)))"
+    assert not HEAVY & set(json.loads(fresh_python(code)))
+
+
+def test_machine_learning_imports_no_dagster():
+    modules = [f"mnist_pipeline.ml.{path.stem}" for path in (PACKAGE / "ml").glob("[a-z]*.py")]
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; print('dagster' in sys.modules)"
+    assert fresh_python(code).strip() == "False"
+
+
+LAYERS = ["ml", "io_managers", "stores", "assets", "checks", "automation", "definitions", "__main__"]
+"""Each may import those before it; `environment` and `alerts` are for `definitions` and `__main__` only."""
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("mnist_pipeline.")}
+
+
+def test_imports_point_one_way():
+    checked = 0
+    for path in PACKAGE.rglob("*.py"):
+        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if layer == "__init__":
+            continue
+        if layer in ("environment", "alerts"):
+            assert imports(path) == set()
+            continue
+        allowed = set(LAYERS[: LAYERS.index(layer) + 1])
+        if layer in ("definitions", "__main__"):
+            allowed |= {"environment", "alerts"}
+        elif layer == "io_managers":
+            allowed = {"ml"}
+        assert imports(path) <= allowed, path
+        checked += 1
+    assert checked > 20
+
+
+def test_no_file_is_too_long():
+    long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 320}
+    assert long == {}
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MODEL_STORE": "gcs"}, "MODEL_STORE: Input should be 'local' or 's3'"),
+        ({"MODEL_STORE": "s3"}, "S3_MODEL_BUCKET"),
+        ({"MNIST_SOURCE": "web"}, "MNIST_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
+        ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
+        ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_name(variables, message):
+    with pytest.raises(EnvironmentInvalid, match=message):
+        Environment.read(variables)
+
+
+def test_the_environment_reaches_the_resources(tmp_path):
+    environment = Environment.read(
+        {
+            "STORAGE_ROOT": str(tmp_path),
+            "LABELLED_DIR": "s3://bucket/labelled",
+            "MODEL_STORE": "s3",
+            "S3_MODEL_BUCKET": "models",
+            "S3_MODEL_PREFIX": "digits",
+            "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+            "MNIST_SOURCE": "sample",
+            "MNIST_DIR": "",
+        }
+    )
+    resources = build_definitions(environment).resources or {}
+    store = resources["model_store"]
+    assert (store.bucket, store.prefix, store.endpoint_url) == ("models", "digits", "http://127.0.0.1:1")
+    assert resources["labelled_digits_dir"].location == "s3://bucket/labelled"
+    assert resources["raw_data"].source == "sample"
+    assert resources["raw_data"].directory == str(tmp_path / "mnist")
+    assert resources["record_io_manager"].base_path == str(tmp_path / "data")
+
+
+def test_every_variable_is_explained():
+    example = (PACKAGE.parent / ".env.example").read_text()
+    assert [name for name in Environment.model_fields if f"# {name.upper()}=" not in example] == []
+
+
+def test_no_secret_in_what_can_be_dumped():
+    environment = Environment.read({"SLACK_BOT_TOKEN": "xoxb-secret", "SLACK_CHANNEL": "#ml"})
+    assert "xoxb-secret" not in repr(environment) + environment.model_dump_json() + repr(build_definitions(environment))
