@@ -341,3 +341,25 @@ def test_the_whole_graph_on_s3(s3_bucket, s3_url, idx_folder, instance, tmp_path
     assert record.images == len(small_dataset.test.labels)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert json.loads((drop.parent.parent.parent / "data" / "model_evaluation.json").read_text())["model"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"digit_classifier": {"learning_rat": 0.1}}, ["learning_rat", "unexpected"]),
+        ({"digit_classifier": {"optimizer": "adma"}}, ["optimizer", "adma", "ADAMW"]),
+        (
+            {"production_digit_classifier": {"accuracy_threshold": 1.2}},
+            ["production_digit_classifier.accuracy_threshold", "less than or equal to 1"],
+        ),
+        ({"digit_classifier": {"optimizer": "adam", "momentum": 0.9}}, ["momentum", "optimizer='sgd'"]),
+        ({"production_digit_classifier": {"strategy": "force"}}, ["'force' needs a reason"]),
+    ],
+    ids=["unknown", "misspelt", "above one", "would be ignored", "no reason"],
+)
+def test_a_bad_configuration_stops_the_run_before_any_work(pipeline, config, words):
+    with pytest.raises((dg.Failure, dg.DagsterInvalidConfigError)) as error:
+        pipeline.run(**config)
+    message = str(error.value).lower()
+    assert [word for word in words if word.lower() not in message] == []
+    assert data_versions(pipeline) == {}

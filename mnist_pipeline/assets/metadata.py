@@ -13,5 +13,6 @@ def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:
-    """Rows of equal keys as a table; column types are taken from the first row."""
-    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows])
+    """Rows of equal keys as a table, fractions to four places; the stored record keeps them all."""
+    rounded = [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rounded])

@@ -1,0 +1,175 @@
+"""Faults that only real processes show: kill -9 at any moment, real command lines, real exit codes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.ml.inference import Predictor
+from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline_tests.conftest import TINY, Pipeline
+
+PROJECT = Path(__file__).parents[1]
+DG = Path(sys.executable).with_name("dg")
+
+
+@pytest.fixture
+def variables(tmp_path, idx_folder) -> dict[str, str]:
+    """The environment of a deployment of its own."""
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    shutil.copy(PROJECT / "dagster.yaml", home)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLACK_", "S3_", "MODEL_"))}
+    return kept | {
+        "DAGSTER_HOME": str(home),
+        "STORAGE_ROOT": str(tmp_path / "storage"),
+        "MNIST_SOURCE": "directory",
+        "MNIST_DIR": str(idx_folder),
+        "VIRTUAL_ENV": sys.prefix,
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def launch(variables: dict[str, str], job: str, config: dict | None = None, **options) -> subprocess.Popen[str]:
+    command = [str(DG), "launch", "--job", job, "--config-json", json.dumps({"ops": config or {}})]
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def python(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mnist_pipeline", *arguments]
+    return subprocess.run(command, cwd=PROJECT, env=variables, text=True, capture_output=True, check=False)
+
+
+def records(variables: dict[str, str], kind: str, asset: str) -> list[dict[str, Any]]:
+    """The metadata of all materializations or observations of an asset, oldest first."""
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        found = getattr(instance, f"fetch_{kind}")(dg.AssetKey(asset), limit=1000).records
+    events = [getattr(record, f"asset_{kind[:-1]}") for record in reversed(found)]
+    return [{name: value.value for name, value in event.metadata.items()} for event in events]
+
+
+def training_step(variables: dict[str, str]) -> int:
+    """The process of the step that trains, as its start event says."""
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        [run] = instance.get_runs()
+        started = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
+    [event] = [e.dagster_event for e in started if e.dagster_event and e.dagster_event.step_key == "digit_classifier"]
+    return int(event.engine_event_data.metadata["pid"].value)  # type: ignore[arg-type]
+
+
+def test_a_killed_training_step_is_retried_and_continues(variables):
+    config = {
+        "digit_classifier": {"config": {**TINY, "epochs": 12, "early_stopping_patience": None}},
+        "production_digit_classifier": {"config": {"accuracy_threshold": 0.3}},
+    }
+    run = launch(variables, "full_pipeline_job", config)
+    deadline = time.monotonic() + 120
+    while len(records(variables, "observations", "digit_classifier")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(random.random())
+    os.kill(training_step(variables), signal.SIGKILL)
+    output, _ = run.communicate(timeout=180)
+    assert run.returncode == 0, output[-3000:]
+    [trained] = records(variables, "materializations", "digit_classifier")
+    assert 1 <= trained["resumed_after_epoch"] < 12
+    assert trained["epochs"] == 12
+    observed = [epoch["epoch"] for epoch in records(variables, "observations", "digit_classifier")]
+    assert observed[-1] == 12
+    # The epoch that the kill interrupted may stand twice: saved, but its report came after the kill.
+    assert len(observed) <= 13
+
+    summary = python(variables, "summary")
+    assert summary.returncode == 0, summary.stderr
+    assert f"deployed:         {trained['model']}" in summary.stdout
+    assert "images predicted: 200" in summary.stdout
+
+
+def test_a_setting_out_of_range_stops_the_run_before_any_work(variables):
+    run = launch(variables, "full_pipeline_job", {"digit_classifier": {"config": {"learning_rate": 0.0}}})
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "digit_classifier.learning_rate: Input should be greater than 0 (got 0.0)" in output
+    assert records(variables, "materializations", "raw_mnist_data") == []
+
+
+SAVE_AND_PROMOTE = """
+import sys
+from pathlib import Path
+from mnist_pipeline.ml.records import EpochMetrics, Normalization
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline.stores.base import new_decision
+
+store = LocalModelStoreResource(base_path=sys.argv[1])
+weights = Path(sys.argv[2]).read_bytes()
+settings = TrainingSettings.model_validate_json(sys.argv[3])
+metrics = EpochMetrics(epoch=1, train_loss=1, train_accuracy=0.5, validation_loss=1, validation_accuracy=0.5,
+                       learning_rate=0.1, seconds=1, images_per_second=1)
+print("ready", flush=True)
+while True:
+    manifest = store.save(weights, settings=settings, normalization=Normalization(), history=[metrics], best_epoch=1,
+                          data_version="d", code_version="1", run_id="r")
+    store.promote(new_decision(outcome="promoted", strategy="force", reason="test", version=manifest.name,
+                               weights_sha256=manifest.weights_sha256, incumbent=store.production(), actor="test"))
+"""
+
+
+def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
+    weights, settings = tmp_path / "weights", json.dumps(TINY)
+    weights.write_bytes(trained.weights)
+    store = LocalModelStoreResource(base_path=str(tmp_path / "models"))
+    chance = random.Random(0)
+    for _ in range(15):
+        arguments = [sys.executable, "-c", SAVE_AND_PROMOTE, store.base_path, str(weights), settings]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0.005, 0.12))
+            worker.kill()
+        for name in store.versions()[:5]:
+            store.load(name)
+        deployed = store.production()
+        if deployed is None:
+            continue
+        assert Predictor.from_store(store).version == deployed.version
+        trail = store.decisions()
+        assert trail[0] == deployed
+        assert [d.replaces for d in trail[:-1]] == [d.id for d in trail[1:]]
+    assert len(store.decisions()) > 15
+    assert all(store.load(name) for name in store.versions())
+
+
+def test_the_command_line_shows_rolls_back_and_prunes(variables, instance):
+    pipeline = Pipeline(Environment.read(variables), instance)
+    pipeline.run()
+    pipeline.run(
+        digit_classifier={**TINY, "seed": 1}, production_digit_classifier={"strategy": "force", "reason": "a test"}
+    )
+    second, first = pipeline.store.versions()
+    assert python(variables, "models").stdout.split() == ["*", second, first]
+    assert python(variables, "rollback").returncode == 2
+    refused = python(variables, "rollback", "--reason", "why", "--to", "nonsense")
+    assert refused.returncode == 1
+    assert "nonsense" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = python(variables, "rollback", "--reason", "customers complain", "--actor", "kim")
+    assert f"deployed {first} in place of {second}" in done.stdout
+    assert json.loads(python(variables, "production").stdout)["version"] == first
+    trail = python(variables, "decisions").stdout.splitlines()
+    assert len(trail) == 3
+    assert trail[0].endswith(f"promoted  rollback {first} by kim: customers complain")
+    assert python(variables, "prune", "--keep", "0").returncode == 2
+    assert python(variables, "prune", "--keep", "1").stdout == ""
+    assert pipeline.store.versions() == [second, first]
