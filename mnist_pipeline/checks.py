@@ -17,6 +17,9 @@ WARN = dg.AssetCheckSeverity.WARN
 MAX_CLASS_SHARE_DIFFERENCE = 0.02
 """Rounding of a stratified split stays far below; labelled digits may move the training shares up to here."""
 
+USUAL_VALIDATION_FRACTION = (0.05, 0.5)
+"""Less chooses the best epoch by chance, more leaves too little to train on."""
+
 ROUNDING = 1e-9
 
 
@@ -60,6 +63,11 @@ def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
             description="Every raw image is in one split.",
         ),
         dg.AssetCheckSpec(
+            "split_proportions",
+            asset=processed_mnist_data,
+            description="Warns of an unusually small or large validation split.",
+        ),
+        dg.AssetCheckSpec(
             "no_leakage", asset=processed_mnist_data, description="No validation or test image in train."
         ),
     ],
@@ -86,10 +94,18 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
         check_name="nothing_lost",
         passed=kept and untouched,
         metadata={
-            "validation_fraction": len(validation.labels) / len(raw_mnist_data.train.labels),
             "all_training_images_kept": kept,
             "test_untouched": untouched,
         },
+    )
+    fraction = len(validation.labels) / len(raw_mnist_data.train.labels)
+    low, high = USUAL_VALIDATION_FRACTION
+    yield dg.AssetCheckResult(
+        check_name="split_proportions",
+        passed=low <= fraction <= high,
+        severity=WARN,
+        description=f"{fraction:.3f} of the training images validate; usual is {low} to {high}",
+        metadata={"validation_fraction": fraction},
     )
     in_test, in_validation = shared_images(train, test), shared_images(train, validation)
     yield dg.AssetCheckResult(

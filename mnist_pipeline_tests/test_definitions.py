@@ -34,7 +34,7 @@ JOBS = {
 }
 CHECKS = {
     "raw_mnist_data": {"complete", "full_data_set"},
-    "processed_mnist_data": {"class_balance", "nothing_lost", "no_leakage"},
+    "processed_mnist_data": {"class_balance", "nothing_lost", "split_proportions", "no_leakage"},
     "digit_classifier": {"stored_candidate_is_sound"},
     "model_evaluation": {"scores_agree"},
     "production_digit_classifier": {"candidate_accepted", "deployed_model_works"},

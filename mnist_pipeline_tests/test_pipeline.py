@@ -51,7 +51,7 @@ def test_everything_is_built_deployed_and_predicted(pipeline, small_dataset):
     result = pipeline.run()
     checks = check_results(result)
     assert {name for name, passed in checks.items() if not passed} == set()
-    assert len(checks) == 11
+    assert len(checks) == 12
     evaluation = metadata(result, "model_evaluation")
     deployed = pipeline.store.production()
     assert deployed.version == metadata(result, "digit_classifier")["model"] == evaluation["model"]
@@ -204,6 +204,19 @@ def test_a_deployed_model_that_is_damaged_stops_predictions(pipeline):
     result = pipeline.run(digit_classifier={**TINY, "seed": 5}, raise_on_error=False)
     assert not result.success
     assert "SHA-256" in result.failure_data_for_node("production_digit_classifier").error.message
+
+
+@pytest.mark.parametrize(("strategy", "works"), [({}, False), (FORCE, True)], ids=["quality", "force"])
+def test_a_damaged_incumbent_can_be_replaced_but_not_compared_with(pipeline, strategy, works):
+    pipeline.run()
+    damaged = pipeline.store.production().version
+    pipeline.store.delete_object(f"{damaged}/{WEIGHTS}")
+    gate = strategy or {"accuracy_threshold": 0.3}
+    result = pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate, raise_on_error=False)
+    assert result.success is works
+    assert (pipeline.store.production().version != damaged) is works
+    if not works:
+        assert "deploy with 'manual' or 'force'" in str(result.failure_data_for_node("production_digit_classifier"))
 
 
 def test_labelled_digits_join_the_training_split_only(pipeline, small_dataset, tmp_path):

@@ -29,6 +29,7 @@ def variables(tmp_path, idx_folder) -> dict[str, str]:
     home = tmp_path / "dagster_home"
     home.mkdir()
     shutil.copy(PROJECT / "dagster.yaml", home)
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)  # by which dg finds the project
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLACK_", "S3_", "MODEL_"))}
     return kept | {
         "DAGSTER_HOME": str(home),
@@ -40,16 +41,27 @@ def variables(tmp_path, idx_folder) -> dict[str, str]:
     }
 
 
+def folder(variables: dict[str, str]) -> Path:
+    """Where commands run: not the project, whose .env may name the stores of a real deployment."""
+    return Path(variables["DAGSTER_HOME"]).parent
+
+
 def launch(variables: dict[str, str], job: str, config: dict | None = None, **options) -> subprocess.Popen[str]:
     command = [str(DG), "launch", "--job", job, "--config-json", json.dumps({"ops": config or {}})]
     return subprocess.Popen(
-        command, cwd=PROJECT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        command,
+        cwd=folder(variables),
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
     )
 
 
 def python(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mnist_pipeline", *arguments]
-    return subprocess.run(command, cwd=PROJECT, env=variables, text=True, capture_output=True, check=False)
+    return subprocess.run(command, cwd=folder(variables), env=variables, text=True, capture_output=True, check=False)
 
 
 def records(variables: dict[str, str], kind: str, asset: str) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.ml.records import Decision, EpochMetrics, Evaluation, ModelManifest, ModelRecord, Splits
-from mnist_pipeline.ml.settings import DeploymentSettings, EvaluationSettings, TrainingSettings
+from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, DeploymentSettings, EvaluationSettings, TrainingSettings
 from mnist_pipeline.stores.base import ModelStoreResource, new_decision
-from mnist_pipeline.stores.errors import ModelStoreError
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.gate import Contender
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 GROUP = "model_pipeline"
 TRAINING_POOL = "training"
 GATE_CHECK = "candidate_accepted"
-RETRIES_AFTER_CRASH = 2
-CODE_VERSION = "1"
-"""Raise it when training would give other weights from the same settings and data."""
+CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
+"""For killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
 
 class CheckpointsResource(dg.ConfigurableResource):
@@ -37,10 +36,10 @@ class ModelConfig(dg.Config, TrainingSettings):
 @dg.asset(
     group_name=GROUP,
     kinds={"pytorch"},
-    code_version=CODE_VERSION,
+    code_version=TRAINING_CODE_VERSION,
     io_manager_key="record_io_manager",
     pool=TRAINING_POOL,
-    retry_policy=dg.RetryPolicy(max_retries=RETRIES_AFTER_CRASH),
+    retry_policy=CRASH_RETRIES,
 )
 def digit_classifier(
     context: dg.AssetExecutionContext,
@@ -76,7 +75,7 @@ def digit_classifier(
         history=result.history,
         best_epoch=result.best_epoch,
         data_version=content_digest(*processed_mnist_data),
-        code_version=CODE_VERSION,
+        code_version=TRAINING_CODE_VERSION,
         run_id=context.run_id,
     )
     discard_checkpoint(settings, processed_mnist_data, Path(checkpoints.directory))
@@ -173,7 +172,7 @@ class DeploymentConfig(dg.Config, DeploymentSettings):
             description="Warns when the gate refused the candidate; the incumbent stays deployed.",
         )
     ],
-    retry_policy=dg.RetryPolicy(max_retries=RETRIES_AFTER_CRASH),  # another deployer may come in between
+    retry_policy=CRASH_RETRIES,
 )
 def production_digit_classifier(
     context: dg.AssetExecutionContext,
@@ -206,9 +205,18 @@ def production_digit_classifier(
     incumbent = model_store.production()
     try:
         candidate = _candidate(policy, model_evaluation, processed_mnist_data, model_store)
-        contender = _score(model_store, incumbent.version, processed_mnist_data) if incumbent else None
-    except (ModelStoreError, ModelError) as error:
+    except (UnknownModel, CorruptModel, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    try:
+        contender = _score(model_store, incumbent.version, processed_mnist_data) if incumbent else None
+    except (UnknownModel, CorruptModel, ModelError) as error:
+        if policy.strategy == "quality":
+            raise dg.Failure(
+                f"the incumbent cannot be compared with: {error}. Roll back, or deploy with 'manual' or 'force'",
+                allow_retries=False,
+            ) from error
+        context.log.warning("a damaged incumbent is replaced: %s", error)
+        contender = None
     rollback = model_store.rolled_back(candidate.weights_sha256)
     verdict = decide(candidate, contender, policy, rollback.reason if rollback else None)
     decision = new_decision(

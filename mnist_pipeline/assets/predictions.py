@@ -120,19 +120,19 @@ def digit_predictions(
     from mnist_pipeline.ml.plots import predicted_images
 
     predictor = Predictor.from_store(model_store)
-    images: dict[str, np.ndarray] = {}
-    try:
-        for source, data in _requested(config):
-            images[source] = read_image(data)
-    except ImageError as error:
-        raise dg.Failure(f"{source}: {error}", allow_retries=False) from error
+    images: list[tuple[str, np.ndarray]] = []
+    for source, data in _requested(config):
+        try:
+            images.append((source, read_image(data)))
+        except ImageError as error:
+            raise dg.Failure(f"{source}: {error}", allow_retries=False) from error
     if not images:
         test = processed_mnist_data.test
         firsts = [(label, np.flatnonzero(test.labels == label)) for label in range(CLASSES)]
-        images = {
-            f"{TEST_IMAGES} {found[0]} (a {label})": test.images[found[0]] for label, found in firsts if len(found)
-        }
-    stacked = np.stack(list(images.values()))
+        images = [
+            (f"{TEST_IMAGES} {found[0]} (a {label})", test.images[found[0]]) for label, found in firsts if len(found)
+        ]
+    stacked = np.stack([image for _, image in images])
     probabilities = predictor.predict(stacked)
     predictions = [
         Prediction(
@@ -142,7 +142,7 @@ def digit_predictions(
             needs_review=bool(row.max() < config.confidence_threshold),
             probabilities=[float(p) for p in row] if config.include_probabilities else None,
         )
-        for source, row in zip(images, probabilities, strict=True)
+        for (source, _), row in zip(images, probabilities, strict=True)
     ]
     record = DigitPredictions(
         model=predictor.version, weights_sha256=predictor.manifest.weights_sha256, predictions=predictions

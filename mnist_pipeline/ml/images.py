@@ -1,6 +1,8 @@
 """From any picture of a digit to the 28x28 that MNIST would have made of it."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,18 @@ DIGIT_SIDE = 20
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded."""
+
+BROKEN_FILE = (
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on files that are cut off or damaged."""
 
 MIN_CONTRAST = 24
 """Least difference of ink and background on the scale 0..255; below it a picture counts as blank."""
@@ -33,9 +47,11 @@ def read_image(data: bytes) -> np.ndarray:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ImageError(f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
             return prepare(picture)
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError(f"not an image in a known format ({', '.join(sorted(IMAGE_SUFFIXES))})") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say "broken file"
+    except BROKEN_FILE as error:
         raise ImageError(f"broken image: {error}") from error
 
 

@@ -14,9 +14,9 @@ SIDE = 28
 
 MAX_LAYER_WIDTH = 4096
 
-ADAM = "adam"
-ADAMW = "adamw"
-SGD = "sgd"
+TRAINING_CODE_VERSION = "1"
+"""Raise it when the same settings and data would give other weights: candidates are trained anew."""
+
 DEFAULT_SGD_MOMENTUM = 0.9
 DEFAULT_WARMUP_FRACTION = 0.25
 DEFAULT_STEP_SIZE = 10
@@ -112,7 +112,7 @@ class TrainingSettings(Settings):
     def _nothing_ignored(self) -> "TrainingSettings":
         """A setting that the chosen combination would ignore is refused."""
         conditions = [
-            ("momentum", "optimizer", SGD),
+            ("momentum", "optimizer", "sgd"),
             ("warmup_fraction", "schedule", "onecycle"),
             ("step_size", "schedule", "step"),
             ("step_gamma", "schedule", "step"),

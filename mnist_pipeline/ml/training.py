@@ -33,15 +33,13 @@ from mnist_pipeline.ml.settings import (
     DEFAULT_STEP_GAMMA,
     DEFAULT_STEP_SIZE,
     DEFAULT_WARMUP_FRACTION,
+    TRAINING_CODE_VERSION,
     TrainingSettings,
 )
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-CODE_VERSION = "1"
-"""Raise it when the same settings and data would give other weights: candidates are trained anew."""
 
 
 class TrainingDiverged(ArithmeticError):
@@ -233,5 +231,5 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 def _fingerprint(settings: TrainingSettings, splits: Splits) -> str:
     """Equal for trainings that give the same weights."""
-    identity = f"{CODE_VERSION} {settings.model_dump_json()} {content_digest(splits.train, splits.validation)}"
+    identity = f"{TRAINING_CODE_VERSION} {settings.model_dump_json()} {content_digest(splits.train, splits.validation)}"
     return hashlib.sha256(identity.encode()).hexdigest()

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -60,8 +60,9 @@ class LocalModelStoreResource(ModelStoreResource):
     def delete_object(self, key: str) -> None:
         path = self._path(key)
         path.unlink(missing_ok=True)
-        if path.parent != Path(self.base_path) and path.parent.exists() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if path.parent != Path(self.base_path):
+            with suppress(OSError):  # not empty, or gone already
+                path.parent.rmdir()
 
     def _path(self, key: str) -> Path:
         return Path(self.base_path) / key

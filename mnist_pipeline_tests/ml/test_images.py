@@ -1,6 +1,7 @@
 """Any picture of a digit becomes what MNIST would have made of it."""
 
 import io
+import random
 
 import numpy as np
 import pytest
@@ -124,3 +125,17 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="more than 100 pixels"):
         read_image(encode(seven()))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_files_are_refused_and_nothing_else_happens(form):
+    chance, whole, refused = random.Random(0), encode(seven(size=(40, 60), shift=(-30, -30)), form), 0
+    for _ in range(150):
+        damaged = bytearray(whole[: chance.randrange(1, len(whole) + 1)])
+        for _ in range(chance.randint(0, 6)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            assert read_image(bytes(damaged)).shape == (28, 28)
+        except ImageError:
+            refused += 1
+    assert refused > 20
