@@ -46,8 +46,8 @@ def folder(variables: dict[str, str]) -> Path:
     return Path(variables["DAGSTER_HOME"]).parent
 
 
-def launch(variables: dict[str, str], job: str, config: dict | None = None, **options) -> subprocess.Popen[str]:
-    command = [str(DG), "launch", "--job", job, "--config-json", json.dumps({"ops": config or {}})]
+def launch(variables: dict[str, str], job: str, config: dict[str, Any]) -> subprocess.Popen[str]:
+    command = [str(DG), "launch", "--job", job, "--config-json", json.dumps({"ops": config})]
     return subprocess.Popen(
         command,
         cwd=folder(variables),
