@@ -55,7 +55,6 @@ def launch(variables: dict[str, str], job: str, config: dict[str, Any]) -> subpr
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        **options,
     )
 
 
