@@ -10,22 +10,26 @@ from pathlib import Path
 import dagster as dg
 from dotenv import load_dotenv
 
-from mnist_pipeline.environment import Environment
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
+
+
+class NoSummary(Exception):
+    """There was no run to sum up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 refused with a sentence on standard error."""
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
-    from mnist_pipeline.definitions import defs, model_store
-
     try:
         if options.command == "summary":
-            _print_summary(defs)
+            _print_summary()
         else:
+            from mnist_pipeline.definitions import model_store
+
             _store_command(model_store(Environment.read(os.environ)), options)
-    except (ModelStoreError, LookupError) as error:
+    except (ModelStoreError, EnvironmentInvalid, NoSummary, dg.DagsterInvariantViolationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -57,8 +61,11 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
     match options.command:
         case "models":
             current = store.production()
-            for name in store.versions():
+            versions = store.versions()
+            for name in versions:
                 print("*" if current and current.version == name else " ", name)
+            if not versions:
+                print("the store has no version yet")
         case "production":
             current = store.production()
             print(current.model_dump_json(indent=2) if current else "nothing is deployed")
@@ -71,13 +78,13 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
         case "rollback":
             decision = store.rollback(options.reason, options.actor, options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}")
-            print("new predictions with it: dg launch --job inference_job")
+            print("to predict with it: .venv/bin/dg launch --job inference_job")
         case "prune":
             for name in store.prune(options.keep):
                 print(f"deleted {name}")
 
 
-def _print_summary(defs: dg.Definitions) -> None:
+def _print_summary() -> None:
     """One line a fact, from the last materialization of each asset in this DAGSTER_HOME."""
     facts = {
         "data": ("raw_mnist_data", "data"),
@@ -87,12 +94,14 @@ def _print_summary(defs: dg.Definitions) -> None:
         "the gate said": ("production_digit_classifier", "reason"),
         "predictions": ("batch_digit_predictions", "predictions"),
         "images predicted": ("batch_digit_predictions", "images"),
+        "unreadable": ("batch_digit_predictions", "errors"),
+        "predicted now": ("digit_predictions", "path"),
     }
     with dg.DagsterInstance.get() as instance:
         for title, (asset, key) in facts.items():
             event = instance.get_latest_materialization_event(dg.AssetKey(asset))
             if event is None or event.asset_materialization is None:
-                raise LookupError(f"{asset} was never materialized in this DAGSTER_HOME")
+                raise NoSummary(f"{asset} was never materialized in {instance.root_directory}: run `make run` first")
             value = event.asset_materialization.metadata[key].value
             print(f"{title + ':':18}{value:.4f}" if isinstance(value, float) else f"{title + ':':18}{value}")
 

@@ -51,8 +51,25 @@ class Environment(BaseModel):
         try:
             return cls(**present)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+            problems = []
+            for problem in error.errors():
+                name = f"{problem['loc'][0]}: ".upper() if problem["loc"] else ""
+                problems.append(name + problem["msg"].removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
+
+    @field_validator("model_dir", "mnist_dir", "checkpoint_dir")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"{value!r} is not a local folder, and only a local folder will do")
+        return value
+
+    @field_validator("storage_root", "data_dir", "predictions_dir", "labelled_dir")
+    @classmethod
+    def _folder_or_s3(cls, value: str) -> str:
+        if "://" in value and not value.startswith("s3://"):
+            raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
+        return value
 
     @field_validator("retrain_cron", "raw_data_cron")
     @classmethod

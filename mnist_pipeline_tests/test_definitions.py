@@ -148,6 +148,8 @@ def test_no_file_is_too_long():
         ({"MODEL_STORE": "s3"}, "S3_MODEL_BUCKET"),
         ({"MNIST_SOURCE": "web"}, "MNIST_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
         ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
+        ({"MODEL_DIR": "s3://bucket/models"}, "MODEL_DIR: 's3://bucket/models' is not a local folder"),
+        ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
         ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
     ],
 )

@@ -285,7 +285,9 @@ def test_predictions_for_images_given_in_the_configuration(pipeline, small_datas
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_paths": ["/no/such.png"]}, "/no/such.png"),
+        ({"image_paths": ["/no/such.png"]}, "image_paths that do not exist: /no/such.png"),
+        ({"image_paths": ["/tmp"]}, "/tmp of image_paths cannot be read as a file: Is a directory"),
+        ({"images_base64": ["\u00e9"]}, r"images_base64\[0\] is not base64"),
         ({"images_base64": ["?"]}, r"images_base64\[0\] is not base64"),
         ({"images_base64": [base64.b64encode(b"text").decode()]}, r"images_base64\[0\]: not an image"),
         ({"images_base64": [base64.b64encode(png(np.zeros((50, 50), np.uint8))).decode()]}, "blank"),

@@ -184,3 +184,23 @@ def test_the_command_line_shows_rolls_back_and_prunes(variables, instance):
     assert python(variables, "prune", "--keep", "0").returncode == 2
     assert python(variables, "prune", "--keep", "1").stdout == ""
     assert pipeline.store.versions() == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ("models", {"MODEL_STORE": "foo"}, "error: MODEL_STORE: Input should be 'local' or 's3'"),
+        ("models", {"MODEL_STORE": "s3"}, "error: MODEL_STORE=s3 needs S3_MODEL_BUCKET"),
+        ("summary", {"DAGSTER_HOME": "/no/such/folder"}, "error: "),
+        ("summary", {}, "error: raw_mnist_data was never materialized"),
+        ("rollback --reason x", {}, "error: nothing is deployed"),
+    ],
+)
+def test_a_users_mistake_is_answered_with_a_sentence(variables, command, changes, message):
+    arguments = [sys.executable, "-m", "mnist_pipeline", *command.split()]
+    answer = subprocess.run(
+        arguments, cwd=folder(variables), env=variables | changes, text=True, capture_output=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(message)
+    assert "Traceback" not in answer.stderr

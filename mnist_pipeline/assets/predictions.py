@@ -1,6 +1,5 @@
 """Group inference: predictions by what is deployed."""
 
-import binascii
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +52,7 @@ def batch_digit_predictions(
     from mnist_pipeline.ml.plots import label_counts
 
     predictor = Predictor.from_store(model_store)
-    paths = _existing(config.input_paths)
+    paths = _existing("input_paths", config.input_paths)
     if paths:
         digest, batches = inputs_digest(paths), read_batches(paths, config.batch_size)
     else:
@@ -158,20 +157,27 @@ def digit_predictions(
     )
 
 
-def _existing(names: list[str]) -> list[Path]:
+def _existing(setting: str, names: list[str]) -> list[Path]:
     paths = [Path(name).expanduser() for name in names]
     if missing := [str(path) for path in paths if not path.exists()]:
-        raise dg.Failure(f"input_paths that do not exist: {', '.join(missing)}", allow_retries=False)
+        raise dg.Failure(f"{setting} that do not exist: {', '.join(missing)}", allow_retries=False)
     return paths
 
 
 def _requested(config: RealTimePredictionSettings) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each image that the configuration asks for."""
-    for path in _existing(config.image_paths):
-        yield str(path), path.read_bytes()
+    for path in _existing("image_paths", config.image_paths):
+        try:
+            yield str(path), path.read_bytes()
+        except OSError as error:
+            raise dg.Failure(
+                f"{path} of image_paths cannot be read as a file: {error.strerror}. Folders are for "
+                "input_paths of batch_digit_predictions",
+                allow_retries=False,
+            ) from error
     for position, text in enumerate(config.images_base64):
         source = f"images_base64[{position}]"
         try:
             yield source, b64decode(text, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also what is not ASCII
             raise dg.Failure(f"{source} is not base64: {error}", allow_retries=False) from error

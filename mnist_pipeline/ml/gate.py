@@ -48,7 +48,9 @@ def _by_quality(
 ) -> Verdict:
     accuracy, threshold = candidate.test_accuracy, policy.accuracy_threshold
     if rolled_back_because is not None:
-        return Verdict("refused", f"these weights were rolled back ({rolled_back_because}); deploy them with 'manual'")
+        return Verdict(
+            "refused", f"these weights were rolled back ({rolled_back_because}); deploy them with 'manual' or 'force'"
+        )
     if accuracy < threshold:
         return Verdict("refused", f"test accuracy {accuracy:.4f} is below the threshold {threshold:.4f}")
     if incumbent is None:

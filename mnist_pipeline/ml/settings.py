@@ -184,7 +184,7 @@ class BatchPredictionSettings(Settings):
 
     input_paths: list[str] = Field(
         [],
-        description="Image files (PNG, JPEG, WebP, BMP, GIF, IDX, npy, npz) and folders of them; "
+        description="Image files (PNG, JPEG, WebP, BMP, GIF, TIFF, IDX, npy, npz) and folders of them; "
         "with none given, the test images.",
     )
     batch_size: int = Field(1024, ge=1, le=65536, description="Images in memory at a time.")

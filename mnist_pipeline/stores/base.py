@@ -219,6 +219,8 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         target = to or current.incumbent_version
         if target is None:
             raise ModelStoreError(f"nothing was deployed before {current.version}")
+        if target == current.version:
+            raise ModelStoreError(f"{target} is deployed already")
         decision = new_decision(
             outcome="promoted",
             strategy="rollback",

@@ -266,6 +266,8 @@ def test_rollback(store, save):
     store.promote(decision(store, second))
     with pytest.raises(ModelStoreError, match="reason"):
         store.rollback(" ", "me")
+    with pytest.raises(ModelStoreError, match="deployed already"):
+        store.rollback("why", "me", to=second.name)
     back = store.rollback("customers complain", "me")
     assert (back.version, back.incumbent_version, back.strategy) == (first.name, second.name, "rollback")
     assert store.production() == back == store.decisions()[0]
