@@ -16,7 +16,7 @@ help: ## Show this list
 
 .PHONY: run
 run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
-	$(BIN)/dg launch --job full_pipeline_job --config-json '$(QUIET)' $(if $(CONFIG),--config $(CONFIG))
+	$(BIN)/dg launch --job full_pipeline_job $(if $(CONFIG),--config $(CONFIG),--config-json '$(QUIET)')
 	@echo
 	@$(BIN)/python -m mnist_pipeline summary
 
@@ -40,7 +40,7 @@ format: install ## Format the code and mend what ruff can
 	$(BIN)/ruff format .
 
 .PHONY: install
-install: .venv/.installed $(DAGSTER_HOME)/dagster.yaml
+install: .venv/.installed $(CURDIR)/.dagster_home/dagster.yaml
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (about 6 GB, some minutes) ..."
@@ -48,8 +48,9 @@ install: .venv/.installed $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
-	@mkdir -p $(DAGSTER_HOME)
+# Only the project's own: a DAGSTER_HOME from the environment keeps its settings.
+$(CURDIR)/.dagster_home/dagster.yaml: dagster.yaml
+	@mkdir -p $(@D)
 	@cp dagster.yaml $@
 
 .PHONY: clean

@@ -23,12 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
-        if options.command == "summary":
-            _print_summary()
-        else:
-            from mnist_pipeline.definitions import model_store
+        from mnist_pipeline.definitions import model_store
 
-            _store_command(model_store(Environment.read(os.environ)), options)
+        store = model_store(Environment.read(os.environ))
+        if options.command == "summary":
+            _print_summary(store)
+        else:
+            _store_command(store, options)
     except (ModelStoreError, EnvironmentInvalid, NoSummary, dg.DagsterInvariantViolationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     rollback = commands.add_parser("rollback", help="deploy an earlier version again")
     rollback.add_argument("--reason", required=True, help="for the audit trail")
     rollback.add_argument("--to", help="version to deploy; by default the one deployed before")
-    rollback.add_argument("--actor", default=getpass.getuser(), help="who decides (default: the user, %(default)s)")
+    rollback.add_argument("--actor", help="who decides (default: the user)")
     prune = commands.add_parser("prune", help="delete old versions, never the deployed one or the one before it")
     prune.add_argument("--keep", type=_positive, required=True, help="how many of the newest versions stay")
     return parser
@@ -76,7 +77,7 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
                     f"{decision.version} by {decision.actor}: {decision.reason}"
                 )
         case "rollback":
-            decision = store.rollback(options.reason, options.actor, options.to)
+            decision = store.rollback(options.reason, options.actor or getpass.getuser(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}")
             print("to predict with it: .venv/bin/dg launch --job inference_job")
         case "prune":
@@ -84,14 +85,12 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
                 print(f"deleted {name}")
 
 
-def _print_summary() -> None:
-    """One line a fact, from the last materialization of each asset in this DAGSTER_HOME."""
+def _print_summary(store: ModelStoreResource) -> None:
+    """One line a fact: from the last materialization of each asset in this DAGSTER_HOME, and from the store."""
     facts = {
         "data": ("raw_mnist_data", "data"),
         "model": ("digit_classifier", "model"),
         "test accuracy": ("model_evaluation", "test_accuracy"),
-        "deployed": ("production_digit_classifier", "deployed"),
-        "the gate said": ("production_digit_classifier", "reason"),
         "predictions": ("batch_digit_predictions", "predictions"),
         "images predicted": ("batch_digit_predictions", "images"),
         "unreadable": ("batch_digit_predictions", "errors"),
@@ -100,10 +99,17 @@ def _print_summary() -> None:
     with dg.DagsterInstance.get() as instance:
         for title, (asset, key) in facts.items():
             event = instance.get_latest_materialization_event(dg.AssetKey(asset))
-            if event is None or event.asset_materialization is None:
+            if event and event.asset_materialization:
+                value = event.asset_materialization.metadata[key].value
+                print(f"{title + ':':18}{value:.4f}" if isinstance(value, float) else f"{title + ':':18}{value}")
+            elif asset == "raw_mnist_data":
                 raise NoSummary(f"{asset} was never materialized in {instance.root_directory}: run `make run` first")
-            value = event.asset_materialization.metadata[key].value
-            print(f"{title + ':':18}{value:.4f}" if isinstance(value, float) else f"{title + ':':18}{value}")
+            else:  # the gate may have refused while nothing was deployed
+                print(f"{title + ':':18}none")
+    last = next(iter(store.decisions()), None)
+    deployed = store.production()
+    print(f"{'deployed:':18}{deployed.version if deployed else 'nothing'}")
+    print(f"{'the gate said:':18}{f'{last.outcome}: {last.reason}' if last else 'nothing yet'}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
 def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
     import numpy as np
 
-    from mnist_pipeline.ml.data import class_counts, content_digest, shared_images
+    from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, shared_images
 
     train, validation, test = processed_mnist_data
     shares = [np.array(class_counts(part.labels)) / len(part.labels) for part in (train, validation)]
@@ -88,7 +88,7 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
         metadata={"largest_difference": difference},
     )
     # Labelled digits may add to train; nothing may be missing, and test is handed on untouched.
-    kept = len(train.labels) + len(validation.labels) >= len(raw_mnist_data.train.labels)
+    kept = not missing_images(raw_mnist_data.train, [train, validation])
     untouched = content_digest(test) == content_digest(raw_mnist_data.test)
     yield dg.AssetCheckResult(
         check_name="nothing_lost",

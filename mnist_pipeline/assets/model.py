@@ -231,7 +231,10 @@ def production_digit_classifier(
         actor=f"run {context.run_id}",
     )
     if decision.outcome == "promoted":
-        model_store.promote(decision)  # a PromotionConflict is retried against what is deployed by then
+        try:
+            model_store.promote(decision)  # a PromotionConflict is retried against what is deployed by then
+        except (UnknownModel, CorruptModel) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
     else:
         model_store.record(decision)
     context.log.info("%s %s: %s", decision.outcome, decision.version, decision.reason)
@@ -250,7 +253,7 @@ def production_digit_classifier(
 def _candidate(
     policy: DeploymentSettings, evaluation: Evaluation, splits: Splits, store: ModelStoreResource
 ) -> "Contender":
-    """The version to decide about, scored on the current test images and verified to load."""
+    """The version to decide about, with its score on the current test images."""
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.gate import Contender
 
@@ -266,17 +269,23 @@ def _candidate(
 
 
 def _score(store: ModelStoreResource, name: str, splits: Splits) -> "Contender":
+    """On the CPU, as model_evaluation does: scores from two devices could differ by an image."""
     from mnist_pipeline.ml.gate import Contender
     from mnist_pipeline.ml.inference import Predictor
 
     manifest, weights = store.load(name)
-    predicted = Predictor(manifest, weights).predict(splits.test.images).argmax(1)
+    predicted = Predictor(manifest, weights, device="cpu").predict(splits.test.images).argmax(1)
     return Contender(name, manifest.weights_sha256, float((predicted == splits.test.labels).mean()))
 
 
 def _candidates(store: ModelStoreResource) -> list[dict[str, str | float]]:
-    manifests = (store.manifest(name) for name in store.versions()[:20])
-    return [{"model_name": m.name, "validation_accuracy": m.best.validation_accuracy} for m in manifests]
+    rows: list[dict[str, str | float]] = []
+    for name in store.versions()[:20]:
+        try:
+            rows.append({"model_name": name, "validation_accuracy": store.manifest(name).best.validation_accuracy})
+        except CorruptModel:
+            rows.append({"model_name": f"{name} (damaged)", "validation_accuracy": "unknown"})
+    return rows
 
 
 def _deployment(deployed: Decision, latest: Decision) -> dg.Output[Decision]:

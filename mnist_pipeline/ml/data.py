@@ -1,7 +1,8 @@
 """Splitting, joining and fingerprinting of images held as uint8 arrays."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -75,6 +76,16 @@ def shared_images(a: LabelledImages, b: LabelledImages) -> int:
     """How many images of `b` stand, byte for byte, in `a` too."""
     known = {image.tobytes() for image in a.images}
     return sum(image.tobytes() in known for image in b.images)
+
+
+def missing_images(whole: LabelledImages, parts: Sequence[LabelledImages]) -> int:
+    """How many labelled images of `whole`, counted with repetition, stand in none of `parts`."""
+    wanted, found = Counter(_labelled_bytes(whole)), Counter(key for part in parts for key in _labelled_bytes(part))
+    return (wanted - found).total()
+
+
+def _labelled_bytes(dataset: LabelledImages) -> Iterator[tuple[bytes, int]]:
+    return ((image.tobytes(), int(label)) for image, label in zip(*dataset, strict=True))
 
 
 def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -70,7 +70,7 @@ def prepare(picture: Image.Image) -> np.ndarray:
     grey = _to_grey(picture)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(border))
-    if grey.shape == (SIDE, SIDE) and background == 0:
+    if grey.shape == (SIDE, SIDE) and background == 0 and grey.max() >= MIN_CONTRAST:
         return np.rint(grey).astype(np.uint8)
     # Ink is whatever differs most from the border, so dark on light and light on dark come out the same.
     lighter, darker = grey.max() - background, background - grey.min()

@@ -1,6 +1,8 @@
 """Predictions with the deployed model: the same code for a table of files and for one drawing."""
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -125,7 +127,7 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
                 if array.dtype != np.uint8 or array.shape[1:] != (SIDE, SIDE):
                     raise DataError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {array.dtype} {array.shape}")
                 yield from array_batches(array, name, batch_size)
-        except (DataError, OSError, ValueError, EOFError) as error:
+        except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             yield InputError(str(path), str(error))
     if images:
         yield ImageBatch(np.stack(images), sources, [0] * len(images))
@@ -184,10 +186,12 @@ def inputs_digest(paths: Sequence[Path]) -> str:
     sha = hashlib.sha256()
     for path in _expand(paths):
         sha.update(f"{path}\0".encode())
-        if path.exists():
+        try:
             with path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     sha.update(chunk)
+        except OSError as error:  # read_batches reports it
+            sha.update(f"unreadable: {error.strerror}".encode())
     return sha.hexdigest()
 
 
@@ -207,10 +211,15 @@ def _is_array(path: Path) -> bool:
 def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Name and content of each array in the file; npy files are mapped, not read."""
     if path.suffix.lower() == ".npy":
-        yield str(path), np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+        yield str(path), array
     elif path.suffix.lower() == ".npz":
+        if not zipfile.is_zipfile(path):
+            raise DataError("not a whole npz file")
         with np.load(path, allow_pickle=False) as archive:
             for name in archive.files:
-                yield f"{path}:{name}", archive[name]
+                if not isinstance(array := archive[name], np.ndarray):
+                    raise DataError(f"{name} in it is not an array")
+                yield f"{path}:{name}", array
     else:
         yield str(path), read_idx(path)

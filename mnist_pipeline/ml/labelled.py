@@ -27,7 +27,10 @@ def digest_labelled(root: UPath) -> str:
     sha = hashlib.sha256()
     for name, path in _files(root).items():
         sha.update(f"{name}\0".encode())
-        sha.update(hashlib.sha256(path.read_bytes()).digest())
+        try:
+            sha.update(hashlib.sha256(path.read_bytes()).digest())
+        except PermissionError:  # skipped and named by read_labelled
+            sha.update(b"unreadable")
     return sha.hexdigest()
 
 
@@ -44,7 +47,7 @@ def read_labelled(root: UPath) -> LabelledDigits:
             try:
                 images.append(read_image(path.read_bytes()))
                 labels.append(LABELS[folder])
-            except ImageError as error:
+            except (ImageError, OSError) as error:
                 skipped[name] = str(error)
     digits = LabelledImages(np.stack(images), np.array(labels, np.uint8)) if images else no_images()
     return LabelledDigits(digits, skipped)

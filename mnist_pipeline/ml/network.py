@@ -13,6 +13,7 @@ from mnist_pipeline.ml.settings import CLASSES, TrainingSettings
 
 KERNEL_SIZES = (5, 5, 3)
 POOLED_SIDE = 3
+"""Height and width that three poolings make of 28x28."""
 
 
 class ModelError(ValueError):
@@ -36,7 +37,8 @@ class DigitCNN(nn.Module):
         self.blocks = nn.Sequential(
             _block(1, one, KERNEL_SIZES[0], nn.MaxPool2d(2), settings.conv_dropout),  # (N, one, 14, 14)
             _block(one, two, KERNEL_SIZES[1], nn.MaxPool2d(2), settings.conv_dropout),  # (N, two, 7, 7)
-            _block(two, three, KERNEL_SIZES[2], nn.AdaptiveAvgPool2d(POOLED_SIDE), settings.conv_dropout),
+            # (N, three, 3, 3), the windows of AdaptiveAvgPool2d(3), whose gradient is not deterministic on CUDA
+            _block(two, three, KERNEL_SIZES[2], nn.AvgPool2d(3, stride=2), settings.conv_dropout),
         )
         head: list[nn.Module] = [nn.Flatten()]  # (N, three * 3 * 3)
         width = three * POOLED_SIDE**2

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import logging
 import math
 import urllib.error
@@ -46,13 +47,17 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
     """
     if source == "sample":
         return load_sample("MNIST_SOURCE is 'sample'")
-    if source == "directory" or (source == "auto" and _find_folder(directory)):
+    if source == "directory" or (source == "auto" and _is_complete(directory)):
         return load_directory(directory)
     try:
         download(directory, mirrors)
     except DownloadError as error:
         if source == "download":
             raise
+        if _find_folder(directory):  # a part of the data is there: by hand, or from a download that broke off
+            raise DataError(
+                f"only a part of MNIST is in {directory}, and the rest cannot be fetched: {error}"
+            ) from error
         return load_sample(f"no IDX files in {directory}, and the download failed: {error}")
     return load_directory(directory)
 
@@ -141,7 +146,7 @@ def download(directory: Path, mirrors: Sequence[str] | None = None) -> None:
             try:
                 _fetch(mirror + name, path, md5)
                 break
-            except (urllib.error.URLError, OSError, ValueError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
                 failures.append(f"{mirror + name}: {error}")
                 log.warning("download failed: %s", failures[-1])
         else:
@@ -159,6 +164,11 @@ def _fetch(url: str, path: Path, md5: str) -> None:
         if digest.hexdigest() != md5:
             raise ValueError(f"got {temporary.stat().st_size} bytes with MD5 {digest.hexdigest()}, expected MD5 {md5}")
     log.info("downloaded %s", url)
+
+
+def _is_complete(directory: Path) -> bool:
+    folder = _find_folder(directory)
+    return folder is not None and all(_plain_or_gz(folder, name).exists() for name in TRAIN_FILES + TEST_FILES)
 
 
 def _find_folder(directory: Path) -> Path | None:

@@ -76,6 +76,8 @@ def train(
     Raises TrainingDiverged when the loss is not finite, ValueError when the device is not there.
     """
     device = choose_device(settings.device)
+    torch.backends.cudnn.deterministic = True  # no effect but on CUDA
+    torch.backends.cudnn.benchmark = False
     bfloat16 = _use_bfloat16(settings.precision, device)
     normalization = Normalization()
     images = torch.from_numpy(splits.train.images).to(device)

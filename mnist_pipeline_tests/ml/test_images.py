@@ -112,9 +112,10 @@ def test_mnist_images_pass_unchanged(small_dataset):
         (encode(seven())[:60], "broken image"),
         (encode(Image.new("L", (50, 50), 255)), "blank"),
         (encode(Image.new("L", (28, 28), 255)), "blank"),
+        (encode(Image.new("L", (28, 28), 0)), "blank"),
         (encode(Image.new("RGBA", (50, 50), (0, 0, 0, 0))), "transparent"),
     ],
-    ids=["empty", "text", "truncated", "white", "small and white", "transparent"],
+    ids=["empty", "text", "truncated", "white", "small and white", "small and black", "transparent"],
 )
 def test_what_shows_no_digit_is_refused(data, message):
     with pytest.raises(ImageError, match=message):

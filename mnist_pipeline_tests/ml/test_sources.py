@@ -51,7 +51,9 @@ def test_torchvision_reads_the_same(folder, small_dataset, tmp_path):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"{name}.* is missing"):
-        load_dataset("auto", folder)
+        load_dataset("directory", folder)
+    with pytest.raises(DataError, match="only a part of MNIST"):
+        load_dataset("auto", folder, ["http://127.0.0.1:9/"])
 
 
 def test_no_files_at_all(tmp_path):
@@ -124,6 +126,13 @@ def test_download_and_continue(mirror, small_dataset, tmp_path):
     assert len(requests) == 5
     load_dataset("auto", target, ["http://127.0.0.1:9/"])
     assert len(requests) == 5
+
+
+def test_auto_continues_a_download_that_broke_off(mirror, small_dataset, tmp_path):
+    url, folder, _ = mirror
+    (target := tmp_path / "target").mkdir()
+    shutil.copy(folder / f"{FILES[0]}.gz", target)
+    assert same(load_dataset("auto", target, [url]), small_dataset)
 
 
 def test_a_second_mirror_is_tried(mirror, tmp_path):
