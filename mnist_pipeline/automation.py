@@ -1,12 +1,21 @@
-"""When things run: jobs, automation conditions, and the alert for failed runs."""
+"""When things run: jobs, the condition of each asset, and the sensors that look at conditions and folders."""
+
+import json
 
 import dagster as dg
+from dagster import AutomationCondition as AC
 
 from mnist_pipeline.assets.data import processed_mnist_data, raw_mnist_data
-from mnist_pipeline.assets.model import digit_classifier, model_evaluation, production_digit_classifier
+from mnist_pipeline.assets.deployment import production_digit_classifier
+from mnist_pipeline.assets.model import digit_classifier, model_evaluation
 from mnist_pipeline.assets.predictions import batch_digit_predictions, digit_predictions
+from mnist_pipeline.conditions import (
+    DATA_VERSION_TAG,
+    on_cron_if_changed,
+    on_cron_or_when_data_changed,
+    when_data_changed,
+)
 
-AC = dg.AutomationCondition
 Select = dg.AssetSelection.assets
 
 training_job = dg.define_asset_job(
@@ -32,45 +41,78 @@ full_pipeline_job = dg.define_asset_job(
 ALL_JOBS = [training_job, deployment_job, inference_job, full_pipeline_job]
 
 
-def when_data_changed(ignoring: dg.AssetSelection | None = None) -> dg.AutomationCondition:
-    """Run when missing, when the own code changed, or when the data version of a dependency really changed.
+def conditions(
+    *, retrain: str, retrain_cron: str, raw_data_cron: str, predict_cron: str, timezone: str
+) -> dict[dg.AssetKey, AC]:
+    """The condition of each asset. Real-time predictions are made on request only; sources are watched by sensors.
 
-    Not when a dependency merely ran again with the same data version, nor while one is missing or in progress.
-    A change in `ignoring` does not count.
+    `retrain` is `cron`, at most once a tick of `retrain_cron`, or `eager`, as soon as the data changed.
     """
-    changed_dep = AC.any_deps_match(AC.data_version_changed())
-    if ignoring is not None:
-        changed_dep = changed_dep.ignore(ignoring)
-    handled = AC.newly_requested() | AC.newly_updated()
-    changed = AC.newly_missing() | AC.code_version_changed() | changed_dep.with_label("dependency changed")
-    idle = ~AC.any_deps_missing() & ~AC.any_deps_in_progress() & ~AC.in_progress()
-    return (changed.since(handled) & idle).with_label("data or code changed")
-
-
-def on_cron_if_changed(cron: str, timezone: str) -> dg.AutomationCondition:
-    """`when_data_changed`, at most once a tick of `cron`; it stays armed after a tick at which nothing had changed."""
-    due = AC.cron_tick_passed(cron, timezone).since(AC.newly_requested() | AC.newly_updated())
-    first_time = AC.missing()
-    return ((due | first_time) & when_data_changed()).with_label("due, and data or code changed")
-
-
-def conditions(retrain_cron: str, raw_data_cron: str, timezone: str) -> dict[dg.AssetKey, dg.AutomationCondition]:
-    """The condition of each asset. Real-time predictions are made on request only."""
-    # The gate and the predictions read the test images, but a new model is what sets them off.
-    test_images = Select(processed_mnist_data)
+    # The gate and the predictions read the test images too, but a new model is what sets them off.
+    ignoring = frozenset({processed_mnist_data.key})
     return {
-        raw_mnist_data.key: (AC.newly_missing() | AC.cron_tick_passed(raw_data_cron, timezone)) & ~AC.in_progress(),
+        raw_mnist_data.key: on_cron_or_when_data_changed(raw_data_cron, timezone),
         processed_mnist_data.key: when_data_changed(),
-        digit_classifier.key: on_cron_if_changed(retrain_cron, timezone),
-        model_evaluation.key: when_data_changed(ignoring=test_images),
-        production_digit_classifier.key: when_data_changed(ignoring=test_images),
-        batch_digit_predictions.key: when_data_changed(ignoring=test_images),
+        digit_classifier.key: when_data_changed() if retrain == "eager" else on_cron_if_changed(retrain_cron, timezone),
+        model_evaluation.key: when_data_changed(ignoring=ignoring),
+        production_digit_classifier.key: when_data_changed(ignoring=ignoring),
+        batch_digit_predictions.key: on_cron_or_when_data_changed(predict_cron, timezone, ignoring=ignoring),
     }
 
 
-AUTOMATION_SENSOR = dg.AutomationConditionSensorDefinition(
-    "automation",
-    target=dg.AssetSelection.all(include_sources=True),
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Evaluates the automation conditions. Switch it on in the UI under Automation.",
-)
+RUN_TAGS = {
+    # A run whose process died is started again from where it was; a step that failed has had its own retries.
+    "dagster/max_retries": "3",
+    "dagster/retry_on_asset_or_op_failure": "false",
+}
+
+
+def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions of all assets and starts what they ask for."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(include_sources=True),
+        default_status=_status(running),
+        minimum_interval_seconds=every_seconds,
+        use_user_code_server=True,  # for the condition that is ours
+        run_tags=RUN_TAGS,
+        description="Starts what the automation conditions ask for. AUTOMATION=off leaves it stopped.",
+    )
+
+
+def folder_sensor(source: dg.SourceAsset, resource_key: str, running: bool, every_seconds: int) -> dg.SensorDefinition:
+    """Observes a source whenever its folder changed; a look at an unchanged folder costs no run and no reading.
+
+    The resource tells `fingerprint()`, cheap, and `data_version()`, from the contents.
+    """
+
+    @dg.sensor(
+        name=f"watch_{source.key.to_python_identifier()}",
+        description=f"Observes {source.key.to_user_string()} when its folder changed.",
+        asset_selection=dg.AssetSelection.assets(source.key),
+        required_resource_keys={resource_key},
+        default_status=_status(running),
+        minimum_interval_seconds=every_seconds,
+    )
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        folder = getattr(context.resources, resource_key)
+        seen = json.loads(context.cursor or "{}")
+        fingerprint = folder.fingerprint()  # first: what is written from here on changes it
+        if fingerprint == seen.get("fingerprint"):
+            return dg.SkipReason("no file changed")
+        version = folder.data_version()
+        observation = dg.AssetObservation(
+            source.key,
+            metadata={"location": dg.MetadataValue.path(folder.location or "none")},
+            tags={DATA_VERSION_TAG: version},
+        )
+        return dg.SensorResult(
+            asset_events=[] if version == seen.get("version") else [observation],
+            cursor=json.dumps({"fingerprint": fingerprint, "version": version}),
+        )
+
+    return watch
+
+
+def _status(running: bool) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED

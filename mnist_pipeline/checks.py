@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import dagster as dg
 
 from mnist_pipeline.assets.data import processed_mnist_data, raw_mnist_data
-from mnist_pipeline.assets.model import digit_classifier, model_evaluation, production_digit_classifier
+from mnist_pipeline.assets.deployment import production_digit_classifier
+from mnist_pipeline.assets.model import digit_classifier, model_evaluation
 from mnist_pipeline.assets.predictions import PredictionsResource, batch_digit_predictions, digit_predictions
 from mnist_pipeline.io_managers import storage_path
 from mnist_pipeline.ml.records import BatchPredictions, Dataset, DigitPredictions, Evaluation, ModelRecord, Splits
-from mnist_pipeline.ml.settings import CLASSES
+from mnist_pipeline.ml.settings import CLASSES, DRIFT_P_VALUE, DRIFT_PSI
 from mnist_pipeline.stores.base import ModelStoreResource
 
 WARN = dg.AssetCheckSeverity.WARN
@@ -171,10 +172,25 @@ def deployed_model_works(model_store: ModelStoreResource) -> dg.AssetCheckResult
     return dg.AssetCheckResult(passed=True, metadata={"model": predictor.version})
 
 
-@dg.asset_check(asset=batch_digit_predictions, description="The table is there, whole, within range, and not empty.")
-def batch_predictions_are_sane(
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            "batch_predictions_are_sane",
+            asset=batch_digit_predictions,
+            description="The table is there, whole, within range, and not empty.",
+        ),
+        dg.AssetCheckSpec(
+            "no_drift",
+            asset=batch_digit_predictions,
+            description="Warns when predictions or images look unlike the validation split of the model: "
+            f"a population stability index above {DRIFT_PSI} with p below {DRIFT_P_VALUE}.",
+        ),
+    ],
+    ins={"batch_digit_predictions": dg.AssetIn("batch_digit_predictions")},
+)
+def batch_prediction_checks(
     batch_digit_predictions: BatchPredictions, predictions_dir: PredictionsResource
-) -> dg.AssetCheckResult:
+) -> Iterator[dg.AssetCheckResult]:
     import pyarrow.parquet as pq
 
     record = batch_digit_predictions
@@ -191,7 +207,22 @@ def batch_predictions_are_sane(
         problems.append(f"no image was predicted, {record.errors} could not be read")
     if rows != record.images:
         problems.append(f"the table has {rows} rows, but {record.images} images were predicted")
-    return dg.AssetCheckResult(passed=not problems, description="; ".join(problems) or None, metadata={"rows": rows})
+    yield dg.AssetCheckResult(
+        check_name="batch_predictions_are_sane",
+        passed=not problems,
+        description="; ".join(problems) or None,
+        metadata={"rows": rows},
+    )
+    if record.drift is None:
+        description = f"there is nothing to compare with: no image, or {record.model} was saved without a reference"
+    else:
+        description = f"unlike the validation split: {', '.join(record.drift.drifted) or 'nothing'}"
+    yield dg.AssetCheckResult(
+        check_name="no_drift",
+        passed=record.drift is not None and not record.drift.drifted,
+        severity=WARN,
+        description=description,
+    )
 
 
 @dg.asset_check(asset=digit_predictions, description="There are predictions, within range.")
@@ -210,6 +241,6 @@ ALL_CHECKS = [
     stored_candidate_is_sound,
     scores_agree,
     deployed_model_works,
-    batch_predictions_are_sane,
+    batch_prediction_checks,
     digit_predictions_are_sane,
 ]

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+ALERTS = ("failures", "promotions", "refusals", "drift")
+"""The kinds of messages to Slack."""
+
+
 class EnvironmentInvalid(ValueError):
     """A variable has a value that it cannot have."""
 
@@ -33,12 +37,20 @@ class Environment(BaseModel):
     s3_model_bucket: str | None = None
     s3_model_prefix: str = "models"
 
+    prediction_input: str | None = Field(None, description="Folder of images for the batch predictions.")
+
+    automation: Literal["on", "off"] = "on"
+    automation_seconds: int = Field(15, ge=1, le=3600, description="Between two looks at conditions, folders, alerts.")
+    model_retrain: Literal["cron", "eager"] = "cron"
     retrain_cron: str = "0 3 * * 0"
     raw_data_cron: str = "0 2 * * *"
+    predict_cron: str = "0 4 * * *"
     cron_timezone: str = "UTC"
 
     slack_bot_token: SecretStr | None = None
     slack_channel: str | None = None
+    slack_alerts: str = Field(",".join(ALERTS), description="Which messages to send, with commas between them.")
+    slack_api_url: str = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: str | None = None
 
     @classmethod
@@ -57,10 +69,10 @@ class Environment(BaseModel):
                 problems.append(name + problem["msg"].removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
 
-    @field_validator("model_dir", "mnist_dir", "checkpoint_dir")
+    @field_validator("model_dir", "mnist_dir", "checkpoint_dir", "prediction_input")
     @classmethod
-    def _local(cls, value: str) -> str:
-        if "://" in value:
+    def _local(cls, value: str | None) -> str | None:
+        if value and "://" in value:
             raise ValueError(f"{value!r} is not a local folder, and only a local folder will do")
         return value
 
@@ -71,7 +83,14 @@ class Environment(BaseModel):
             raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
         return value
 
-    @field_validator("retrain_cron", "raw_data_cron")
+    @field_validator("slack_alerts")
+    @classmethod
+    def _known_alerts(cls, value: str) -> str:
+        if unknown := [kind for kind in value.split(",") if kind.strip() not in ALERTS]:
+            raise ValueError(f"{', '.join(unknown)} is not one of {', '.join(ALERTS)}")
+        return value
+
+    @field_validator("retrain_cron", "raw_data_cron", "predict_cron")
     @classmethod
     def _cron(cls, value: str) -> str:
         from dagster._utils.schedules import is_valid_cron_schedule  # dagster has no public name for it
@@ -96,6 +115,10 @@ class Environment(BaseModel):
         if self.model_store == "s3" and not self.s3_model_bucket:
             raise ValueError("MODEL_STORE=s3 needs S3_MODEL_BUCKET, the name of the bucket")
         return self
+
+    def alert_kinds(self) -> frozenset[str]:
+        """The kinds of messages to send."""
+        return frozenset(kind.strip() for kind in self.slack_alerts.split(","))
 
     def place(self, name: str, folder: str) -> str:
         """The variable `name`, or `folder` below the storage root. Local paths come out absolute."""

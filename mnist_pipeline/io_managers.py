@@ -16,7 +16,8 @@ from mnist_pipeline.ml.records import Dataset, Record, Splits
 def storage_path(url: str, endpoint_url: str | None = None) -> UPath:
     """A folder path or an `s3://bucket/prefix` as a path object; credentials are found by the S3 client itself."""
     if url.startswith("s3://"):
-        return UPath(url, endpoint_url=endpoint_url)
+        # A server that lives for weeks must see what others wrote since.
+        return UPath(url, endpoint_url=endpoint_url, use_listings_cache=False)
     return UPath(url)
 
 

@@ -1,10 +1,21 @@
-"""The message about a failed run."""
+"""Messages to Slack, through the real client, to a server that answers as Slack does, or fails as Slack does."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import pytest
 from pydantic import SecretStr
+from slack_sdk.errors import SlackApiError
 
-from mnist_pipeline.alerts import slack_failure_sensor
+from mnist_pipeline import alerts
+from mnist_pipeline.alerts import Slack, slack_sensor
+from mnist_pipeline.environment import ALERTS
+from mnist_pipeline.ml.records import Decision
+from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline_tests.conftest import TINY, Pipeline
+from mnist_pipeline_tests.slack_stub import TOKEN, SlackStub, slack_stub
 
 
 class BadInput(ValueError):
@@ -14,7 +25,7 @@ class BadInput(ValueError):
 @dg.op
 def breaks():
     try:
-        raise BadInput("row 7 is empty\nand more lines")
+        raise BadInput("row <7> is empty\nand more lines")
     except BadInput as error:
         raise RuntimeError("a wrapper") from error
 
@@ -30,49 +41,218 @@ def broken_job():
     fails()
 
 
+def fail(instance: dg.DagsterInstance) -> str:
+    return broken_job.execute_in_process(instance=instance, raise_on_error=False).run_id
+
+
 @pytest.fixture
-def failed():
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = broken_job.execute_in_process(instance=instance, raise_on_error=False)
-        [event] = [event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
-
-        def tick(sensor: dg.SensorDefinition):
-            context = dg.build_run_status_sensor_context(
-                sensor_name=sensor.name,
-                dagster_event=event,
-                dagster_instance=instance,
-                dagster_run=result.dagster_run,
-            ).for_run_failure()
-            return sensor(context)
-
-        yield tick, result.run_id
+def stub() -> Iterator[SlackStub]:
+    with slack_stub() as server:
+        yield server
 
 
-def test_the_message_names_steps_real_errors_and_the_run(failed):
-    tick, run_id = failed
-    sent: list[tuple[str, str, str]] = []
-    tick(slack_failure_sensor(SecretStr("xoxb"), "#ml", "http://host:3000/", lambda *args: sent.append(args)))
-    [(token, channel, text)] = sent
-    assert (token, channel) == ("xoxb", "#ml")
-    assert f"*broken_job* failed: http://host:3000/runs/{run_id}" in text
-    assert "`breaks`: " in text
-    assert "row 7 is empty" in text
-    assert "and more lines" not in text
-    assert "`fails`: the threshold 1.2 is above 1" in text
-    assert "xoxb" not in text
+class Channel:
+    """The sensor, tick by tick."""
+
+    def __init__(self, instance: dg.DagsterInstance, stub: SlackStub, **changes) -> None:
+        settings = {
+            "token": SecretStr(TOKEN),
+            "channel": "#ml",
+            "kinds": frozenset(ALERTS),
+            "api_url": stub.url,
+            "webserver_url": "http://host:3000/",
+        }
+        self.instance = instance
+        self.cursor: str | None = None
+        self.sensor = slack_sensor(Slack(**settings | changes), 30)  # type: ignore[arg-type]
+
+    def tick(self) -> str:
+        """What the tick says."""
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            result = self.sensor.evaluate_tick(context)
+        self.cursor = result.cursor
+        assert TOKEN not in f"{result}"
+        return str(result.skip_message)
+
+
+@pytest.fixture
+def channel(instance, stub) -> Channel:
+    channel = Channel(instance, stub)
+    assert channel.tick() == "messages are sent from now on"
+    return channel
+
+
+def test_a_failed_run_is_told_with_steps_real_errors_and_link(channel, stub):
+    run_id = fail(channel.instance)
+    assert channel.tick() == "sent 1 messages"
+    [message] = stub.messages
+    assert message["channel"] == "#ml"
+    first, *rest = message["text"].splitlines()
+    assert first.startswith(":red_circle: *broken_job* failed after ")
+    assert first.endswith(f" s: http://host:3000/runs/{run_id}")
+    assert set(rest) == {
+        "• `breaks`: mnist_pipeline_tests.test_alerts.BadInput: row &lt;7&gt; is empty",
+        "• `fails`: the threshold 1.2 is above 1",
+    }
+    assert channel.tick() == "nothing to send"
+    assert len(stub.messages) == 1
+
+
+def test_what_failed_before_is_not_told(instance, stub):
+    fail(instance)
+    channel = Channel(instance, stub)
+    assert [channel.tick() for _ in range(2)] == ["messages are sent from now on", "nothing to send"]
 
 
 @pytest.mark.parametrize(
-    ("token", "channel", "missing"),
+    ("changes", "missing"),
     [
-        (None, "#ml", "SLACK_BOT_TOKEN is not set"),
-        (SecretStr("xoxb"), None, "SLACK_CHANNEL is not set"),
-        (None, None, "SLACK_BOT_TOKEN and SLACK_CHANNEL"),
+        ({"token": None}, "SLACK_BOT_TOKEN is not set"),
+        ({"channel": None}, "SLACK_CHANNEL is not set"),
+        ({"token": None, "channel": None}, "SLACK_BOT_TOKEN and SLACK_CHANNEL is not set"),
     ],
 )
-def test_without_a_variable_it_skips_and_names_it(failed, token, channel, missing):
-    tick, _ = failed
-    sent: list[tuple[str, str, str]] = []
-    skipped = tick(slack_failure_sensor(token, channel, None, lambda *args: sent.append(args)))
-    assert missing in skipped.skip_message
-    assert sent == []
+def test_without_a_variable_it_skips_and_names_it(instance, stub, changes, missing):
+    channel = Channel(instance, stub, **changes)
+    fail(instance)
+    assert [channel.tick() for _ in range(2)] == [f"no message was sent, because {missing}"] * 2
+    assert stub.attempts == 0
+
+
+def test_what_slack_refuses_fails_the_tick_and_is_sent_once_it_is_mended(channel, stub, instance):
+    wrong = Channel(instance, stub, token=SecretStr("xoxb-revoked"))
+    wrong.cursor = channel.cursor
+    fail(instance)
+    for _ in range(2):
+        with pytest.raises(SlackApiError, match="invalid_auth") as failed:
+            wrong.tick()
+        assert "xoxb" not in str(failed.value)
+    assert stub.messages == []
+    assert channel.tick() == "sent 1 messages"
+
+
+@pytest.mark.parametrize("fault", ["500", "hang up", "slow", "down"])
+def test_while_slack_is_out_of_reach_nothing_is_lost(channel, stub, fault, monkeypatch):
+    monkeypatch.setattr(alerts, "POST_TIMEOUT_SECONDS", 1)
+    fail(channel.instance)
+    position = channel.cursor
+    if fault == "down":
+        stub.server_close()
+    stub.behaviour = [fault] * 2  # the client itself tries once more
+    with pytest.raises((SlackApiError, OSError)):
+        channel.tick()
+    assert channel.cursor == position
+    if fault != "down":
+        stub.behaviour = []
+        assert channel.tick() == "sent 1 messages"
+    if fault != "slow":  # there the server may still take what the client gave up on
+        assert len(stub.messages) == (0 if fault == "down" else 1)
+
+
+def test_told_to_wait_it_waits_as_long_as_it_is_told(channel, stub):
+    fail(channel.instance)
+    fail(channel.instance)
+    stub.behaviour = ["ok", "429"]
+    assert channel.tick() == "Slack took 1 messages and asked to wait 2 s with the next"
+    attempts = stub.attempts
+    assert channel.tick().startswith("Slack asked to wait")
+    assert stub.attempts == attempts
+    time.sleep(2.1)
+    assert channel.tick() == "sent 1 messages"
+    assert len({message["text"] for message in stub.messages}) == 2
+
+
+def test_a_fault_in_the_middle_repeats_nothing(channel, stub):
+    for _ in range(3):
+        fail(channel.instance)
+    stub.behaviour = ["ok", "ok", "500"]
+    assert channel.tick().startswith("Slack took 2 messages, but not the next one, which is tried again: ")
+    assert channel.tick() == "sent 1 messages"
+    assert len({message["text"] for message in stub.messages}) == len(stub.messages) == 3
+
+
+def test_after_a_long_silence_messages_come_a_few_at_a_time(channel, stub):
+    for _ in range(7):
+        fail(channel.instance)
+    assert [channel.tick() for _ in range(3)] == ["sent 5 messages", "sent 2 messages", "nothing to send"]
+    assert len(stub.messages) == 7
+
+
+WORSE = {**TINY, "epochs": 1, "learning_rate": 0.00001}
+
+
+def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, instance, tmp_path, small_dataset):
+    import numpy as np
+
+    pipeline = Pipeline(environment, instance)
+    pipeline.run()
+    promoted = pipeline.store.production()
+    assert channel.tick() == "sent 1 messages"
+    assert stub.texts[0].startswith(f":rocket: *deployed* `{promoted.version}` (quality): ")
+    assert f"candidate `{promoted.version}`: test accuracy {promoted.test_accuracy:.4f}" in stub.texts[0]
+
+    pipeline.run(digit_classifier=WORSE, production_digit_classifier={"accuracy_threshold": 0.0})
+    assert channel.tick() == "sent 1 messages"
+    assert stub.texts[1].startswith(":no_entry: *refused* `mnist_cnn_")
+    assert "worse than the incumbent" in stub.texts[1]
+    assert f"incumbent `{promoted.version}`: test accuracy {promoted.test_accuracy:.4f}" in stub.texts[1]
+
+    inverted = tmp_path / "inverted.npy"
+    np.save(inverted, 255 - small_dataset.test.images)
+    for _ in range(2):  # the second time the table is there already
+        pipeline.run("batch_digit_predictions", batch_digit_predictions={"input_paths": [str(inverted)]})
+    assert channel.tick() == "sent 1 messages"
+    assert stub.texts[2].startswith(":warning: *predictions look unlike the training data* (")
+    assert "ink" in stub.texts[2]
+    assert f"200 images by `{promoted.version}`, http://host:3000/runs/" in stub.texts[2]
+
+    fail(instance)
+    channel.tick()
+    assert f"deployed model: `{promoted.version}`" in stub.texts[3]
+    assert "\ndata: `" in stub.texts[3]
+
+
+def decision(outcome: str) -> Decision:
+    return new_decision(
+        outcome=outcome,
+        strategy="quality",
+        reason="a <reason>",
+        version="v",
+        weights_sha256="0",
+        incumbent=None,
+        actor="t",
+    )
+
+
+@pytest.mark.parametrize(("outcome", "kind"), [("promoted", "promotions"), ("refused", "refusals")])
+def test_each_kind_of_decision_can_be_switched_off(outcome, kind):
+    text = alerts.decision_text(decision(outcome), frozenset({kind}))
+    assert text is not None
+    assert "a &lt;reason&gt;" in text
+    assert alerts.decision_text(decision(outcome), frozenset(ALERTS) - {kind}) is None
+    assert alerts.decision_text(decision("unchanged"), frozenset(ALERTS)) is None
+
+
+def test_failures_and_drift_can_be_switched_off(instance, stub, channel):
+    quiet = Channel(instance, stub, kinds=frozenset({"promotions"}))
+    quiet.cursor = channel.cursor
+    fail(instance)
+    drifted: dict[str, Any] = {
+        "drifted_statistics": 1,
+        "drifted": "ink",
+        "predicted_before": False,
+        "images": 3,
+        "model": "v",
+    }
+    instance.report_runless_asset_event(dg.AssetMaterialization("batch_digit_predictions", metadata=drifted))
+    assert quiet.tick() == "nothing to send"
+    assert channel.tick() == "sent 2 messages"
+
+
+def test_a_decision_that_a_retry_reports_again_is_told_once(channel, stub, instance):
+    refused = decision("refused")
+    for _ in range(2):
+        instance.report_runless_asset_event(
+            dg.AssetObservation("production_digit_classifier", metadata=refused.model_dump(mode="json"))
+        )
+    assert channel.tick() == "sent 1 messages"

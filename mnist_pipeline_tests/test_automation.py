@@ -1,97 +1,372 @@
-"""The automation conditions over several ticks. (The live daemon is the next issue's.)"""
+"""The automation conditions, tick by tick. (On the live daemon: test_live.)"""
 
 import datetime
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import dagster as dg
 import pytest
 
-from mnist_pipeline.automation import conditions, on_cron_if_changed, when_data_changed
+from mnist_pipeline.automation import conditions
+from mnist_pipeline.conditions import on_cron_if_changed, on_cron_or_when_data_changed, when_data_changed
+from mnist_pipeline.definitions import ASSETS, build_definitions
+from mnist_pipeline.environment import Environment
 
 CRON = "0 3 * * *"
+IGNORED = dg.AssetKey("ignored")
 
 
 class Chain:
-    """Two assets; `below` depends on `above` and `ignored`, and has the condition under test."""
+    """`above` and `ignored` -> `middle` -> `below`; both of these have the condition under test."""
 
     def __init__(self, condition: dg.AutomationCondition) -> None:
-        self.versions = {"above": "1", "ignored": "1"}
+        self.versions = {"above": "1", "ignored": "1", "middle": "1"}
+        self.broken: set[str] = set()
+        self.silent: set[str] = set()
+        self.code_version = "1"
+        self.condition = condition
         self.instance = dg.DagsterInstance.ephemeral()
         self.cursor: Any = None
         self.now = datetime.datetime(2026, 1, 5, 12, tzinfo=datetime.timezone.utc)
 
-        @dg.asset
-        def above():
-            return dg.MaterializeResult(data_version=dg.DataVersion(self.versions["above"]))
+    @property
+    def assets(self) -> list[dg.AssetsDefinition]:
+        def build(name: str, **arguments: Any) -> dg.AssetsDefinition:
+            @dg.asset(name=name, output_required=False, code_version=self.code_version, **arguments)
+            def compute(context: dg.AssetExecutionContext):
+                if name in self.broken:
+                    raise dg.Failure("broken")
+                if name not in self.silent:
+                    yield dg.Output(None, data_version=dg.DataVersion(self.versions.get(name, "any")))
 
-        @dg.asset
-        def ignored():
-            return dg.MaterializeResult(data_version=dg.DataVersion(self.versions["ignored"]))
+            return compute
 
-        @dg.asset(deps=[above, ignored], automation_condition=condition)
-        def below():
-            return dg.MaterializeResult(data_version=dg.DataVersion("any"))
-
-        self.assets = [above, ignored, below]
+        conditioned: dict[str, Any] = {"automation_condition": self.condition}
+        return [
+            build("above"),
+            build("ignored"),
+            build("middle", deps=["above", "ignored"], **conditioned),
+            build("below", deps=["middle"], **conditioned),
+        ]
 
     def make(self, **versions: str) -> None:
+        """Materialize these assets, by hand, with these data versions."""
         self.versions |= versions
-        dg.materialize(self.assets, selection=list(versions), instance=self.instance)
+        dg.materialize(self.assets, selection=list(versions), instance=self.instance, raise_on_error=False)
 
-    def tick(self, hours: float = 0.1) -> bool:
-        """Whether `below` was requested; it is built when it was."""
+    def evaluate(self, hours: float = 0.1) -> list[str]:
+        """What is requested, without building it."""
         self.now += datetime.timedelta(hours=hours)
         result = dg.evaluate_automation_conditions(
             self.assets, instance=self.instance, cursor=self.cursor, evaluation_time=self.now
         )
         self.cursor = result.cursor
-        requested = result.total_requested > 0
-        if requested:
-            dg.materialize(self.assets, selection=["below"], instance=self.instance)
+        return sorted(r.key.to_user_string() for r in result.results if not r.true_subset.is_empty)
+
+    def tick(self, hours: float = 0.1) -> list[str]:
+        """What is requested; it is built, too."""
+        requested = self.evaluate(hours)
+        for name in requested:
+            self.make(**{name: self.versions.get(name, "any")})
         return requested
+
+    def settle(self) -> list[str]:
+        """All that is built until nothing is requested any more."""
+        built: list[str] = []
+        for _ in range(10):
+            if not (requested := self.tick()):
+                return built
+            built += requested
+        raise AssertionError(f"it never ends: {built}")
 
 
 @pytest.fixture
-def chain() -> Callable[[dg.AutomationCondition], Chain]:
-    return Chain
-
-
-def test_data_that_changed_sets_it_off_once_and_data_that_did_not_never(chain):
-    chain = chain(when_data_changed(ignoring=dg.AssetSelection.assets("ignored")))
-    assert not chain.tick()  # nothing above it yet
+def built() -> Chain:
+    chain = Chain(when_data_changed(ignoring=frozenset({IGNORED})))
     chain.make(above="1", ignored="1")
-    assert [chain.tick() for _ in range(3)] == [True, False, False]
+    assert chain.settle() == ["middle", "below"]
+    return chain
+
+
+def nothing(chain: Chain) -> None:
+    pass
+
+
+def ran_again(chain: Chain) -> None:
     chain.make(above="1")
-    assert [chain.tick() for _ in range(2)] == [False, False]
+
+
+def changed(chain: Chain) -> None:
     chain.make(above="2")
-    assert [chain.tick() for _ in range(3)] == [True, False, False]
+
+
+def changed_and_middle_does_too(chain: Chain) -> None:
+    chain.versions["middle"] = "2"
+    chain.make(above="2")
+
+
+def changed_and_back(chain: Chain) -> None:
+    chain.make(above="2")
+    chain.make(above="1")
+
+
+def ignored_changed(chain: Chain) -> None:
     chain.make(ignored="2")
-    assert [chain.tick() for _ in range(2)] == [False, False]
 
 
-def test_on_cron_it_waits_for_the_tick_and_for_a_change(chain):
-    chain = chain(on_cron_if_changed(CRON, "UTC"))
+def new_code(chain: Chain) -> None:
+    chain.code_version = "2"
+
+
+def built_by_hand(chain: Chain) -> None:
+    chain.make(above="2", middle="2")
+    chain.make(below="any")
+
+
+def observed(chain: Chain) -> None:
+    chain.instance.report_runless_asset_event(dg.AssetObservation("middle", metadata={"epoch": 1}))
+
+
+@pytest.mark.parametrize(
+    ("event", "runs"),
+    [
+        (nothing, []),
+        (ran_again, []),
+        (changed, ["middle"]),
+        (changed_and_middle_does_too, ["middle", "below"]),
+        (changed_and_back, []),
+        (ignored_changed, []),
+        (new_code, ["middle", "below"]),
+        (built_by_hand, []),
+        (observed, []),
+    ],
+)
+def test_what_sets_it_off(built: Chain, event: Callable[[Chain], None], runs: list[str]) -> None:
+    event(built)
+    assert built.settle() == runs
+
+
+@pytest.mark.parametrize(("event", "runs"), [(changed, ["middle"]), (ran_again, []), (new_code, ["middle", "below"])])
+def test_what_came_while_the_daemon_was_down_is_found(
+    built: Chain, event: Callable[[Chain], None], runs: list[str]
+) -> None:
+    built.cursor = None  # the worst case: its memory is gone as well
+    event(built)
+    assert built.settle() == runs
+
+
+def test_nothing_is_built_before_what_it_depends_on() -> None:
+    chain = Chain(when_data_changed())
+    assert chain.settle() == []
+    chain.make(above="1")
+    assert chain.settle() == []
+    chain.make(ignored="1")
+    assert [chain.tick() for _ in range(3)] == [["middle"], ["below"], []]
+
+
+def test_after_a_failure_it_waits_for_the_next_change(built: Chain) -> None:
+    built.broken = {"middle"}
+    built.make(above="2")
+    assert built.settle() == ["middle"]
+    built.make(above="2")
+    assert built.settle() == []
+    built.broken, built.versions["middle"] = set(), "2"
+    built.make(above="3")
+    assert built.settle() == ["middle", "below"]
+
+
+def test_a_failure_of_the_very_first_build_is_not_repeated_either() -> None:
+    chain = Chain(when_data_changed())
+    chain.broken = {"middle"}
     chain.make(above="1", ignored="1")
-    assert [chain.tick() for _ in range(2)] == [True, False]  # missing: no waiting
+    assert chain.settle() == ["middle"]
+
+
+def test_what_yields_nothing_is_not_asked_again_and_nothing_follows(built: Chain) -> None:
+    built.silent = {"middle"}
+    built.make(above="2")
+    assert built.settle() == ["middle"]
+
+
+@pytest.mark.parametrize("moment", ["before the next evaluation", "after it"])
+def test_a_change_that_comes_while_it_runs_sets_off_exactly_one_more_run(built: Chain, moment: str) -> None:
+    built.make(above="2")
+    assert built.evaluate() == ["middle"]
+    # The run has started with the second version, as its record will say ...
+    running = dg.AssetMaterialization(
+        "middle",
+        tags={
+            "dagster/data_version": "1",
+            "dagster/code_version": "1",
+            "dagster/input_data_version/above": "2",
+            "dagster/input_data_version/ignored": "1",
+        },
+    )
+    # ... when the third comes.
+    if moment == "after it":
+        assert built.evaluate() == []
+    built.make(above="3")
+    built.instance.report_runless_asset_event(running)
+    assert built.settle() == ["middle"]
+
+
+def test_a_run_that_already_took_the_later_change_is_not_repeated(built: Chain) -> None:
+    built.make(above="2")
+    assert built.evaluate() == ["middle"]
+    built.make(above="3")
+    built.make(middle="1")  # the requested run begins late
+    assert built.settle() == []
+
+
+def test_on_cron_it_waits_for_a_tick_and_runs_only_if_something_changed() -> None:
+    chain = Chain(on_cron_if_changed(CRON, "UTC"))
+    chain.make(above="1", ignored="1")
+    assert chain.settle() == ["middle", "below"]  # missing: no waiting
     chain.make(above="2")
-    assert not chain.tick()
-    assert chain.tick(hours=24)
-    assert not chain.tick()
-    assert not chain.tick(hours=24)  # due, but nothing changed
+    assert chain.settle() == []
+    assert chain.tick(hours=24) == ["middle"]
+    assert chain.tick(hours=24) == []  # due, but nothing changed
     chain.make(above="3")
-    assert [chain.tick() for _ in range(2)] == [True, False]  # still due from the quiet tick
+    assert chain.tick(hours=1) == []  # not due
+    assert chain.tick(hours=24) == ["middle"]
     chain.make(above="4")
-    assert not chain.tick()
+    assert chain.tick(hours=1) == []  # once a tick
 
 
-def test_every_asset_but_the_one_on_request_has_a_condition():
-    keys = {key.to_user_string() for key in conditions(CRON, CRON, "UTC")}
-    assert keys == {
-        "raw_mnist_data",
-        "processed_mnist_data",
-        "digit_classifier",
-        "model_evaluation",
-        "production_digit_classifier",
-        "batch_digit_predictions",
-    }
+def test_a_tick_that_passes_while_it_cannot_run_is_not_lost() -> None:
+    chain = Chain(on_cron_if_changed(CRON, "UTC"))
+    chain.make(above="1", ignored="1")
+    chain.settle()
+    chain.make(above="2")
+    chain.instance.wipe_assets([IGNORED])
+    assert chain.tick(hours=24) == []
+    chain.make(ignored="1")
+    assert chain.tick() == ["middle"]
+
+
+def test_the_time_zone_counts() -> None:
+    chain = Chain(on_cron_if_changed("0 20 * * *", "Asia/Tokyo"))  # 11:00 UTC
+    chain.make(above="1", ignored="1")
+    chain.settle()
+    chain.make(above="2")
+    assert chain.tick(hours=20) == []  # past 20:00 UTC, not yet 20:00 in Tokyo
+    assert chain.tick(hours=4) == ["middle"]
+
+
+def test_on_cron_or_change_it_runs_at_each_tick_too() -> None:
+    chain = Chain(on_cron_or_when_data_changed(CRON, "UTC", ignoring=frozenset({IGNORED})))
+    chain.make(above="1", ignored="1")
+    assert chain.settle() == ["middle", "below"]
+    assert "middle" in chain.tick(hours=24)
+    chain.settle()
+    chain.make(above="2")
+    assert chain.settle() == ["middle"]
+    chain.make(ignored="2")
+    assert chain.settle() == []
+
+
+def variables(**changes: str) -> dict[str, str]:
+    return {
+        "retrain": "cron",
+        "retrain_cron": CRON,
+        "raw_data_cron": CRON,
+        "predict_cron": CRON,
+        "timezone": "UTC",
+    } | changes
+
+
+def test_every_asset_but_the_one_on_request_has_a_condition() -> None:
+    on_request = {asset.key for asset in ASSETS} - set(conditions(**variables()))
+    assert on_request == {dg.AssetKey("digit_predictions")}
+
+
+def test_each_variable_reaches_its_condition() -> None:
+    """One other value, and exactly that asset gets another condition."""
+
+    def snapshots(**changes: str) -> dict[str, str]:
+        found = conditions(**variables(**changes))
+        return {key.to_user_string(): str(condition.get_snapshot()) for key, condition in found.items()}
+
+    usual = snapshots()
+    for change, asset in (
+        ({"retrain": "eager"}, "digit_classifier"),
+        ({"retrain_cron": "0 9 * * *"}, "digit_classifier"),
+        ({"raw_data_cron": "0 9 * * *"}, "raw_mnist_data"),
+        ({"predict_cron": "0 9 * * *"}, "batch_digit_predictions"),
+    ):
+        changed = snapshots(**change)
+        assert {name for name in usual if usual[name] != changed[name]} == {asset}, change
+
+
+class Watcher:
+    """A sensor over a folder, tick by tick."""
+
+    def __init__(self, environment: Environment, instance: dg.DagsterInstance, name: str) -> None:
+        self.defs, self.instance, self.cursor = build_definitions(environment), instance, None
+        self.sensor = self.defs.get_repository_def().get_sensor_def(name)
+
+    def tick(self) -> list[str]:
+        """The data versions that are observed."""
+        with dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, definitions=self.defs, resources=self.defs.resources
+        ) as context:
+            result: Any = self.sensor.evaluate_tick(context)
+        self.cursor = result.cursor
+        return [event.tags["dagster/data_version"] for event in result.asset_events]
+
+
+@pytest.fixture
+def folders(environment, tmp_path) -> Environment:
+    (tmp_path / "in").mkdir()
+    return environment.model_copy(
+        update={"labelled_dir": str(tmp_path / "labelled"), "prediction_input": str(tmp_path / "in")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("sensor", "file", "digest"),
+    [
+        ("watch_labelled_digits", "labelled/7/a.png", "mnist_pipeline.ml.labelled.digest_labelled"),
+        ("watch_prediction_input", "in/a.png", "mnist_pipeline.ml.inference.inputs_digest"),
+    ],
+)
+def test_a_folder_is_read_and_observed_only_when_it_changed(
+    folders, instance, tmp_path, monkeypatch, sensor, file, digest
+) -> None:
+    watcher = Watcher(folders, instance, sensor)
+    [empty] = watcher.tick()
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"one")
+    [one] = watcher.tick()
+    assert one != empty
+    path.touch()  # a new time, the same contents
+    assert watcher.tick() == []
+    path.write_bytes(b"two")
+    [two] = watcher.tick()
+    assert two not in (one, empty)
+    monkeypatch.setattr(digest, lambda *_: pytest.fail("it was read though nothing changed"))
+    assert watcher.tick() == []
+    monkeypatch.undo()
+    path.unlink()
+    assert watcher.tick() == [empty]
+
+
+def test_labelled_digits_in_a_bucket_are_watched_by_one_process_that_lives_on(
+    environment, instance, s3_bucket, s3_url
+) -> None:
+    in_bucket = {"labelled_dir": f"s3://{s3_bucket}/labelled", "s3_endpoint_url": s3_url}
+    watcher = Watcher(environment.model_copy(update=in_bucket), instance, "watch_labelled_digits")
+    seen = watcher.tick()
+    for key in ("labelled/7/a.png", "labelled/7/b.png"):
+        boto3.client("s3", endpoint_url=s3_url).put_object(Bucket=s3_bucket, Key=key, Body=b"image")
+        seen += watcher.tick()
+        assert watcher.tick() == []
+    assert len(set(seen)) == 3
+
+
+def test_an_input_folder_that_is_not_there_fails_the_tick(folders, instance, tmp_path) -> None:
+    missing = folders.model_copy(update={"prediction_input": str(tmp_path / "typo")})
+    with pytest.raises(FileNotFoundError, match=r"PREDICTION_INPUT names no folder: .*typo"):
+        Watcher(missing, instance, "watch_prediction_input").tick()

@@ -108,9 +108,16 @@ def test_the_checks_of_what_was_stored(ran):
 
     batch = result.output_for_node("batch_digit_predictions")
     folder = PredictionsResource(location="/unused")
-    assert checks.batch_predictions_are_sane(batch, folder).passed
+
+    def found(**changes):
+        return outcomes(checks.batch_prediction_checks(batch.model_copy(update=changes), folder))  # type: ignore[arg-type]
+
+    assert found() == {"batch_predictions_are_sane": True, "no_drift": True}
     for change in ({"images": 199}, {"model": "another"}):
-        assert not checks.batch_predictions_are_sane(batch.model_copy(update=change), folder).passed
+        assert found(**change)["batch_predictions_are_sane"] is False
+    shifted = batch.drift.findings[2].model_copy(update={"drifted": True})
+    assert found(drift=batch.drift.model_copy(update={"findings": [shifted]}))["no_drift"] is False
+    assert found(drift=None)["no_drift"] is False
 
 
 def test_the_blocking_check_stops_predictions(ran, monkeypatch):

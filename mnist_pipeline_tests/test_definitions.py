@@ -23,14 +23,18 @@ GRAPH = {
     "digit_classifier": ("model_pipeline", {"processed_mnist_data"}),
     "model_evaluation": ("model_pipeline", {"digit_classifier", "processed_mnist_data"}),
     "production_digit_classifier": ("model_pipeline", {"model_evaluation", "processed_mnist_data"}),
-    "batch_digit_predictions": ("inference", {"production_digit_classifier", "processed_mnist_data"}),
+    "prediction_input": ("inference", set()),
+    "batch_digit_predictions": (
+        "inference",
+        {"production_digit_classifier", "processed_mnist_data", "prediction_input"},
+    ),
     "digit_predictions": ("inference", {"production_digit_classifier", "processed_mnist_data"}),
 }
 JOBS = {
     "training_job": {"raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"},
     "deployment_job": {"production_digit_classifier"},
     "inference_job": {"batch_digit_predictions", "digit_predictions"},
-    "full_pipeline_job": set(GRAPH) - {"labelled_digits"},
+    "full_pipeline_job": set(GRAPH) - {"labelled_digits", "prediction_input"},
 }
 CHECKS = {
     "raw_mnist_data": {"complete", "full_data_set"},
@@ -38,7 +42,7 @@ CHECKS = {
     "digit_classifier": {"stored_candidate_is_sound"},
     "model_evaluation": {"scores_agree"},
     "production_digit_classifier": {"candidate_accepted", "deployed_model_works"},
-    "batch_digit_predictions": {"batch_predictions_are_sane"},
+    "batch_digit_predictions": {"batch_predictions_are_sane", "no_drift"},
     "digit_predictions": {"digit_predictions_are_sane"},
 }
 
@@ -74,7 +78,12 @@ def test_the_checks():
 
 def test_definitions_are_loadable_and_named():
     dg.Definitions.validate_loadable(defs)
-    assert {sensor.name for sensor in defs.sensors or []} == {"automation", "slack_on_run_failure"}
+    assert {sensor.name for sensor in defs.sensors or []} == {
+        "automation",
+        "watch_labelled_digits",
+        "watch_prediction_input",
+        "slack_alerts",
+    }
     assert set(defs.resources or {}) == {
         "tensor_io_manager",
         "record_io_manager",
@@ -83,6 +92,7 @@ def test_definitions_are_loadable_and_named():
         "labelled_digits_dir",
         "checkpoints",
         "predictions_dir",
+        "prediction_input_dir",
     }
 
 
@@ -103,8 +113,11 @@ def test_machine_learning_imports_no_dagster():
     assert fresh_python(code).strip() == "False"
 
 
-LAYERS = ["ml", "io_managers", "stores", "assets", "checks", "automation", "definitions", "__main__"]
-"""Each may import those before it; `environment` and `alerts` are for `definitions` and `__main__` only."""
+LAYERS = ["ml", "io_managers", "stores", "assets", "checks", "automation", "alerts", "definitions", "__main__"]
+"""Each may import those before it."""
+
+ALONE = {"environment", "conditions", "run_launcher"}
+"""These import none of the project's modules."""
 
 
 def imports(path: Path) -> set[str]:
@@ -123,12 +136,14 @@ def test_imports_point_one_way():
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if layer == "__init__":
             continue
-        if layer in ("environment", "alerts"):
+        if layer in ALONE:
             assert imports(path) == set()
             continue
         allowed = set(LAYERS[: LAYERS.index(layer) + 1])
         if layer in ("definitions", "__main__"):
-            allowed |= {"environment", "alerts"}
+            allowed |= {"environment"}
+        elif layer == "automation":
+            allowed |= {"conditions"}
         elif layer == "io_managers":
             allowed = {"ml"}
         assert imports(path) <= allowed, path
@@ -150,6 +165,12 @@ def test_no_file_is_too_long():
         ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
         ({"MODEL_DIR": "s3://bucket/models"}, "MODEL_DIR: 's3://bucket/models' is not a local folder"),
         ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
+        ({"PREDICT_CRON": "nightly"}, "PREDICT_CRON.*'nightly' is not a cron schedule"),
+        ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
+        ({"AUTOMATION_SECONDS": "0"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 1"),
+        ({"MODEL_RETRAIN": "daily"}, "MODEL_RETRAIN: Input should be 'cron' or 'eager'"),
+        ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
+        ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
         ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
     ],
 )
@@ -169,6 +190,7 @@ def test_the_environment_reaches_the_resources(tmp_path):
             "S3_ENDPOINT_URL": "http://127.0.0.1:1",
             "MNIST_SOURCE": "sample",
             "MNIST_DIR": "",
+            "PREDICTION_INPUT": str(tmp_path / "in"),
         }
     )
     resources = build_definitions(environment).resources or {}
@@ -177,7 +199,21 @@ def test_the_environment_reaches_the_resources(tmp_path):
     assert resources["labelled_digits_dir"].location == "s3://bucket/labelled"
     assert resources["raw_data"].source == "sample"
     assert resources["raw_data"].directory == str(tmp_path / "mnist")
+    assert resources["prediction_input_dir"].location == str(tmp_path / "in")
     assert resources["record_io_manager"].base_path == str(tmp_path / "data")
+
+
+@pytest.mark.parametrize(("automation", "status"), [("on", "RUNNING"), ("off", "STOPPED")])
+def test_automation_runs_unless_it_is_off(automation, status):
+    sensors = build_definitions(Environment.read({"AUTOMATION": automation, "AUTOMATION_SECONDS": "7"})).sensors or []
+    found = {sensor.name: sensor.default_status.value for sensor in sensors}
+    assert found == {
+        "automation": status,
+        "watch_labelled_digits": status,
+        "watch_prediction_input": status,
+        "slack_alerts": "RUNNING",
+    }
+    assert {sensor.minimum_interval_seconds for sensor in sensors} == {7}
 
 
 def test_every_variable_is_explained():

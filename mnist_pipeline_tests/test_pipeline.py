@@ -13,7 +13,6 @@ from PIL import Image
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.inference import Predictor
-from mnist_pipeline.stores import CorruptModel
 from mnist_pipeline.stores.base import WEIGHTS
 from mnist_pipeline_tests.conftest import TINY, Pipeline, check_results, metadata
 
@@ -51,7 +50,7 @@ def test_everything_is_built_deployed_and_predicted(pipeline, small_dataset):
     result = pipeline.run()
     checks = check_results(result)
     assert {name for name, passed in checks.items() if not passed} == set()
-    assert len(checks) == 12
+    assert len(checks) == 13
     evaluation = metadata(result, "model_evaluation")
     deployed = pipeline.store.production()
     assert deployed.version == metadata(result, "digit_classifier")["model"] == evaluation["model"]
@@ -114,6 +113,28 @@ def test_a_worse_candidate_is_refused_and_the_incumbent_predicts(pipeline):
     assert "worse than the incumbent" in refusal.reason
     assert metadata(result, "batch_digit_predictions")["model"] == incumbent.version
     assert result.output_for_node("digit_predictions").model == incumbent.version
+
+
+@pytest.mark.parametrize(("method", "threshold", "outcome"), [("promote", 0.3, "promoted"), ("record", 1.0, "refused")])
+def test_a_gate_that_is_cut_off_after_its_decision_does_not_decide_again(
+    pipeline, monkeypatch, method, threshold, outcome
+):
+    decide, calls = getattr(type(pipeline.store), method), []
+
+    def cut_off(self, decision):
+        decide(self, decision)
+        calls.append(decision)
+        raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(type(pipeline.store), method, cut_off)
+    result = pipeline.run(production_digit_classifier={"accuracy_threshold": threshold})
+    [decision] = pipeline.store.decisions()
+    assert [decision] == calls
+    assert decision.outcome == outcome
+    assert decision.actor == f"run {result.run_id}"
+    assert check_results(result)["candidate_accepted"] is (outcome == "promoted")
+    [told] = pipeline.instance.fetch_observations(dg.AssetKey("production_digit_classifier"), limit=10).records
+    assert told.asset_observation.metadata["id"].value == decision.id
 
 
 def test_where_nothing_was_ever_deployed_a_refusal_skips_predictions(pipeline):
@@ -199,7 +220,7 @@ def test_a_deployed_model_that_is_damaged_stops_predictions(pipeline):
     store, version = pipeline.store, pipeline.store.production().version
     data, token = store.read_object(f"{version}/{WEIGHTS}")
     store.replace_object(f"{version}/{WEIGHTS}", data[:-1] + bytes([data[-1] ^ 1]), token)
-    with pytest.raises(CorruptModel, match="SHA-256"):
+    with pytest.raises(dg.Failure, match="SHA-256"):
         pipeline.run("batch_digit_predictions")
     result = pipeline.run(digit_classifier={**TINY, "seed": 5}, raise_on_error=False)
     assert not result.success
@@ -328,7 +349,7 @@ def test_batch_predictions_of_nothing_readable_fail_their_check(pipeline, tmp_pa
     result = pipeline.run(
         "batch_digit_predictions", batch_digit_predictions={"input_paths": [str(tmp_path / "broken.png")]}
     )
-    assert check_results(result) == {"batch_predictions_are_sane": False}
+    assert check_results(result) == {"batch_predictions_are_sane": False, "no_drift": False}
 
 
 def test_the_whole_graph_on_s3(s3_bucket, s3_url, idx_folder, instance, tmp_path, small_dataset):

@@ -13,9 +13,6 @@ from mnist_pipeline.ml.records import Dataset, Splits
 from mnist_pipeline.ml.settings import SplitSettings
 
 GROUP = "data_processing"
-LOOK_CRON = "*/5 * * * *"
-"""How often the folder of labelled digits is looked at."""
-
 KINDS_DATA = {"python", "safetensors"}
 
 
@@ -36,18 +33,27 @@ class LabelledDigitsResource(dg.ConfigurableResource):
     def path(self) -> UPath:
         return storage_path(self.location, self.endpoint_url)
 
+    def fingerprint(self) -> str:
+        """Changes whenever a file does, and is found without reading the files."""
+        from mnist_pipeline.ml.labelled import fingerprint_labelled
+
+        return fingerprint_labelled(self.path())
+
+    def data_version(self) -> str:
+        """Digest of names and contents."""
+        from mnist_pipeline.ml.labelled import digest_labelled
+
+        return digest_labelled(self.path())
+
 
 @dg.observable_source_asset(
     group_name=GROUP,
     description="Digits labelled by people after the fact: one sub-folder a class. Observed, never rewritten.",
-    automation_condition=dg.AutomationCondition.newly_missing() | dg.AutomationCondition.cron_tick_passed(LOOK_CRON),
 )
 def labelled_digits(labelled_digits_dir: LabelledDigitsResource) -> dg.ObserveResult:
-    from mnist_pipeline.ml.labelled import digest_labelled
-
-    root = labelled_digits_dir.path()
     return dg.ObserveResult(
-        data_version=dg.DataVersion(digest_labelled(root)), metadata={"location": dg.MetadataValue.path(str(root))}
+        data_version=dg.DataVersion(labelled_digits_dir.data_version()),
+        metadata={"location": dg.MetadataValue.path(labelled_digits_dir.location)},
     )
 
 

@@ -2,19 +2,38 @@
 
 from base64 import b64decode
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
+from upath import UPath
 
+from mnist_pipeline.assets.deployment import production_digit_classifier
 from mnist_pipeline.assets.metadata import picture, table
-from mnist_pipeline.assets.model import production_digit_classifier
-from mnist_pipeline.ml.records import BatchPredictions, DigitPredictions, Prediction, Splits
+from mnist_pipeline.assets.model import CRASH_RETRIES
+from mnist_pipeline.io_managers import storage_path, upload, write_bytes
+from mnist_pipeline.ml.records import (
+    BatchPredictions,
+    DigitPredictions,
+    DriftReference,
+    InputError,
+    Prediction,
+    Splits,
+)
 from mnist_pipeline.ml.settings import CLASSES, BatchPredictionSettings, RealTimePredictionSettings
 from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+
+if TYPE_CHECKING:
+    from mnist_pipeline.ml.inference import ImageBatch, Predictor
 
 GROUP = "inference"
 TEST_IMAGES = "test images"
+CHANGED_INPUTS_WAIT_SECONDS = 10
+PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
+"""One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
 
 
 class PredictionsResource(dg.ConfigurableResource):
@@ -22,6 +41,49 @@ class PredictionsResource(dg.ConfigurableResource):
 
     location: str = Field(description="Folder, or s3://bucket/prefix.")
     endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+
+    def places(self, name: str) -> tuple[UPath, UPath, UPath]:
+        """Of the table, the errors table and the record of one pair of model and inputs."""
+        folder = storage_path(self.location, self.endpoint_url)
+        return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
+
+
+class PredictionInputResource(dg.ConfigurableResource):
+    """The folder that batch predictions read when a run names no inputs."""
+
+    location: str | None = Field(None, description="A local folder; none: the test images.")
+
+    def paths(self) -> list[Path]:
+        """Raises FileNotFoundError for a folder that is not there: a typo must not look like an empty folder."""
+        if self.location is None:
+            return []
+        if not Path(self.location).is_dir():
+            raise FileNotFoundError(f"PREDICTION_INPUT names no folder: {self.location}")
+        return [Path(self.location)]
+
+    def fingerprint(self) -> str:
+        """Changes whenever a file does, and is found without reading the files."""
+        from mnist_pipeline.ml.inference import inputs_fingerprint
+
+        return inputs_fingerprint(self.paths())
+
+    def data_version(self) -> str:
+        """Digest of names and contents."""
+        from mnist_pipeline.ml.inference import inputs_digest
+
+        return inputs_digest(self.paths())
+
+
+@dg.observable_source_asset(
+    group_name=GROUP,
+    description="Images to be predicted in batches: the folder PREDICTION_INPUT. Observed, never rewritten.",
+)
+def prediction_input(prediction_input_dir: PredictionInputResource) -> dg.ObserveResult:
+    location = prediction_input_dir.location or "none: the test images are predicted"
+    return dg.ObserveResult(
+        data_version=dg.DataVersion(prediction_input_dir.data_version()),
+        metadata={"location": dg.MetadataValue.path(location)},
+    )
 
 
 class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
@@ -33,7 +95,11 @@ class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
     kinds={"parquet"},
     code_version="1",
     io_manager_key="record_io_manager",
-    deps=[production_digit_classifier],
+    output_required=False,
+    deps=[production_digit_classifier, prediction_input],
+    dagster_type=dg.PythonObjectDagsterType(BatchPredictions),
+    retry_policy=CRASH_RETRIES,
+    freshness_policy=PREDICTIONS_FRESHNESS,
 )
 def batch_digit_predictions(
     context: dg.AssetExecutionContext,
@@ -41,45 +107,83 @@ def batch_digit_predictions(
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
     predictions_dir: PredictionsResource,
-) -> dg.Output[BatchPredictions]:
-    """A Parquet table of label and confidence for every input image, by the deployed model, in constant memory."""
+    prediction_input_dir: PredictionInputResource,
+) -> Iterator[dg.Output[BatchPredictions]]:
+    """A Parquet table of label and confidence for every input image, by the deployed model, in constant memory.
+
+    The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
+    inputs are not predicted twice by the same model. Yields nothing while the folder is empty."""
     import hashlib
+
+    from mnist_pipeline.ml.data import content_digest
+    from mnist_pipeline.ml.inference import array_batches, inputs_digest, is_empty, read_batches
+
+    predictor = _deployed(model_store)
+    test = processed_mnist_data.test
+    folder = [prediction_input_dir.location] if prediction_input_dir.location else []
+    paths = _existing("input_paths", config.input_paths) or _existing("PREDICTION_INPUT", folder)
+    if paths and is_empty(paths):
+        context.log.info("there is nothing to predict in %s", ", ".join(map(str, paths)))
+        return
+    digest = inputs_digest(paths) if paths else content_digest(test)
+    table_path, errors_path, record_path = predictions_dir.places(f"{predictor.version}_{digest[:16]}")
+    predicted_before = record_path.exists() and table_path.exists()
+    if predicted_before:
+        context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)
+        record = BatchPredictions.model_validate_json(record_path.read_bytes())
+    else:
+        batches = (
+            read_batches(paths, config.batch_size)
+            if paths
+            else array_batches(test.images, TEST_IMAGES, config.batch_size)
+        )
+        record = _predict(predictor, batches, digest, table_path, errors_path)
+        if paths and inputs_digest(paths) != digest:
+            raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
+                "the inputs changed while they were read"
+            )
+        write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
+    version = hashlib.sha256(f"{record.weights_sha256}{digest}".encode()).hexdigest()
+    yield dg.Output(
+        record,
+        data_version=dg.DataVersion(version),
+        metadata={
+            **_batch_metadata(record, predictor.manifest.drift_reference),
+            "predicted_before": predicted_before,
+        },
+    )
+
+
+def _predict(
+    predictor: "Predictor", batches: "Iterator[ImageBatch | InputError]", digest: str, table: UPath, errors: UPath
+) -> BatchPredictions:
     import tempfile
 
-    from mnist_pipeline.io_managers import storage_path, upload
-    from mnist_pipeline.ml.data import content_digest
-    from mnist_pipeline.ml.inference import Predictor, array_batches, inputs_digest, predict_to_parquet, read_batches
-    from mnist_pipeline.ml.plots import label_counts
+    from mnist_pipeline.ml.inference import predict_to_parquet
 
-    predictor = Predictor.from_store(model_store)
-    paths = _existing("input_paths", config.input_paths)
-    if paths:
-        digest, batches = inputs_digest(paths), read_batches(paths, config.batch_size)
-    else:
-        digest = content_digest(processed_mnist_data.test)
-        batches = array_batches(processed_mnist_data.test.images, TEST_IMAGES, config.batch_size)
-    # One table for each pair of model and inputs: predicting the same again replaces it by itself.
-    name = f"{predictor.version}_{digest[:16]}"
-    folder = storage_path(predictions_dir.location, predictions_dir.endpoint_url)
-    table_path, errors_path = folder / f"{name}.parquet", folder / f"{name}.errors.parquet"
     with tempfile.TemporaryDirectory() as scratch:
         table_file, errors_file = Path(scratch) / "table.parquet", Path(scratch) / "errors.parquet"
         result = predict_to_parquet(predictor, batches, table_file, errors_file)
-        upload(errors_file, errors_path)
-        upload(table_file, table_path)
-    for error in result.errors:
-        context.log.warning("%s was left out: %s", error.source, error.error)
-    record = BatchPredictions(
+        upload(errors_file, errors)
+        upload(table_file, table)
+    return BatchPredictions(
         model=predictor.version,
         weights_sha256=predictor.manifest.weights_sha256,
         inputs_digest=digest,
-        path=str(table_path),
-        errors_path=str(errors_path),
+        path=str(table),
+        errors_path=str(errors),
         images=result.images,
         errors=result.error_count,
         label_counts=result.label_counts,
         mean_confidence=result.mean_confidence,
+        unreadable=result.errors,
+        drift=result.drift,
     )
+
+
+def _batch_metadata(record: BatchPredictions, reference: DriftReference | None) -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.plots import drift_histograms, label_counts
+
     metadata: dict[str, dg.RawMetadataValue] = {
         "predictions": dg.MetadataValue.path(record.path),
         "images": record.images,
@@ -90,11 +194,15 @@ def batch_digit_predictions(
     }
     if record.mean_confidence is not None:
         metadata["mean_confidence"] = record.mean_confidence
-    if result.errors:
-        metadata["unreadable"] = table([error._asdict() for error in result.errors])
+    if record.unreadable:
+        metadata["unreadable"] = table([error.model_dump() for error in record.unreadable])
         metadata["errors_table"] = dg.MetadataValue.path(record.errors_path)
-    version = hashlib.sha256(f"{record.weights_sha256}{digest}".encode()).hexdigest()
-    return dg.Output(record, data_version=dg.DataVersion(version), metadata=metadata)
+    if record.drift and reference:
+        metadata["drifted_statistics"] = len(record.drift.drifted)
+        metadata["drifted"] = ", ".join(record.drift.drifted) or "nothing"
+        metadata["drift"] = table([finding.model_dump(exclude={"counts"}) for finding in record.drift.findings])
+        metadata["drift_histograms"] = picture(drift_histograms(reference, record.drift), "validation split and batch")
+    return metadata
 
 
 class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
@@ -115,10 +223,9 @@ def digit_predictions(
     import numpy as np
 
     from mnist_pipeline.ml.images import ImageError, read_image
-    from mnist_pipeline.ml.inference import Predictor
     from mnist_pipeline.ml.plots import predicted_images
 
-    predictor = Predictor.from_store(model_store)
+    predictor = _deployed(model_store)
     images: list[tuple[str, np.ndarray]] = []
     for source, data in _requested(config):
         try:
@@ -155,6 +262,16 @@ def digit_predictions(
             "what_the_model_sees": picture(predicted_images(stacked, predictions), "prepared images and predictions"),
         },
     )
+
+
+def _deployed(store: ModelStoreResource) -> "Predictor":
+    from mnist_pipeline.ml.inference import NoDeployedModel, Predictor
+    from mnist_pipeline.ml.network import ModelError
+
+    try:
+        return Predictor.from_store(store)
+    except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:  # a store out of reach is tried again
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _existing(setting: str, names: list[str]) -> list[Path]:

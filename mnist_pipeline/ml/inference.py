@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from mnist_pipeline.ml import atomic
 from mnist_pipeline.ml.data import DataError
+from mnist_pipeline.ml.drift import DriftMonitor
 from mnist_pipeline.ml.images import ImageError, is_image, read_image
 from mnist_pipeline.ml.network import DigitCNN, choose_device, model_from_bytes, predict_probabilities
-from mnist_pipeline.ml.records import Decision, ModelManifest
+from mnist_pipeline.ml.records import Decision, DriftReport, InputError, ModelManifest
 from mnist_pipeline.ml.settings import CLASSES, SIDE
 from mnist_pipeline.ml.sources import read_idx
 
@@ -95,13 +96,6 @@ class ImageBatch(NamedTuple):
     """Position of each image in its source; 0 for an image file."""
 
 
-class InputError(NamedTuple):
-    """A source that could not be read."""
-
-    source: str
-    error: str
-
-
 def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch | InputError]:
     """Stream images out of files and folders, at most `batch_size` at a time, in the order of their names.
 
@@ -117,7 +111,7 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
                 images.append(read_image(path.read_bytes()))
                 sources.append(str(path))
             except (ImageError, OSError) as error:
-                yield InputError(str(path), str(error))
+                yield InputError(source=str(path), error=str(error))
             if len(images) == batch_size:
                 yield ImageBatch(np.stack(images), sources, [0] * len(images))
                 images, sources = [], []
@@ -128,7 +122,7 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
                     raise DataError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {array.dtype} {array.shape}")
                 yield from array_batches(array, name, batch_size)
         except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            yield InputError(str(path), str(error))
+            yield InputError(source=str(path), error=str(error))
     if images:
         yield ImageBatch(np.stack(images), sources, [0] * len(images))
 
@@ -149,6 +143,8 @@ class BatchResult(NamedTuple):
     error_count: int
     label_counts: list[int]
     mean_confidence: float | None
+    drift: DriftReport | None
+    """None where no image was read or the model has no reference."""
 
 
 MAX_LISTED_ERRORS = 100
@@ -158,6 +154,8 @@ def predict_to_parquet(
     predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: Path, error_table: Path
 ) -> BatchResult:
     """Predict in constant memory into two Parquet files, which appear whole or not at all."""
+    reference = predictor.manifest.drift_reference
+    monitor = DriftMonitor(reference) if reference else None
     counts, total_confidence, error_count = np.zeros(CLASSES, np.int64), 0.0, 0
     listed: list[InputError] = []
     with ExitStack() as stack:
@@ -173,12 +171,30 @@ def predict_to_parquet(
                 continue
             probabilities = predictor.predict(batch.images)
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
+            if monitor:
+                monitor.add(batch.images, probabilities)
             counts += np.bincount(labels, minlength=CLASSES)
             total_confidence += float(confidences.sum(dtype=np.float64))
             columns = [batch.sources, batch.indices, labels, confidences, [predictor.version] * len(labels)]
             writers[1].write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
     images = int(counts.sum())
-    return BatchResult(images, listed, error_count, counts.tolist(), total_confidence / images if images else None)
+    return BatchResult(
+        images=images,
+        errors=listed,
+        error_count=error_count,
+        label_counts=counts.tolist(),
+        mean_confidence=total_confidence / images if images else None,
+        drift=monitor.report() if monitor and images else None,
+    )
+
+
+def inputs_fingerprint(paths: Sequence[Path]) -> str:
+    """SHA-256 (hex) of names, sizes and times of change: tells without reading whether the digest may be another."""
+    sha = hashlib.sha256()
+    for path in _expand(paths):
+        stat = path.stat()
+        sha.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return sha.hexdigest()
 
 
 def inputs_digest(paths: Sequence[Path]) -> str:
@@ -193,6 +209,11 @@ def inputs_digest(paths: Sequence[Path]) -> str:
         except OSError as error:  # read_batches reports it
             sha.update(f"unreadable: {error.strerror}".encode())
     return sha.hexdigest()
+
+
+def is_empty(paths: Sequence[Path]) -> bool:
+    """Whether `read_batches` would find nothing to read."""
+    return next(_expand(paths), None) is None
 
 
 def _expand(paths: Sequence[Path]) -> Iterator[Path]:

@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 
 from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.evaluation import Mistake
-from mnist_pipeline.ml.records import EpochMetrics, LabelledImages, Prediction, SplitEvaluation
+from mnist_pipeline.ml.records import (
+    DriftReference,
+    DriftReport,
+    EpochMetrics,
+    LabelledImages,
+    Prediction,
+    SplitEvaluation,
+)
 from mnist_pipeline.ml.settings import CLASSES
 
 DPI = 80
@@ -104,6 +111,25 @@ def label_counts(counts: Sequence[int]) -> bytes:
     axes.bar_label(axes.bar(range(CLASSES), counts))
     axes.set(xlabel="predicted label", ylabel="images", xticks=range(CLASSES))
     axes.margins(y=0.15)
+    return _png(figure)
+
+
+def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
+    """The share of each bin, validation split beside batch; the title says where they differ."""
+    figure = Figure(figsize=(11, 5), dpi=DPI, layout="constrained")
+    for axes, finding in zip(figure.subplots(2, 3).ravel(), report.findings, strict=True):
+        expected = np.array(reference.histograms[finding.statistic].counts)
+        bins = np.arange(len(expected))
+        axes.bar(bins, expected / expected.sum(), width=0.9, color="lightgray", label="validation split")
+        axes.step(bins, np.array(finding.counts) / report.images, where="mid", color="tab:blue", label="this batch")
+        verdict = "drifted" if finding.drifted else "alike"
+        axes.set_title(
+            f"{finding.statistic}: {verdict} (PSI {finding.population_stability_index:.2f})",
+            color="tab:red" if finding.drifted else "black",
+            fontsize=10,
+        )
+        axes.set(xlabel="label" if finding.statistic == "predicted_label" else "bin, low to high", ylabel="share")
+    figure.axes[0].legend(fontsize=8)
     return _png(figure)
 
 

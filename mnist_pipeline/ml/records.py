@@ -70,6 +70,42 @@ class EpochMetrics(Record):
     images_per_second: float = Field(description="Training images a second, validation left out.")
 
 
+class Histogram(Record):
+    """How many values fall between the edges, below the first and above the last included."""
+
+    edges: list[float]
+    counts: list[int] = Field(description="One more than edges; a value on an edge counts above it.")
+
+
+class DriftReference(Record):
+    """What a model saw and said on its validation split, for comparison with what it is asked later."""
+
+    images: int
+    histograms: dict[str, Histogram] = Field(description="By the name of the statistic; see `ml.drift.statistics`.")
+
+
+class DriftFinding(Record):
+    """One statistic of a batch beside the validation split's."""
+
+    statistic: str
+    population_stability_index: float = Field(description="0: alike; above 0.25 by convention a major shift.")
+    p_value: float = Field(description="0..1, chi-squared test that both come from one distribution.")
+    drifted: bool
+    counts: list[int] = Field(description="Of the batch, in the reference's bins.")
+
+
+class DriftReport(Record):
+    """A batch of predictions compared with the validation split of the model that made them."""
+
+    images: int
+    findings: list[DriftFinding]
+
+    @property
+    def drifted(self) -> list[str]:
+        """The statistics that shifted."""
+        return [finding.statistic for finding in self.findings if finding.drifted]
+
+
 class ModelManifest(Record):
     """Everything about a model version but its weights; it can rebuild the network by itself."""
 
@@ -84,6 +120,7 @@ class ModelManifest(Record):
     code_version: str
     run_id: str = Field(description="The Dagster run that trained it.")
     created_at: datetime = Field(description="UTC.")
+    drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
 
     @property
     def best(self) -> EpochMetrics:
@@ -167,6 +204,13 @@ class DigitPredictions(Record):
     predictions: list[Prediction]
 
 
+class InputError(Record):
+    """An input that could not be read."""
+
+    source: str
+    error: str
+
+
 class BatchPredictions(Record):
     """Where a table of predictions is and what it holds."""
 
@@ -179,3 +223,5 @@ class BatchPredictions(Record):
     errors: int
     label_counts: list[int] = Field(min_length=CLASSES, max_length=CLASSES)
     mean_confidence: float | None = Field(description="None when no image could be read.")
+    unreadable: list[InputError] = Field([], description="The first hundred; the errors table has all.")
+    drift: DriftReport | None = Field(None, description="None where no image or no reference was there to compare.")

@@ -24,6 +24,12 @@ DEFAULT_STEP_GAMMA = 0.1
 DEFAULT_ACCURACY_THRESHOLD = 0.95
 DEFAULT_MAX_REGRESSION = 0.0
 
+DRIFT_PSI = 0.25
+"""Population stability index from which a shift counts as major: the convention of credit scoring, Siddiqi 2006,
+Credit Risk Scorecards (below 0.1: none; 0.1 to 0.25: some)."""
+DRIFT_P_VALUE = 0.001
+"""Small batches differ by chance: a shift must also be this unlikely under the validation distribution."""
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, and a misspelt name is an error."""
@@ -185,7 +191,7 @@ class BatchPredictionSettings(Settings):
     input_paths: list[str] = Field(
         [],
         description="Image files (PNG, JPEG, WebP, BMP, GIF, TIFF, IDX, npy, npz) and folders of them; "
-        "with none given, the test images.",
+        "with none given, the folder PREDICTION_INPUT, or else the test images.",
     )
     batch_size: int = Field(1024, ge=1, le=65536, description="Images in memory at a time.")
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 import dagster as dg
 from pydantic import ValidationError
 
-from mnist_pipeline.ml.records import Decision, EpochMetrics, ModelManifest, Normalization
+from mnist_pipeline.ml.records import Decision, DriftReference, EpochMetrics, ModelManifest, Normalization
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import (
     CorruptModel,
@@ -76,6 +76,7 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         data_version: str,
         code_version: str,
         run_id: str,
+        drift_reference: DriftReference | None = None,
     ) -> ModelManifest:
         """Store a new version. A kill on the way leaves no version behind."""
         while True:
@@ -92,6 +93,7 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
                 code_version=code_version,
                 run_id=run_id,
                 created_at=created_at,
+                drift_reference=drift_reference,
             )
             try:  # creating the weights claims the name
                 self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)

@@ -1,0 +1,112 @@
+"""Automation conditions that look at data, not at clocks and not at who ran.
+
+`AutomationCondition.eager()` runs an asset whenever something above it ran, also when nothing changed. Here an asset
+runs when what it would be built from differs from what it was built from.
+"""
+
+import json
+from typing import Any
+
+import dagster as dg
+from dagster import AutomationCondition as AC
+
+DATA_VERSION_TAG = "dagster/data_version"
+CODE_VERSION_TAG = "dagster/code_version"
+INPUT_DATA_VERSION_TAG = "dagster/input_data_version"
+
+
+class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
+    """True while the asset would be built from something else than it was built from, and that was not tried yet.
+
+    What it would be built from is its code version and the data version of each dependency, those in `ignoring` left
+    out. Compared are states, not events, so a change is never missed: not while the asset runs, not between two
+    evaluations, not while the daemon is down. What was tried is remembered from one evaluation to the next, so a run
+    that failed, or that yielded nothing, is not repeated until something changes.
+
+    Custom conditions are evaluated by the code server: the sensor needs `use_user_code_server=True`.
+    """
+
+    def __init__(self, ignoring: frozenset[dg.AssetKey] = frozenset()) -> None:
+        self.ignoring = ignoring
+
+    @property
+    def name(self) -> str:
+        return "data_or_code_changed"
+
+    @property
+    def description(self) -> str:
+        return "The code version, or the data version of a dependency, is not what the asset was built from"
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
+        """The candidates if the asset is out of date, else the empty subset."""
+        current = self._current(context)
+        memory = json.loads(context.cursor) if context.cursor else {"seen": None, "tried": None}
+        requested = context.get_previous_requested_subset(context.key)
+        tried = memory["seen"] if requested and not requested.is_empty else memory["tried"]
+        changed = current not in (self._built(context), tried)
+        return dg.AutomationResult(
+            context,
+            context.candidate_subset if changed else context.get_empty_subset(),
+            cursor=json.dumps({"seen": current, "tried": tried}),
+        )
+
+    def _current(self, context: dg.AutomationContext) -> dict[str, Any]:
+        """What the asset would be built from."""
+        instance, graph = context.asset_graph_view.instance, context.asset_graph
+        versions: dict[str, str | None] = {}
+        for key in sorted(graph.get(context.key).parent_keys - self.ignoring):
+            record = instance.get_latest_data_version_record(key, is_source=not graph.get(key).is_materializable)
+            versions[key.to_user_string()] = _tags(record).get(DATA_VERSION_TAG)
+        return {"code": graph.get(context.key).code_version, "data": versions}
+
+    def _built(self, context: dg.AutomationContext) -> dict[str, Any] | None:
+        """What the asset was built from; None if it is missing."""
+        record = context.asset_graph_view.instance.get_latest_data_version_record(context.key, is_source=False)
+        if record is None:
+            return None
+        tags = _tags(record)
+        keys = sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
+        names = [key.to_user_string() for key in keys]
+        return {
+            "code": tags.get(CODE_VERSION_TAG),
+            "data": {name: tags.get(f"{INPUT_DATA_VERSION_TAG}/{name}") for name in names},
+        }
+
+
+def _tags(record: Any) -> dict[str, str]:
+    return (record.event_log_entry.tags or {}) if record else {}
+
+
+def idle() -> AC:
+    """Neither the asset nor a dependency is running or about to run, and none is missing."""
+    return (
+        ~AC.in_progress()
+        & ~AC.any_deps_missing()
+        & ~AC.any_deps_in_progress()
+        & ~AC.any_deps_match(AC.will_be_requested()).with_label("a dependency is about to run")
+    )
+
+
+def when_data_changed(*, ignoring: frozenset[dg.AssetKey] = frozenset()) -> AC:
+    """Run when missing, when the own code changed, or when the data version of a dependency really changed.
+
+    Not when a dependency merely ran or was observed again, not before the dependencies are done, and not again after
+    a failure until something changes. A change that comes while the asset runs sets off one more run afterwards.
+    """
+    return (idle() & DataOrCodeChanged(ignoring)).with_label("data or code changed")
+
+
+def on_cron_if_changed(cron: str, timezone: str) -> AC:
+    """`when_data_changed`, but at ticks of `cron` only, and only if something had changed by then.
+
+    A missing asset does not wait for a tick.
+    """
+    ticked = AC.cron_tick_passed(cron, timezone) & DataOrCodeChanged()
+    due = ticked.since(AC.newly_requested()).with_label("changed at the last tick")
+    return (idle() & (AC.missing() | due) & DataOrCodeChanged()).with_label("due, and data or code changed")
+
+
+def on_cron_or_when_data_changed(cron: str, timezone: str, *, ignoring: frozenset[dg.AssetKey] = frozenset()) -> AC:
+    """`when_data_changed`, and besides at every tick of `cron`."""
+    ticked = AC.cron_tick_passed(cron, timezone).since(AC.newly_requested()).with_label("a tick has passed")
+    return (idle() & (ticked | DataOrCodeChanged(ignoring))).with_label("due, or data or code changed")
