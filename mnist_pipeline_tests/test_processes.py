@@ -107,6 +107,38 @@ def test_a_killed_training_step_is_retried_and_continues(variables):
     assert "images predicted: 200" in summary.stdout
 
 
+def test_trainings_take_turns_and_nothing_else_waits_for_them(variables):
+    instance = dg.DagsterInstance.from_config(variables["DAGSTER_HOME"])
+    Pipeline(Environment.read(variables), instance).run()
+
+    def training(seed: int) -> subprocess.Popen[str]:
+        config = {**TINY, "epochs": 10, "early_stopping_patience": None, "seed": seed}
+        return launch(variables, "training_job", {"digit_classifier": {"config": config}})
+
+    trainings = [training(seed) for seed in (1, 2)]
+    seen = len(records(variables, "observations", "digit_classifier"))
+    deadline = time.monotonic() + 120
+    while len(records(variables, "observations", "digit_classifier")) == seen and time.monotonic() < deadline:
+        time.sleep(0.1)
+    predictions = launch(variables, "inference_job", {})
+    for process in (predictions, *trainings):
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output[-3000:]
+
+    def interval(run: dg.DagsterRun, step: str) -> tuple[float, float]:
+        kinds = {dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_SUCCESS}
+        entries = instance.all_logs(run.run_id, of_type=kinds)
+        first, last = (entry.timestamp for entry in entries if entry.step_key == step)
+        return first, last
+
+    runs = instance.get_runs()
+    first, second = sorted(interval(run, "digit_classifier") for run in runs if run.job_name == "training_job")
+    assert first[1] <= second[0]
+    [inference] = [run for run in runs if run.job_name == "inference_job"]
+    assert interval(inference, "batch_digit_predictions")[1] < second[1]
+    instance.dispose()
+
+
 def test_a_setting_out_of_range_stops_the_run_before_any_work(variables):
     run = launch(variables, "full_pipeline_job", {"digit_classifier": {"config": {"learning_rate": 0.0}}})
     output, _ = run.communicate(timeout=120)

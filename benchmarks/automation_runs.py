@@ -1,0 +1,63 @@
+"""How much automation launches: the project's conditions beside Dagster's `eager()`, in the same scenario.
+
+Real daemon, real code server, small real digits. About 15 minutes:
+
+    .venv/bin/python -m benchmarks.automation_runs
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mnist_pipeline_tests.live import Count
+from mnist_pipeline_tests.scenario import Scenario
+
+MODULES = {"this project": "mnist_pipeline.definitions", "eager()": "benchmarks.eager_definitions"}
+
+
+def broken_training(scenario: Scenario) -> Count:
+    scenario.checkpoints.rename(scenario.checkpoints.with_name("elsewhere"))
+    scenario.checkpoints.write_text("a file where a folder should be")
+    scenario.labelled_digits(20)
+    return scenario.rest()
+
+
+def good_change(scenario: Scenario) -> Count:
+    scenario.checkpoints.unlink(missing_ok=True)
+    scenario.labelled_digits(40)
+    return scenario.rest()
+
+
+EVENTS: dict[str, Callable[[Scenario], Count]] = {
+    "first build of six assets": Scenario.first_build,
+    "raw data verified again, unchanged": Scenario.raw_data_again,
+    "labelled digits, training broken": broken_training,
+    "training mended, more labelled digits": good_change,
+}
+
+
+def main() -> None:
+    table: dict[str, dict[str, Count]] = {event: {} for event in EVENTS}
+    for name, module in MODULES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            scenario = Scenario(Path(folder), module)
+            before = Count(0, 0)
+            try:
+                for event, happen in EVENTS.items():
+                    now = happen(scenario)
+                    table[event][name] = Count(now.runs - before.runs, now.steps - before.steps)
+                    before = now
+                    print(f"{name}: {event}: {table[event][name]}", file=sys.stderr, flush=True)
+            finally:
+                scenario.deployment.stop()
+    print("| event | " + " | ".join(f"{name}: runs, steps" for name in MODULES) + " |")
+    print("|---" * (len(MODULES) + 1) + "|")
+    for event, counts in table.items():
+        print(f"| {event} | " + " | ".join(f"{counts[name].runs}, {counts[name].steps}" for name in MODULES) + " |")
+    sums = [[sum(counts[name][i] for counts in table.values()) for i in (0, 1)] for name in MODULES]
+    print("| together | " + " | ".join(f"{runs}, {steps}" for runs, steps in sums) + " |")
+
+
+if __name__ == "__main__":
+    main()

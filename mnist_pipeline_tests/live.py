@@ -1,0 +1,164 @@
+"""A deployment as it runs in production: code server and daemon as processes of their own, on an empty DAGSTER_HOME."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+PROJECT = Path(__file__).parents[1]
+TICK_SECONDS = 2
+OWN_VARIABLES = ("SLACK_", "S3_", "MODEL_", "MNIST_", "DAGSTER_", "AUTOMATION", "STORAGE_", "PREDICTION")
+
+
+class Count(NamedTuple):
+    """What was launched so far."""
+
+    runs: int
+    steps: int
+
+
+class Deployment:
+    """Starts, kills and stops the processes, and looks at what they did, through the instance only."""
+
+    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: str) -> None:
+        self.folder, self.module = folder, module
+        home = folder / "dagster_home"
+        home.mkdir(parents=True)
+        settings = (PROJECT / "dagster.yaml").read_text()
+        # The same settings, at the speed of a test.
+        for name in ("poll_interval_seconds", "free_slots_after_run_end_seconds"):
+            assert f"{name}: 30" in settings
+            settings = settings.replace(f"{name}: 30", f"{name}: 2")
+        (home / "dagster.yaml").write_text(settings)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
+        self.variables = kept | {
+            "DAGSTER_HOME": str(home),
+            "STORAGE_ROOT": str(folder / "storage"),
+            "AUTOMATION_SECONDS": str(TICK_SECONDS),
+            "MODEL_RETRAIN": "eager",
+            "PYTHONPATH": str(PROJECT),
+            "PYTHONWARNINGS": "ignore",
+            **variables,
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        workspace = self.folder / "workspace.yaml"
+        workspace.write_text(
+            f"load_from:\n  - grpc_server: {{host: 127.0.0.1, port: {port}, location_name: mnist_pipeline}}\n"
+        )
+        server = ["-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-m", self.module]
+        self.processes = [self._spawn("code_server", server)]
+        self.wait_for(lambda: _listens(port), "the code server to listen", 60)
+        self.processes.append(self._spawn("daemon", ["-m", "dagster._daemon", "run", "-w", str(workspace)]))
+
+    def kill(self) -> None:
+        """SIGKILL for both, and for the runs and steps that they started: as a crash of the machine does."""
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.processes = []
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        self.processes = []
+
+    def is_alive(self) -> bool:
+        return all(process.poll() is None for process in self.processes)
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        with dg.DagsterInstance.from_config(self.variables["DAGSTER_HOME"]) as instance:
+            yield instance
+
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+        """The first true value of `condition`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := condition():
+                return value
+            if not self.is_alive():
+                break
+            time.sleep(0.2)
+        raise AssertionError(f"waited in vain for {what}:\n{self.log()}")
+
+    def settle(self, seconds: float = 6 * TICK_SECONDS, within: float = 240) -> None:
+        """Until nothing runs and nothing was launched for several evaluations."""
+        quiet_since, last = time.monotonic(), self.count()
+
+        def quiet() -> bool:
+            nonlocal quiet_since, last
+            now = self.count()
+            if now != last or self.running():
+                quiet_since, last = time.monotonic(), now
+            return time.monotonic() - quiet_since > seconds
+
+        self.wait_for(quiet, "things to come to rest", within)
+
+    def count(self) -> Count:
+        with self.instance() as instance:
+            runs = instance.get_runs()
+            steps = sum(len(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)) for run in runs)
+        return Count(len(runs), steps)
+
+    def running(self) -> list[dg.DagsterRun]:
+        with self.instance() as instance:
+            return [run for run in instance.get_runs() if not run.is_finished]
+
+    def built(self, asset: str) -> list[dict[str, Any]]:
+        """The metadata of all materializations, oldest first, with their time and data version."""
+        with self.instance() as instance:
+            records = instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        return [
+            {name: value.value for name, value in event.metadata.items()}
+            | {"timestamp": record.timestamp, "data_version": (event.tags or {})["dagster/data_version"]}
+            for record in records
+            if (event := record.asset_materialization)
+        ]
+
+    def launch(self, asset: str) -> None:
+        """Materialize one asset by hand, as a user does on the command line."""
+        shutil.copy(PROJECT / "pyproject.toml", self.folder)  # by which dg finds the project
+        command = [str(Path(sys.executable).with_name("dg")), "launch", "--assets", asset]
+        variables = self.variables | {"VIRTUAL_ENV": sys.prefix}
+        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+
+    def log(self) -> str:
+        return "\n".join(f"{path.name}:\n{path.read_text()[-4000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=self.variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,72 @@
+"""What happens to a deployment in the live test, step by step; also measured with other conditions in `benchmarks`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mnist_pipeline.ml.records import Dataset
+from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline_tests.conftest import embedded_digits, take, write_idx
+from mnist_pipeline_tests.live import TICK_SECONDS, Count, Deployment
+
+CHAIN = [
+    "raw_mnist_data",
+    "processed_mnist_data",
+    "digit_classifier",
+    "model_evaluation",
+    "production_digit_classifier",
+    "batch_digit_predictions",
+]
+PER_CLASS = 80
+"""Training images in the beginning; those after them come as labelled digits."""
+
+
+class Scenario:
+    """The deployment and its folders; each method is something that happens."""
+
+    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: str) -> None:
+        self.raw = folder / "raw"
+        self.raw.mkdir(parents=True)
+        full = embedded_digits()
+        write_idx(self.raw, Dataset(take(full.train, PER_CLASS), take(full.test, 100), "live", is_sample=True))
+        self.deployment = Deployment(
+            folder / "deployment", module, MNIST_SOURCE="directory", MNIST_DIR=str(self.raw), **variables
+        )
+        storage = Path(self.deployment.variables["STORAGE_ROOT"])
+        self.labelled, self.checkpoints = storage / "labelled", storage / "checkpoints"
+        self.store = LocalModelStoreResource(base_path=str(storage / "models"))
+        self.dropped = PER_CLASS
+
+    def first_build(self) -> Count:
+        """Nothing is there yet, and nobody clicks."""
+        self.deployment.start()
+        self.deployment.wait_for(lambda: self.deployment.built(CHAIN[-1]), "the first predictions", 300)
+        return self.rest()
+
+    def raw_data_again(self) -> Count:
+        """Raw data is verified again, and found unchanged."""
+        self.deployment.launch("raw_mnist_data")
+        return self.rest()
+
+    def labelled_digits(self, per_class: int) -> None:
+        """People drop labelled digits into the folder."""
+        train = embedded_digits().train
+        for label in range(10):
+            (self.labelled / str(label)).mkdir(parents=True, exist_ok=True)
+            positions = np.flatnonzero(train.labels == label)[self.dropped : self.dropped + per_class]
+            for position in positions:
+                Image.fromarray(train.images[position]).save(self.labelled / str(label) / f"{position}.png")
+        self.dropped += per_class
+
+    def wait_for_more(self, asset: str, than: int) -> list[dict[str, Any]]:
+        """All materializations of an asset, once there are more."""
+        return self.deployment.wait_for(
+            lambda: len(found := self.deployment.built(asset)) > than and found, f"another {asset}", 300
+        )
+
+    def rest(self) -> Count:
+        """What was launched so far, once nothing more is, for several evaluations."""
+        self.deployment.settle(6 * TICK_SECONDS)
+        return self.deployment.count()
