@@ -60,13 +60,6 @@ def conditions(
     }
 
 
-RUN_TAGS = {
-    # A run whose process died is started again from where it was; a step that failed has had its own retries.
-    "dagster/max_retries": "3",
-    "dagster/retry_on_asset_or_op_failure": "false",
-}
-
-
 def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditionSensorDefinition:
     """Evaluates the conditions of all assets and starts what they ask for."""
     return dg.AutomationConditionSensorDefinition(
@@ -75,7 +68,6 @@ def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditi
         default_status=_status(running),
         minimum_interval_seconds=every_seconds,
         use_user_code_server=True,  # for the condition that is ours
-        run_tags=RUN_TAGS,
         description="Starts what the automation conditions ask for. AUTOMATION=off leaves it stopped.",
     )
 
