@@ -8,12 +8,22 @@ Real daemon, real code server, small real digits. About 15 minutes:
 import sys
 import tempfile
 from collections.abc import Callable
+from operator import sub
 from pathlib import Path
 
 from mnist_pipeline_tests.live import Count
 from mnist_pipeline_tests.scenario import Scenario
 
 MODULES = {"this project": "mnist_pipeline.definitions", "eager()": "benchmarks.eager_definitions"}
+
+
+def first_build(scenario: Scenario) -> Count:
+    """Where nothing begins by itself (`eager()` does not build what was missing from the start), by hand."""
+    scenario.deployment.start()
+    if scenario.rest().runs == 0:
+        print("nothing was launched: raw data is made by hand", file=sys.stderr)
+        scenario.deployment.launch("raw_mnist_data")
+    return scenario.rest()
 
 
 def broken_training(scenario: Scenario) -> Count:
@@ -30,7 +40,7 @@ def good_change(scenario: Scenario) -> Count:
 
 
 EVENTS: dict[str, Callable[[Scenario], Count]] = {
-    "first build of six assets": Scenario.first_build,
+    "first build of six assets": first_build,
     "raw data verified again, unchanged": Scenario.raw_data_again,
     "labelled digits, training broken": broken_training,
     "training mended, more labelled digits": good_change,
@@ -42,21 +52,22 @@ def main() -> None:
     for name, module in MODULES.items():
         with tempfile.TemporaryDirectory() as folder:
             scenario = Scenario(Path(folder), module)
-            before = Count(0, 0)
+            before = Count(0, 0, 0)
             try:
                 for event, happen in EVENTS.items():
                     now = happen(scenario)
-                    table[event][name] = Count(now.runs - before.runs, now.steps - before.steps)
+                    table[event][name] = Count(*map(sub, now, before))
                     before = now
                     print(f"{name}: {event}: {table[event][name]}", file=sys.stderr, flush=True)
             finally:
                 scenario.deployment.stop()
-    print("| event | " + " | ".join(f"{name}: runs, steps" for name in MODULES) + " |")
+    print("| runs, steps, trainings | " + " | ".join(MODULES) + " |")
     print("|---" * (len(MODULES) + 1) + "|")
+    table["together"] = {
+        name: Count(*map(sum, zip(*(row[name] for row in table.values()), strict=True))) for name in MODULES
+    }
     for event, counts in table.items():
-        print(f"| {event} | " + " | ".join(f"{counts[name].runs}, {counts[name].steps}" for name in MODULES) + " |")
-    sums = [[sum(counts[name][i] for counts in table.values()) for i in (0, 1)] for name in MODULES]
-    print("| together | " + " | ".join(f"{runs}, {steps}" for runs, steps in sums) + " |")
+        print(f"| {event} | " + " | ".join(", ".join(map(str, counts[name])) for name in MODULES) + " |")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class Count(NamedTuple):
 
     runs: int
     steps: int
+    """Of assets and of checks; a step that is tried again counts once."""
+    trainings: int
 
 
 class Deployment:
@@ -117,8 +119,9 @@ class Deployment:
     def count(self) -> Count:
         with self.instance() as instance:
             runs = instance.get_runs()
-            steps = sum(len(instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)) for run in runs)
-        return Count(len(runs), steps)
+            started = [instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START) for run in runs]
+        steps = [entry.step_key for entries in started for entry in entries]
+        return Count(len(runs), len(steps), steps.count("digit_classifier"))
 
     def running(self) -> list[dg.DagsterRun]:
         with self.instance() as instance:

@@ -6,11 +6,10 @@ from itertools import pairwise
 import dagster as dg
 import pytest
 
+from mnist_pipeline.definitions import defs
 from mnist_pipeline_tests.live import Count
 from mnist_pipeline_tests.scenario import CHAIN, Scenario
 from mnist_pipeline_tests.slack_stub import TOKEN, slack_stub
-
-STEPS_BUT_CHECKS = len(CHAIN)
 
 
 @pytest.fixture
@@ -36,14 +35,23 @@ def test_a_deployment_that_lives(scenario, stub):
     deployment = scenario.deployment
 
     # Everything is built once, in order, and then there is quiet.
-    assert scenario.first_build() == Count(runs=6, steps=11)
+    assert scenario.first_build() == Count(runs=6, steps=12, trainings=1)
     assert versions(scenario) == dict.fromkeys(CHAIN, 1)
     built = [deployment.built(asset)[0]["timestamp"] for asset in CHAIN]
     assert all(earlier < later for earlier, later in pairwise(built))
     assert [text.split()[0] for text in stub.texts] == [":rocket:"]
+    with deployment.instance() as instance:
+        checked = {
+            entry.asset_check_evaluation.asset_check_key
+            for run in instance.get_runs()
+            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+            if entry.asset_check_evaluation
+        }
+    on_request = dg.AssetKey("digit_predictions")
+    assert checked == {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key != on_request}
 
     # The same raw data again is nobody's business: one run, by hand, with its check.
-    assert scenario.raw_data_again() == Count(runs=7, steps=13)
+    assert scenario.raw_data_again() == Count(runs=7, steps=14, trainings=1)
     assert versions(scenario) == dict.fromkeys(CHAIN, 1) | {"raw_mnist_data": 2}
 
     # Training breaks when labelled digits come: one message, and the daemon lives on.
@@ -51,7 +59,7 @@ def test_a_deployment_that_lives(scenario, stub):
     scenario.checkpoints.write_text("a file where a folder should be")
     scenario.labelled_digits(20)
     deployment.wait_for(lambda: len(stub.messages) > 1, "the message about the broken step", 180)
-    assert scenario.rest() == Count(runs=9, steps=16)
+    assert scenario.rest() == Count(runs=9, steps=17, trainings=2)
     assert len(stub.messages) == 2
     first, *rest = stub.texts[1].splitlines()
     assert first.startswith(":red_circle: *digit_classifier* failed after ")
