@@ -26,7 +26,7 @@ dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
 
 .PHONY: test
 test: install ## Run the tests (MNIST_DIR=folder adds those that need all 70,000 images)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: lint
 lint: install ## Check style and types

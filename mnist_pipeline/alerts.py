@@ -1,12 +1,13 @@
 """Messages to Slack: failed runs, decisions of the gate, predictions that look unlike the training data.
 
 One sensor reads the event log from where it stopped. Its cursor moves only past what Slack has taken, so a message
-that could not be sent is sent later, and the tick says why it was not.
+that could not be sent is sent later, and the tick says why it was not. A message can come twice where a tick was killed
+between Slack's answer and the end of the tick.
 """
 
 import html
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
@@ -19,8 +20,14 @@ from mnist_pipeline.assets.predictions import batch_digit_predictions
 from mnist_pipeline.ml.records import Decision
 
 POST_TIMEOUT_SECONDS = 10
+TICK_SECONDS = 20
+"""After so long no further message is begun: Dagster gives a tick 60 s."""
+
 MESSAGES_PER_TICK = 5
-"""With the timeout, well below the 60 s that Dagster gives a tick."""
+REMEMBERED_DECISIONS = 20
+DAGSTERS_WRAPPERS = {"DagsterExecutionStepExecutionError", "RetryRequested", "RetryRequestedFromPolicy"}
+UNSET = "unset"
+"""Dagster keeps the old cursor when it is given an empty one."""
 
 MAX_ERROR_LENGTH = 500
 DEFAULT_RETRY_AFTER_SECONDS = 30
@@ -33,7 +40,7 @@ class Slack(NamedTuple):
     channel: str | None
     kinds: frozenset[str]
     """Of failures, promotions, refusals, drift."""
-    api_url: str = "https://slack.com/api/"
+    api_url: str
     webserver_url: str | None = None
 
     def missing(self) -> list[str]:
@@ -46,7 +53,9 @@ class Slack(NamedTuple):
         from slack_sdk import WebClient
 
         assert self.token and self.channel
-        client = WebClient(self.token.get_secret_value(), base_url=self.api_url, timeout=POST_TIMEOUT_SECONDS)
+        client = WebClient(
+            self.token.get_secret_value(), base_url=self.api_url, timeout=POST_TIMEOUT_SECONDS, retry_handlers=[]
+        )
         client.chat_postMessage(channel=self.channel, text=text, unfurl_links=False)
 
 
@@ -56,7 +65,8 @@ class Position(BaseModel):
     failures: int = 0
     decisions: int = 0
     batches: int = 0
-    last_decision: str = ""
+    told_decisions: list[str] = []
+    told_batch: str = ""
     not_before: float = 0
 
 
@@ -79,8 +89,8 @@ def slack_sensor(slack: Slack, every_seconds: int) -> dg.SensorDefinition:
     def slack_alerts(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         if missing := slack.missing():
             reason = f"no message was sent, because {' and '.join(missing)} is not set"
-            return dg.SensorResult(skip_reason=reason, cursor="")
-        if not context.cursor:
+            return dg.SensorResult(skip_reason=reason, cursor=UNSET)
+        if context.cursor in (None, UNSET):
             start = _end_of_log(context.instance)
             return dg.SensorResult(skip_reason="messages are sent from now on", cursor=start.model_dump_json())
         return _deliver(slack, context.instance, Position.model_validate_json(context.cursor))
@@ -95,7 +105,7 @@ def _deliver(slack: Slack, instance: dg.DagsterInstance, start: Position) -> dg.
 
     if (wait := start.not_before - time.time()) > 0:
         return dg.SensorResult(skip_reason=f"Slack asked to wait, {wait:.0f} s more", cursor=start.model_dump_json())
-    position, sent, reason = start, 0, None
+    position, sent, reason, began = start, 0, None, time.monotonic()
     for message in _messages(slack, instance, start):
         if message.text is not None:
             try:
@@ -112,30 +122,49 @@ def _deliver(slack: Slack, instance: dg.DagsterInstance, start: Position) -> dg.
                 break
             sent += 1
         position = message.after
-        if sent == MESSAGES_PER_TICK:
+        if sent == MESSAGES_PER_TICK or time.monotonic() - began > TICK_SECONDS:
             break
     reason = reason or (f"sent {sent} messages" if sent else "nothing to send")
     return dg.SensorResult(skip_reason=reason, cursor=position.model_dump_json())
 
 
 def _messages(slack: Slack, instance: dg.DagsterInstance, start: Position) -> Iterator[Message]:
-    position = start
+    position, url = start, slack.webserver_url
     for record in _failures(instance, start.failures):
         position = position.model_copy(update={"failures": record.storage_id})
-        wanted = "failures" in slack.kinds
-        yield Message(failure_text(instance, record.run_id, slack.webserver_url) if wanted else None, position)
+        text = (
+            _described(record, lambda r: failure_text(instance, r.run_id, url)) if "failures" in slack.kinds else None
+        )
+        yield Message(text, position)
     for record in _decisions(instance, start.decisions):
         position = position.model_copy(update={"decisions": record.storage_id})
-        decision = Decision.model_validate(_values(record.asset_observation))
+        decision_id = str(_values(record.asset_observation).get("id"))
         text = None
-        if decision.id > position.last_decision:  # a retried step reports its decision again
-            text = decision_text(decision, slack.kinds)
-            position = position.model_copy(update={"last_decision": decision.id})
+        if decision_id not in position.told_decisions:  # a step that was tried again reports its decision again
+            text = _described(record, lambda r: decision_text(_decision(r), slack.kinds))
+            told = [*position.told_decisions, decision_id][-REMEMBERED_DECISIONS:]
+            position = position.model_copy(update={"told_decisions": told})
         yield Message(text, position)
     for record in _batches(instance, start.batches):
         position = position.model_copy(update={"batches": record.storage_id})
-        text = drift_text(record.asset_materialization, record.run_id, slack.webserver_url)
+        table, text = str(_values(record.asset_materialization).get("predictions")), None
+        if table != position.told_batch:  # the same table is reported again each night
+            text = _described(record, lambda r: drift_text(r.asset_materialization, r.run_id, url))
+            position = position.model_copy(update={"told_batch": table})
         yield Message(text if "drift" in slack.kinds else None, position)
+
+
+def _described(record: dg.EventLogRecord, describe: Callable[[dg.EventLogRecord], str | None]) -> str | None:
+    """The text of an event; of one that is not as this code writes them, made by hand or by another version, that."""
+    try:
+        return describe(record)
+    except (KeyError, ValueError) as error:
+        problem = _first_line(f"{type(error).__name__}: {error}")
+        return f":grey_question: an event of run {record.run_id} could not be described: {problem}"
+
+
+def _decision(record: dg.EventLogRecord) -> Decision:
+    return Decision.model_validate(_values(record.asset_observation))
 
 
 def failure_text(instance: dg.DagsterInstance, run_id: str, webserver_url: str | None) -> str:
@@ -162,7 +191,7 @@ def failure_text(instance: dg.DagsterInstance, run_id: str, webserver_url: str |
         ("data", processed_mnist_data.key, "sha256"),
     ):
         if latest := instance.get_latest_materialization_event(key):
-            lines.append(f"{name}: `{_values(latest.asset_materialization)[metadata]}`")
+            lines.append(f"{name}: `{_values(latest.asset_materialization).get(metadata, 'unknown')}`")
     return "\n".join(lines)
 
 
@@ -180,9 +209,9 @@ def decision_text(decision: Decision, kinds: frozenset[str]) -> str | None:
 
 
 def drift_text(batch: dg.AssetMaterialization | None, run_id: str, webserver_url: str | None) -> str | None:
-    """What drifted; None if nothing did, or if the same table was reported before."""
+    """What drifted; None if nothing did."""
     values = _values(batch)
-    if not values.get("drifted_statistics") or values["predicted_before"]:
+    if not values.get("drifted_statistics"):
         return None
     return (
         f":warning: *predictions look unlike the training data* ({values['drifted']}): {values['images']} images "
@@ -191,12 +220,12 @@ def drift_text(batch: dg.AssetMaterialization | None, run_id: str, webserver_url
 
 
 def real_error(event: dg.DagsterEvent) -> str:
-    """The message of the innermost error of a failed step, not of Dagster's wrapper around it."""
+    """The message of the error that the step raised, not of Dagster's wrappers around it."""
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
     error = data.error
-    while error and error.cause:
+    while error and error.cls_name in DAGSTERS_WRAPPERS and error.cause:
         error = error.cause
     return error.message if error else "no message"
 

@@ -1,7 +1,5 @@
 """When things run: jobs, the condition of each asset, and the sensors that look at conditions and folders."""
 
-import json
-
 import dagster as dg
 from dagster import AutomationCondition as AC
 
@@ -21,7 +19,7 @@ Select = dg.AssetSelection.assets
 training_job = dg.define_asset_job(
     "training_job",
     Select(raw_mnist_data, processed_mnist_data, digit_classifier, model_evaluation),
-    description="Data, a new candidate, and its scores. Deploys nothing.",
+    description="Data, a new candidate, and its scores. Where automation is on, the gate decides about it next.",
 )
 deployment_job = dg.define_asset_job(
     "deployment_job",
@@ -48,13 +46,13 @@ def conditions(
 
     `retrain` is `cron`, at most once a tick of `retrain_cron`, or `eager`, as soon as the data changed.
     """
-    # The gate and the predictions read the test images too, but a new model is what sets them off.
+    # The gate and the predictions read the test images too, but a new evaluation, a new model is what sets them off.
     ignoring = frozenset({processed_mnist_data.key})
     return {
         raw_mnist_data.key: on_cron_or_when_data_changed(raw_data_cron, timezone),
         processed_mnist_data.key: when_data_changed(),
         digit_classifier.key: when_data_changed() if retrain == "eager" else on_cron_if_changed(retrain_cron, timezone),
-        model_evaluation.key: when_data_changed(ignoring=ignoring),
+        model_evaluation.key: when_data_changed(),
         production_digit_classifier.key: when_data_changed(ignoring=ignoring),
         batch_digit_predictions.key: on_cron_or_when_data_changed(predict_cron, timezone, ignoring=ignoring),
     }
@@ -88,20 +86,18 @@ def folder_sensor(source: dg.SourceAsset, resource_key: str, running: bool, ever
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         folder = getattr(context.resources, resource_key)
-        seen = json.loads(context.cursor or "{}")
+        latest = context.instance.get_latest_data_version_record(source.key, is_source=True)
         fingerprint = folder.fingerprint()  # first: what is written from here on changes it
-        if fingerprint == seen.get("fingerprint"):
+        if latest and fingerprint == context.cursor:
             return dg.SkipReason("no file changed")
         version = folder.data_version()
+        known = (latest.event_log_entry.tags or {}).get(DATA_VERSION_TAG) if latest else None
         observation = dg.AssetObservation(
             source.key,
             metadata={"location": dg.MetadataValue.path(folder.location or "none")},
             tags={DATA_VERSION_TAG: version},
         )
-        return dg.SensorResult(
-            asset_events=[] if version == seen.get("version") else [observation],
-            cursor=json.dumps({"fingerprint": fingerprint, "version": version}),
-        )
+        return dg.SensorResult(asset_events=[] if version == known else [observation], cursor=fingerprint)
 
     return watch
 

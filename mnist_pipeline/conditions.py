@@ -23,7 +23,8 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
     evaluations, not while the daemon is down. What was tried is remembered from one evaluation to the next, so a run
     that failed, or that yielded nothing, is not repeated until something changes.
 
-    Custom conditions are evaluated by the code server: the sensor needs `use_user_code_server=True`.
+    For assets without partitions. Custom conditions are evaluated by the code server: the sensor needs
+    `use_user_code_server=True`.
     """
 
     def __init__(self, ignoring: frozenset[dg.AssetKey] = frozenset()) -> None:
@@ -43,7 +44,10 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         memory = json.loads(context.cursor) if context.cursor else {"seen": None, "tried": None}
         requested = context.get_previous_requested_subset(context.key)
         tried = memory["seen"] if requested and not requested.is_empty else memory["tried"]
-        changed = current not in (self._built(context), tried)
+        up_to_date = current == self._built(context)
+        if up_to_date:
+            tried = None  # what was tried is done: if this state comes again after another one, it is new
+        changed = not up_to_date and current != tried
         return dg.AutomationResult(
             context,
             context.candidate_subset if changed else context.get_empty_subset(),
@@ -68,7 +72,8 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         keys = sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
         names = [key.to_user_string() for key in keys]
         return {
-            "code": tags.get(CODE_VERSION_TAG),
+            # For an asset without a code version Dagster records one that it made up.
+            "code": tags.get(CODE_VERSION_TAG) if context.asset_graph.get(context.key).code_version else None,
             "data": {name: tags.get(f"{INPUT_DATA_VERSION_TAG}/{name}") for name in names},
         }
 
@@ -102,7 +107,8 @@ def on_cron_if_changed(cron: str, timezone: str) -> AC:
     A missing asset does not wait for a tick.
     """
     ticked = AC.cron_tick_passed(cron, timezone) & DataOrCodeChanged()
-    due = ticked.since(AC.newly_requested()).with_label("changed at the last tick")
+    settled = AC.newly_requested() | ~DataOrCodeChanged()  # by this condition, or by hand
+    due = ticked.since(settled).with_label("changed at the last tick")
     return (idle() & (AC.missing() | due) & DataOrCodeChanged()).with_label("due, and data or code changed")
 
 

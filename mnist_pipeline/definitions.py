@@ -92,7 +92,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
             "labelled_digits_dir": LabelledDigitsResource(
                 location=environment.place("labelled_dir", "labelled"), endpoint_url=endpoint_url
             ),
-            "prediction_input_dir": PredictionInputResource(location=environment.prediction_input),
+            "prediction_input_dir": PredictionInputResource(location=environment.input_folder()),
             "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
             "predictions_dir": PredictionsResource(
                 location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url

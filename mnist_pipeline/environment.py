@@ -13,6 +13,11 @@ ALERTS = ("failures", "promotions", "refusals", "drift")
 """The kinds of messages to Slack."""
 
 
+def absolute(path: str) -> str:
+    """`~` stands for the home folder; a relative path begins at the folder of the command."""
+    return str(Path(path).expanduser().absolute())
+
+
 class EnvironmentInvalid(ValueError):
     """A variable has a value that it cannot have."""
 
@@ -40,7 +45,7 @@ class Environment(BaseModel):
     prediction_input: str | None = Field(None, description="Folder of images for the batch predictions.")
 
     automation: Literal["on", "off"] = "on"
-    automation_seconds: int = Field(15, ge=1, le=3600, description="Between two looks at conditions, folders, alerts.")
+    automation_seconds: int = Field(15, ge=5, le=3600, description="Between two looks at conditions, folders, alerts.")
     model_retrain: Literal["cron", "eager"] = "cron"
     retrain_cron: str = "0 3 * * 0"
     raw_data_cron: str = "0 2 * * *"
@@ -120,10 +125,14 @@ class Environment(BaseModel):
         """The kinds of messages to send."""
         return frozenset(kind.strip() for kind in self.slack_alerts.split(","))
 
+    def input_folder(self) -> str | None:
+        """PREDICTION_INPUT as an absolute path."""
+        return absolute(self.prediction_input) if self.prediction_input else None
+
     def place(self, name: str, folder: str) -> str:
         """The variable `name`, or `folder` below the storage root. Local paths come out absolute."""
         value = getattr(self, name) or f"{self.storage_root.rstrip('/')}/{folder}"
-        return value if "://" in value else str(Path(value).expanduser().absolute())
+        return value if "://" in value else absolute(value)
 
     def local_place(self, name: str, folder: str) -> str:
         """Like `place`, for what must be a local folder even when the storage root is a bucket."""

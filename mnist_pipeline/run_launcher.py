@@ -20,8 +20,8 @@ class MonitoredRunLauncher(DefaultRunLauncher):
     in progress for ever, and automation waits for it for ever. A run is alive while any of its processes is: a step
     that outlived the others is let finish, so that nothing is done twice.
 
-    For code server, daemon and runs on one machine: of runs elsewhere nothing is known, and they count as alive.
-    Dagster's launchers for containers have checks of their own.
+    For code server, daemon and command line on one machine. Runs of a code server elsewhere count as alive; Dagster's
+    launchers for containers have checks of their own.
     """
 
     @property

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from mnist_pipeline.environment import Environment
+
 PROJECT = Path(__file__).parents[1]
-TICK_SECONDS = 2
-OWN_VARIABLES = ("SLACK_", "S3_", "MODEL_", "MNIST_", "DAGSTER_", "AUTOMATION", "STORAGE_", "PREDICTION")
+EVALUATION_SECONDS = 5
+"""As often as Dagster's daemon looks at its sensors at most."""
+
+OWN_VARIABLES = {name.upper() for name in Environment.model_fields}
 
 
 class Count(NamedTuple):
@@ -41,11 +45,15 @@ class Deployment:
             assert f"{name}: 30" in settings
             settings = settings.replace(f"{name}: 30", f"{name}: 2")
         (home / "dagster.yaml").write_text(settings)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in OWN_VARIABLES and not name.startswith("DAGSTER_")
+        }
         self.variables = kept | {
             "DAGSTER_HOME": str(home),
             "STORAGE_ROOT": str(folder / "storage"),
-            "AUTOMATION_SECONDS": str(TICK_SECONDS),
+            "AUTOMATION_SECONDS": str(EVALUATION_SECONDS),
             "MODEL_RETRAIN": "eager",
             "PYTHONPATH": str(PROJECT),
             "PYTHONWARNINGS": "ignore",
@@ -103,8 +111,8 @@ class Deployment:
             time.sleep(0.2)
         raise AssertionError(f"waited in vain for {what}:\n{self.log()}")
 
-    def settle(self, seconds: float = 6 * TICK_SECONDS, within: float = 240) -> None:
-        """Until nothing runs and nothing was launched for several evaluations."""
+    def settle(self, evaluations: int, within: float = 240) -> None:
+        """Until nothing runs and nothing was launched for so many evaluations."""
         quiet_since, last = time.monotonic(), self.count()
 
         def quiet() -> bool:
@@ -112,7 +120,7 @@ class Deployment:
             now = self.count()
             if now != last or self.running():
                 quiet_since, last = time.monotonic(), now
-            return time.monotonic() - quiet_since > seconds
+            return time.monotonic() - quiet_since > (evaluations + 0.5) * EVALUATION_SECONDS
 
         self.wait_for(quiet, "things to come to rest", within)
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 from PIL import Image
 
 from mnist_pipeline.ml.records import Dataset
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import embedded_digits, take, write_idx
-from mnist_pipeline_tests.live import TICK_SECONDS, Count, Deployment
+from mnist_pipeline_tests.live import Count, Deployment
 
 CHAIN = [
     "raw_mnist_data",
@@ -31,8 +32,16 @@ class Scenario:
         self.raw.mkdir(parents=True)
         full = embedded_digits()
         write_idx(self.raw, Dataset(take(full.train, PER_CLASS), take(full.test, 100), "live", is_sample=True))
+        self.input = folder / "input"
+        self.input.mkdir()
+        np.save(self.input / "first.npy", full.test.images[:100])
         self.deployment = Deployment(
-            folder / "deployment", module, MNIST_SOURCE="directory", MNIST_DIR=str(self.raw), **variables
+            folder / "deployment",
+            module,
+            MNIST_SOURCE="directory",
+            MNIST_DIR=str(self.raw),
+            PREDICTION_INPUT=str(self.input),
+            **variables,
         )
         storage = Path(self.deployment.variables["STORAGE_ROOT"])
         self.labelled, self.checkpoints = storage / "labelled", storage / "checkpoints"
@@ -43,11 +52,16 @@ class Scenario:
         """Nothing is there yet, and nobody clicks."""
         self.deployment.start()
         self.deployment.wait_for(lambda: self.deployment.built(CHAIN[-1]), "the first predictions", 300)
-        return self.rest()
+        return self.rest(evaluations=5)
 
     def raw_data_again(self) -> Count:
         """Raw data is verified again, and found unchanged."""
         self.deployment.launch("raw_mnist_data")
+        return self.rest()
+
+    def images_to_predict(self) -> Count:
+        """A new file comes into the folder of the batch predictions."""
+        np.save(self.input / "second.npy", embedded_digits().test.images[100:150])
         return self.rest()
 
     def labelled_digits(self, per_class: int) -> None:
@@ -60,13 +74,18 @@ class Scenario:
                 Image.fromarray(train.images[position]).save(self.labelled / str(label) / f"{position}.png")
         self.dropped += per_class
 
+    def epochs(self) -> int:
+        """How many epochs were reported by all trainings together."""
+        with self.deployment.instance() as instance:
+            return len(instance.fetch_observations(dg.AssetKey("digit_classifier"), limit=1000).records)
+
     def wait_for_more(self, asset: str, than: int) -> list[dict[str, Any]]:
         """All materializations of an asset, once there are more."""
         return self.deployment.wait_for(
             lambda: len(found := self.deployment.built(asset)) > than and found, f"another {asset}", 300
         )
 
-    def rest(self) -> Count:
-        """What was launched so far, once nothing more is, for several evaluations."""
-        self.deployment.settle(6 * TICK_SECONDS)
+    def rest(self, evaluations: int = 3) -> Count:
+        """What was launched so far, once nothing more is, for so many evaluations."""
+        self.deployment.settle(evaluations)
         return self.deployment.count()

@@ -25,9 +25,9 @@ class BadInput(ValueError):
 @dg.op
 def breaks():
     try:
-        raise BadInput("row <7> is empty\nand more lines")
-    except BadInput as error:
-        raise RuntimeError("a wrapper") from error
+        raise KeyError(7)
+    except KeyError as error:
+        raise BadInput("row <7> is empty\nand more lines") from error
 
 
 @dg.op
@@ -35,10 +35,16 @@ def fails():
     raise dg.Failure("the threshold 1.2 is above 1")
 
 
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+def fails_again():
+    raise FileExistsError(17, "File exists", "/checkpoints")
+
+
 @dg.job
 def broken_job():
     breaks()
     fails()
+    fails_again()
 
 
 def fail(instance: dg.DagsterInstance) -> str:
@@ -93,6 +99,7 @@ def test_a_failed_run_is_told_with_steps_real_errors_and_link(channel, stub):
     assert set(rest) == {
         "• `breaks`: mnist_pipeline_tests.test_alerts.BadInput: row &lt;7&gt; is empty",
         "• `fails`: the threshold 1.2 is above 1",
+        "• `fails_again`: FileExistsError: [Errno 17] File exists: '/checkpoints'",
     }
     assert channel.tick() == "nothing to send"
     assert len(stub.messages) == 1
@@ -240,13 +247,41 @@ def test_failures_and_drift_can_be_switched_off(instance, stub, channel):
     drifted: dict[str, Any] = {
         "drifted_statistics": 1,
         "drifted": "ink",
-        "predicted_before": False,
         "images": 3,
         "model": "v",
     }
     instance.report_runless_asset_event(dg.AssetMaterialization("batch_digit_predictions", metadata=drifted))
     assert quiet.tick() == "nothing to send"
     assert channel.tick() == "sent 2 messages"
+
+
+def test_an_event_that_somebody_else_made_stops_nothing(channel, stub, instance):
+    instance.report_runless_asset_event(
+        dg.AssetObservation("production_digit_classifier", metadata={"note": "by hand"})
+    )
+    instance.report_runless_asset_event(dg.AssetMaterialization("production_digit_classifier"))
+    instance.report_runless_asset_event(dg.AssetMaterialization("batch_digit_predictions"))
+    fail(instance)
+    assert channel.tick() == "sent 2 messages"
+    assert "\ndeployed model: `unknown`" in stub.texts[0]
+    assert stub.texts[1].startswith(":grey_question: an event of run ")
+    assert channel.tick() == "nothing to send"
+
+
+def test_after_variables_were_missing_it_begins_anew(instance, stub, channel):
+    without = Channel(instance, stub, token=None)
+    without.cursor = channel.cursor
+    fail(instance)
+    without.tick()
+    channel.cursor = without.cursor
+    assert [channel.tick() for _ in range(2)] == ["messages are sent from now on", "nothing to send"]
+
+
+def test_a_slow_slack_does_not_use_up_the_tick(channel, stub, monkeypatch):
+    monkeypatch.setattr(alerts, "TICK_SECONDS", 0)
+    for _ in range(2):
+        fail(channel.instance)
+    assert [channel.tick() for _ in range(3)] == ["sent 1 messages", "sent 1 messages", "nothing to send"]
 
 
 def test_a_decision_that_a_retry_reports_again_is_told_once(channel, stub, instance):

@@ -1,6 +1,7 @@
 """What the code location offers, and what loading it costs."""
 
 import ast
+import datetime
 import json
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 import mnist_pipeline
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
-HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "boto3", "mlxtend"}
+HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "boto3", "mlxtend", "pyarrow"}
 
 GRAPH = {
     "raw_mnist_data": ("data_processing", set()),
@@ -96,15 +98,36 @@ def test_definitions_are_loadable_and_named():
     }
 
 
-def fresh_python(code: str) -> str:
+def fresh_python(code: str, *arguments: str) -> str:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code, *arguments], check=True, capture_output=True, text=True
     ).stdout
 
 
 def test_loading_imports_nothing_heavy():
     code = "import json, sys, mnist_pipeline.definitions; print(json.dumps(sorted(sys.modules)))"
     assert not HEAVY & set(json.loads(fresh_python(code)))
+
+
+LOOK_ONCE = """
+import json, sys
+import dagster as dg
+from mnist_pipeline.definitions import build_definitions
+from mnist_pipeline.environment import Environment
+
+defs = build_definitions(Environment.read({"STORAGE_ROOT": sys.argv[1], "PREDICTION_INPUT": sys.argv[1]}))
+with dg.DagsterInstance.ephemeral() as instance:
+    for name in ("watch_labelled_digits", "watch_prediction_input", "slack_alerts"):
+        sensor = defs.get_repository_def().get_sensor_def(name)
+        with dg.build_sensor_context(instance, definitions=defs, resources=defs.resources) as context:
+            sensor.evaluate_tick(context)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_nor_does_looking_at_folders_and_alerts(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"image")
+    assert not HEAVY & set(json.loads(fresh_python(LOOK_ONCE, str(tmp_path))))
 
 
 def test_machine_learning_imports_no_dagster():
@@ -167,7 +190,7 @@ def test_no_file_is_too_long():
         ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
         ({"PREDICT_CRON": "nightly"}, "PREDICT_CRON.*'nightly' is not a cron schedule"),
         ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
-        ({"AUTOMATION_SECONDS": "0"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 1"),
+        ({"AUTOMATION_SECONDS": "1"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 5"),
         ({"MODEL_RETRAIN": "daily"}, "MODEL_RETRAIN: Input should be 'cron' or 'eager'"),
         ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
         ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
@@ -214,6 +237,25 @@ def test_automation_runs_unless_it_is_off(automation, status):
         "slack_alerts": "RUNNING",
     }
     assert {sensor.minimum_interval_seconds for sensor in sensors} == {7}
+
+
+def test_freshness_is_watched_where_it_is_promised():
+    policies = {
+        node.key.to_user_string(): node.freshness_policy
+        for node in defs.resolve_asset_graph().asset_nodes
+        if getattr(node, "freshness_policy", None)
+    }
+    assert set(policies) == {"production_digit_classifier", "batch_digit_predictions"}
+    nightly = policies["batch_digit_predictions"]
+    assert isinstance(nightly, TimeWindowFreshnessPolicy)
+    assert nightly.warn_window
+    assert datetime.timedelta(days=1) < nightly.warn_window.to_timedelta() < nightly.fail_window.to_timedelta()
+
+
+def test_a_folder_of_inputs_is_made_absolute():
+    environment = Environment.read({"PREDICTION_INPUT": "~/in"})
+    location = (build_definitions(environment).resources or {})["prediction_input_dir"].location
+    assert location == str(Path.home() / "in")
 
 
 def test_every_variable_is_explained():

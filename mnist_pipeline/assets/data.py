@@ -9,6 +9,7 @@ from upath import UPath
 from mnist_pipeline.assets.early_validation import validate_run_config
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.io_managers import storage_path
+from mnist_pipeline.ml import folders
 from mnist_pipeline.ml.records import Dataset, Splits
 from mnist_pipeline.ml.settings import SplitSettings
 
@@ -35,15 +36,11 @@ class LabelledDigitsResource(dg.ConfigurableResource):
 
     def fingerprint(self) -> str:
         """Changes whenever a file does, and is found without reading the files."""
-        from mnist_pipeline.ml.labelled import fingerprint_labelled
-
-        return fingerprint_labelled(self.path())
+        return folders.fingerprint(self.path())
 
     def data_version(self) -> str:
         """Digest of names and contents."""
-        from mnist_pipeline.ml.labelled import digest_labelled
-
-        return digest_labelled(self.path())
+        return folders.digest(self.path())
 
 
 @dg.observable_source_asset(

@@ -14,6 +14,7 @@ from mnist_pipeline.assets.deployment import production_digit_classifier
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.assets.model import CRASH_RETRIES
 from mnist_pipeline.io_managers import storage_path, upload, write_bytes
+from mnist_pipeline.ml import folders
 from mnist_pipeline.ml.records import (
     BatchPredictions,
     DigitPredictions,
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 
 GROUP = "inference"
 TEST_IMAGES = "test images"
+NO_FOLDER = "no folder"
 CHANGED_INPUTS_WAIT_SECONDS = 10
+BATCH_POOL = "batch_predictions"
+"""One at a time, so that two runs do not predict the same; apart from the pool of training."""
+
+BATCH_CODE_VERSION = "1"
+"""Raise it when the same inputs and model would give another table."""
+
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
 """One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
 
@@ -53,25 +61,19 @@ class PredictionInputResource(dg.ConfigurableResource):
 
     location: str | None = Field(None, description="A local folder; none: the test images.")
 
-    def paths(self) -> list[Path]:
+    def path(self) -> UPath | None:
         """Raises FileNotFoundError for a folder that is not there: a typo must not look like an empty folder."""
-        if self.location is None:
-            return []
-        if not Path(self.location).is_dir():
+        if self.location is not None and not Path(self.location).is_dir():
             raise FileNotFoundError(f"PREDICTION_INPUT names no folder: {self.location}")
-        return [Path(self.location)]
+        return UPath(self.location) if self.location else None
 
     def fingerprint(self) -> str:
         """Changes whenever a file does, and is found without reading the files."""
-        from mnist_pipeline.ml.inference import inputs_fingerprint
-
-        return inputs_fingerprint(self.paths())
+        return folders.fingerprint(path) if (path := self.path()) else NO_FOLDER
 
     def data_version(self) -> str:
         """Digest of names and contents."""
-        from mnist_pipeline.ml.inference import inputs_digest
-
-        return inputs_digest(self.paths())
+        return folders.digest(path) if (path := self.path()) else NO_FOLDER
 
 
 @dg.observable_source_asset(
@@ -93,7 +95,8 @@ class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
 @dg.asset(
     group_name=GROUP,
     kinds={"parquet"},
-    code_version="1",
+    code_version=BATCH_CODE_VERSION,
+    pool=BATCH_POOL,
     io_manager_key="record_io_manager",
     output_required=False,
     deps=[production_digit_classifier, prediction_input],
@@ -126,7 +129,9 @@ def batch_digit_predictions(
         context.log.info("there is nothing to predict in %s", ", ".join(map(str, paths)))
         return
     digest = inputs_digest(paths) if paths else content_digest(test)
-    table_path, errors_path, record_path = predictions_dir.places(f"{predictor.version}_{digest[:16]}")
+    table_path, errors_path, record_path = predictions_dir.places(
+        f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
+    )
     predicted_before = record_path.exists() and table_path.exists()
     if predicted_before:
         context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)

@@ -188,15 +188,6 @@ def predict_to_parquet(
     )
 
 
-def inputs_fingerprint(paths: Sequence[Path]) -> str:
-    """SHA-256 (hex) of names, sizes and times of change: tells without reading whether the digest may be another."""
-    sha = hashlib.sha256()
-    for path in _expand(paths):
-        stat = path.stat()
-        sha.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return sha.hexdigest()
-
-
 def inputs_digest(paths: Sequence[Path]) -> str:
     """SHA-256 (hex) of the names and contents of all that `read_batches` would read."""
     sha = hashlib.sha256()

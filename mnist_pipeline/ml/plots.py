@@ -116,8 +116,9 @@ def label_counts(counts: Sequence[int]) -> bytes:
 
 def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
     """The share of each bin, validation split beside batch; the title says where they differ."""
-    figure = Figure(figsize=(11, 5), dpi=DPI, layout="constrained")
-    for axes, finding in zip(figure.subplots(2, 3).ravel(), report.findings, strict=True):
+    rows = -(-len(report.findings) // 3)
+    figure = Figure(figsize=(11, 2.5 * rows), dpi=DPI, layout="constrained")
+    for axes, finding in zip(figure.subplots(rows, 3, squeeze=False).ravel(), report.findings, strict=False):
         expected = np.array(reference.histograms[finding.statistic].counts)
         bins = np.arange(len(expected))
         axes.bar(bins, expected / expected.sum(), width=0.9, color="lightgray", label="validation split")

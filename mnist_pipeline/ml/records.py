@@ -88,7 +88,7 @@ class DriftFinding(Record):
     """One statistic of a batch beside the validation split's."""
 
     statistic: str
-    population_stability_index: float = Field(description="0: alike; above 0.25 by convention a major shift.")
+    population_stability_index: float = Field(description="0: alike; see DRIFT_PSI in ml.settings.")
     p_value: float = Field(description="0..1, chi-squared test that both come from one distribution.")
     drifted: bool
     counts: list[int] = Field(description="Of the batch, in the reference's bins.")

@@ -83,7 +83,7 @@ def test_settings_of_one_choice_change_its_result(splits, base, change):
 
 def test_patience_and_min_delta_stop_and_the_best_weights_are_restored(splits):
     eager = settings(
-        epochs=8, learning_rate=0.05, schedule="none", early_stopping_patience=1, early_stopping_min_delta=0.0
+        epochs=8, learning_rate=0.2, schedule="none", early_stopping_patience=1, early_stopping_min_delta=0.0
     )
     result = train(eager, splits)
     assert result.stopped_early

@@ -1,0 +1,46 @@
+"""What lies in a watched folder, and whether it changed. Light: the code server looks again and again."""
+
+import hashlib
+from typing import Any
+
+from upath import UPath
+
+CHUNK_BYTES = 1 << 20
+
+
+def visible_files(root: UPath) -> dict[str, dict[str, Any]]:
+    """Name relative to `root` -> the file system's details, sorted; an absent folder equals an empty one.
+
+    Files and folders with a leading dot (being written) are left out.
+    """
+    prefix = root.path.rstrip("/") + "/"
+    found = {path.removeprefix(prefix): details for path, details in root.fs.find(root.path, detail=True).items()}
+    return {name: found[name] for name in sorted(found) if not any(part.startswith(".") for part in name.split("/"))}
+
+
+def fingerprint(root: UPath) -> str:
+    """SHA-256 (hex) of names, sizes and times of change: without reading, whether the digest may be another one."""
+    sha = hashlib.sha256()
+    for name, details in visible_files(root).items():
+        changed = details.get("ETag") or details.get("mtime")
+        sha.update(f"{name}\0{details['size']}\0{changed}\0".encode())
+    return sha.hexdigest()
+
+
+def digest(root: UPath) -> str:
+    """SHA-256 (hex) of the names and contents of all files; in a bucket, of their names and ETags."""
+    sha = hashlib.sha256()
+    for name, details in visible_files(root).items():
+        sha.update(f"{name}\0{details.get('ETag') or _content(root / name)}\0".encode())
+    return sha.hexdigest()
+
+
+def _content(path: UPath) -> str:
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sha.update(chunk)
+    except PermissionError:  # those who read the file name it
+        return "unreadable"
+    return sha.hexdigest()
