@@ -58,7 +58,7 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         """What the asset would be built from."""
         instance, graph = context.asset_graph_view.instance, context.asset_graph
         versions: dict[str, str | None] = {}
-        for key in sorted(graph.get(context.key).parent_keys - self.ignoring):
+        for key in self._dependencies(context):
             record = instance.get_latest_data_version_record(key, is_source=not graph.get(key).is_materializable)
             versions[key.to_user_string()] = _tags(record).get(DATA_VERSION_TAG)
         return {"code": graph.get(context.key).code_version, "data": versions}
@@ -69,13 +69,15 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         if record is None:
             return None
         tags = _tags(record)
-        keys = sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
-        names = [key.to_user_string() for key in keys]
+        names = [key.to_user_string() for key in self._dependencies(context)]
         return {
             # For an asset without a code version Dagster records one that it made up.
             "code": tags.get(CODE_VERSION_TAG) if context.asset_graph.get(context.key).code_version else None,
             "data": {name: tags.get(f"{INPUT_DATA_VERSION_TAG}/{name}") for name in names},
         }
+
+    def _dependencies(self, context: dg.AutomationContext) -> list[dg.AssetKey]:
+        return sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
 
 
 def _tags(record: Any) -> dict[str, str]:
@@ -106,9 +108,8 @@ def on_cron_if_changed(cron: str, timezone: str) -> AC:
 
     A missing asset does not wait for a tick.
     """
-    ticked = AC.cron_tick_passed(cron, timezone) & DataOrCodeChanged()
     settled = AC.newly_requested() | ~DataOrCodeChanged()  # by this condition, or by hand
-    due = ticked.since(settled).with_label("changed at the last tick")
+    due = AC.cron_tick_passed(cron, timezone).since(settled).with_label("changed at the last tick")
     return (idle() & (AC.missing() | due) & DataOrCodeChanged()).with_label("due, and data or code changed")
 
 

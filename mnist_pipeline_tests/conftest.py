@@ -30,6 +30,16 @@ TINY: dict[str, Any] = {
 }
 """A real network that learns within seconds."""
 
+CHAIN = [
+    "raw_mnist_data",
+    "processed_mnist_data",
+    "digit_classifier",
+    "model_evaluation",
+    "production_digit_classifier",
+    "batch_digit_predictions",
+]
+"""What automation builds."""
+
 BUCKET = "mnist-tests"
 
 

@@ -9,17 +9,9 @@ from PIL import Image
 
 from mnist_pipeline.ml.records import Dataset
 from mnist_pipeline.stores import LocalModelStoreResource
-from mnist_pipeline_tests.conftest import embedded_digits, take, write_idx
+from mnist_pipeline_tests.conftest import CHAIN, embedded_digits, take, write_idx
 from mnist_pipeline_tests.live import Count, Deployment
 
-CHAIN = [
-    "raw_mnist_data",
-    "processed_mnist_data",
-    "digit_classifier",
-    "model_evaluation",
-    "production_digit_classifier",
-    "batch_digit_predictions",
-]
 PER_CLASS = 80
 """Training images in the beginning; those after them come as labelled digits."""
 

@@ -14,18 +14,10 @@ from PIL import Image
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.inference import Predictor
 from mnist_pipeline.stores.base import WEIGHTS
-from mnist_pipeline_tests.conftest import TINY, Pipeline, check_results, metadata
+from mnist_pipeline_tests.conftest import CHAIN, TINY, Pipeline, check_results, metadata
 
 DATA_VERSION_TAG = "dagster/data_version"
-ASSETS = (
-    "raw_mnist_data",
-    "processed_mnist_data",
-    "digit_classifier",
-    "model_evaluation",
-    "production_digit_classifier",
-    "batch_digit_predictions",
-    "digit_predictions",
-)
+ASSETS = (*CHAIN, "digit_predictions")
 FORCE = {"strategy": "force", "reason": "a test"}
 WORSE = {**TINY, "epochs": 1, "learning_rate": 1e-5, "seed": 7}
 

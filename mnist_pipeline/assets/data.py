@@ -1,5 +1,6 @@
 """Group data_processing: from raw MNIST to the splits."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import dagster as dg
@@ -15,6 +16,7 @@ from mnist_pipeline.ml.settings import SplitSettings
 
 GROUP = "data_processing"
 KINDS_DATA = {"python", "safetensors"}
+NO_FOLDER = "no folder"
 
 
 class RawDataResource(dg.ConfigurableResource):
@@ -25,7 +27,23 @@ class RawDataResource(dg.ConfigurableResource):
     mirrors: list[str] = Field(default=[], description="Base URLs to download from; torchvision's own when empty.")
 
 
-class LabelledDigitsResource(dg.ConfigurableResource):
+class WatchedFolderResource(dg.ConfigurableResource, ABC):
+    """A folder that others write to; its asset is observed."""
+
+    @abstractmethod
+    def path(self) -> UPath | None:
+        """None where no folder is set."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever a file does, and is found without reading the files."""
+        return folders.fingerprint(path) if (path := self.path()) else NO_FOLDER
+
+    def data_version(self) -> str:
+        """Digest of names and contents."""
+        return folders.digest(path) if (path := self.path()) else NO_FOLDER
+
+
+class LabelledDigitsResource(WatchedFolderResource):
     """The drop folder of digits that people labelled."""
 
     location: str = Field(description="Folder, or s3://bucket/prefix, with sub-folders 0 to 9.")
@@ -33,14 +51,6 @@ class LabelledDigitsResource(dg.ConfigurableResource):
 
     def path(self) -> UPath:
         return storage_path(self.location, self.endpoint_url)
-
-    def fingerprint(self) -> str:
-        """Changes whenever a file does, and is found without reading the files."""
-        return folders.fingerprint(self.path())
-
-    def data_version(self) -> str:
-        """Digest of names and contents."""
-        return folders.digest(self.path())
 
 
 @dg.observable_source_asset(

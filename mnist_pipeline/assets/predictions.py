@@ -10,11 +10,11 @@ import dagster as dg
 from pydantic import Field
 from upath import UPath
 
+from mnist_pipeline.assets.data import WatchedFolderResource
 from mnist_pipeline.assets.deployment import production_digit_classifier
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.assets.model import CRASH_RETRIES
 from mnist_pipeline.io_managers import storage_path, upload, write_bytes
-from mnist_pipeline.ml import folders
 from mnist_pipeline.ml.records import (
     BatchPredictions,
     DigitPredictions,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 GROUP = "inference"
 TEST_IMAGES = "test images"
-NO_FOLDER = "no folder"
 CHANGED_INPUTS_WAIT_SECONDS = 10
 BATCH_POOL = "batch_predictions"
 """One at a time, so that two runs do not predict the same; apart from the pool of training."""
@@ -56,7 +55,7 @@ class PredictionsResource(dg.ConfigurableResource):
         return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
 
 
-class PredictionInputResource(dg.ConfigurableResource):
+class PredictionInputResource(WatchedFolderResource):
     """The folder that batch predictions read when a run names no inputs."""
 
     location: str | None = Field(None, description="A local folder; none: the test images.")
@@ -66,14 +65,6 @@ class PredictionInputResource(dg.ConfigurableResource):
         if self.location is not None and not Path(self.location).is_dir():
             raise FileNotFoundError(f"PREDICTION_INPUT names no folder: {self.location}")
         return UPath(self.location) if self.location else None
-
-    def fingerprint(self) -> str:
-        """Changes whenever a file does, and is found without reading the files."""
-        return folders.fingerprint(path) if (path := self.path()) else NO_FOLDER
-
-    def data_version(self) -> str:
-        """Digest of names and contents."""
-        return folders.digest(path) if (path := self.path()) else NO_FOLDER
 
 
 @dg.observable_source_asset(

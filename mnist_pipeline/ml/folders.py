@@ -1,6 +1,7 @@
 """What lies in a watched folder, and whether it changed. Light: the code server looks again and again."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from upath import UPath
@@ -38,9 +39,14 @@ def digest(root: UPath) -> str:
 def _content(path: UPath) -> str:
     sha = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha.update(chunk)
+        update(sha, path)
     except PermissionError:  # those who read the file name it
         return "unreadable"
     return sha.hexdigest()
+
+
+def update(sha: "hashlib._Hash", path: Path | UPath) -> None:
+    """Take a file's content into a digest, in constant memory. Raises OSError."""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha.update(chunk)

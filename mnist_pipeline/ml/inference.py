@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mnist_pipeline.ml import atomic
+from mnist_pipeline.ml import atomic, folders
 from mnist_pipeline.ml.data import DataError
 from mnist_pipeline.ml.drift import DriftMonitor
 from mnist_pipeline.ml.images import ImageError, is_image, read_image
@@ -22,7 +22,6 @@ from mnist_pipeline.ml.settings import CLASSES, SIDE
 from mnist_pipeline.ml.sources import read_idx
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
-CHUNK_BYTES = 1 << 20
 IDX_ENDINGS = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -194,9 +193,7 @@ def inputs_digest(paths: Sequence[Path]) -> str:
     for path in _expand(paths):
         sha.update(f"{path}\0".encode())
         try:
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    sha.update(chunk)
+            folders.update(sha, path)
         except OSError as error:  # read_batches reports it
             sha.update(f"unreadable: {error.strerror}".encode())
     return sha.hexdigest()
