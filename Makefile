@@ -24,6 +24,10 @@ run: install ## Materialize the whole graph, with no server, and sum up (setting
 dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1
 
+.PHONY: serve
+serve: install ## Serve what is deployed, and a page to draw on, on http://127.0.0.1:8000 (options: make serve ARGS="--port 9000")
+	$(BIN)/python -m mnist_pipeline.serve $(ARGS)
+
 .PHONY: test
 test: install ## Run the tests (MNIST_DIR=folder adds those that need all 70,000 images)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

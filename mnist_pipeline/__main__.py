@@ -12,6 +12,7 @@ from dotenv import load_dotenv
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
+from mnist_pipeline.stores.chosen import chosen_store
 
 
 class NoSummary(Exception):
@@ -23,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
-        from mnist_pipeline.definitions import model_store
-
-        store = model_store(Environment.read(os.environ))
+        store = chosen_store(Environment.read(os.environ))
         if options.command == "summary":
             _print_summary(store)
         else:

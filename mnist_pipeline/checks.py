@@ -8,9 +8,9 @@ from mnist_pipeline.assets.data import processed_mnist_data, raw_mnist_data
 from mnist_pipeline.assets.deployment import production_digit_classifier
 from mnist_pipeline.assets.model import digit_classifier, model_evaluation
 from mnist_pipeline.assets.predictions import PredictionsResource, batch_digit_predictions, digit_predictions
-from mnist_pipeline.io_managers import storage_path
 from mnist_pipeline.ml.records import BatchPredictions, Dataset, DigitPredictions, Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import CLASSES, DRIFT_P_VALUE, DRIFT_PSI
+from mnist_pipeline.ml.storage import storage_path
 from mnist_pipeline.stores.base import ModelStoreResource
 
 WARN = dg.AssetCheckSeverity.WARN
@@ -157,16 +157,13 @@ def scores_agree(model_evaluation: Evaluation) -> dg.AssetCheckResult:
     "otherwise nothing is predicted with it.",
 )
 def deployed_model_works(model_store: ModelStoreResource) -> dg.AssetCheckResult:
-    import numpy as np
-
-    from mnist_pipeline.ml.inference import NoDeployedModel, Predictor
     from mnist_pipeline.ml.network import ModelError
+    from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
     from mnist_pipeline.stores.errors import ModelStoreError
 
-    blank_and_full = np.stack([np.zeros((28, 28), np.uint8), np.full((28, 28), 255, np.uint8)])
     try:
         predictor = Predictor.from_store(model_store)
-        predictor.predict(blank_and_full)
+        predictor.verify()
     except (ModelStoreError, ModelError, NoDeployedModel) as error:
         return dg.AssetCheckResult(passed=False, description=f"{error}. Roll back, or deploy another version")
     return dg.AssetCheckResult(passed=True, metadata={"model": predictor.version})

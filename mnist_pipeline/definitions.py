@@ -12,7 +12,7 @@ from mnist_pipeline.assets.model import CheckpointsResource
 from mnist_pipeline.assets.predictions import PredictionInputResource, PredictionsResource
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.io_managers import RecordIOManager, SafetensorsIOManager
-from mnist_pipeline.stores import LocalModelStoreResource, ModelStoreResource, S3ModelStoreResource
+from mnist_pipeline.stores.chosen import chosen_store
 
 ASSETS = [
     data.raw_mnist_data,
@@ -32,17 +32,6 @@ STEP_PRELOADS = [
     "mnist_pipeline.ml.training",
 ]
 """Imported once by the server that steps are forked from, instead of by every step."""
-
-
-def model_store(environment: Environment) -> ModelStoreResource:
-    """The store that MODEL_STORE chooses."""
-    if environment.model_store == "s3":
-        return S3ModelStoreResource(
-            bucket=environment.s3_model_bucket or "",  # never empty: Environment requires it
-            prefix=environment.s3_model_prefix,
-            endpoint_url=environment.s3_endpoint_url,
-        )
-    return LocalModelStoreResource(base_path=environment.local_place("model_dir", "models"))
 
 
 def build_definitions(environment: Environment) -> dg.Definitions:
@@ -85,7 +74,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         resources={
             "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
             "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
-            "model_store": model_store(environment),
+            "model_store": chosen_store(environment),
             "raw_data": RawDataResource(
                 source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
             ),

@@ -58,6 +58,9 @@ class Environment(BaseModel):
     slack_api_url: str = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: str | None = None
 
+    serve_token: SecretStr | None = Field(None, description="Bearer token of the inference service.")
+    feedback: Literal["on", "off"] = Field("on", description="Whether the inference service takes corrections.")
+
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
         """From a process's environment; an empty variable counts as absent.

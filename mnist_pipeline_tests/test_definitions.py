@@ -136,7 +136,7 @@ def test_machine_learning_imports_no_dagster():
     assert fresh_python(code).strip() == "False"
 
 
-LAYERS = ["ml", "io_managers", "stores", "assets", "checks", "automation", "alerts", "definitions", "__main__"]
+LAYERS = ["ml", "io_managers", "stores", "serve", "assets", "checks", "automation", "alerts", "definitions", "__main__"]
 """Each may import those before it."""
 
 ALONE = {"environment", "conditions", "run_launcher"}
@@ -163,7 +163,7 @@ def test_imports_point_one_way():
             assert imports(path) == set()
             continue
         allowed = set(LAYERS[: LAYERS.index(layer) + 1])
-        if layer in ("definitions", "__main__"):
+        if layer in ("definitions", "__main__", "stores", "serve"):
             allowed |= {"environment"}
         elif layer == "automation":
             allowed |= {"conditions"}

@@ -12,7 +12,7 @@ from dagster._core.definitions.observe import observe as observe_assets  # Dagst
 from PIL import Image
 
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.ml.inference import Predictor
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores.base import WEIGHTS
 from mnist_pipeline_tests.conftest import CHAIN, TINY, Pipeline, check_results, metadata
 

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.ml.inference import Predictor
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import TINY, Pipeline
 

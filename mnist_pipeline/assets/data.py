@@ -9,10 +9,10 @@ from upath import UPath
 
 from mnist_pipeline.assets.early_validation import validate_run_config
 from mnist_pipeline.assets.metadata import picture, table
-from mnist_pipeline.io_managers import storage_path
 from mnist_pipeline.ml import folders
 from mnist_pipeline.ml.records import Dataset, Splits
 from mnist_pipeline.ml.settings import SplitSettings
+from mnist_pipeline.ml.storage import storage_path
 
 GROUP = "data_processing"
 KINDS_DATA = {"python", "safetensors"}

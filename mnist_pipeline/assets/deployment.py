@@ -179,7 +179,7 @@ def _candidate(
 def _score(store: ModelStoreResource, name: str, splits: Splits) -> "Contender":
     """On the CPU, as model_evaluation does: scores from two devices could differ by an image."""
     from mnist_pipeline.ml.gate import Contender
-    from mnist_pipeline.ml.inference import Predictor
+    from mnist_pipeline.ml.predictor import Predictor
 
     manifest, weights = store.load(name)
     predicted = Predictor(manifest, weights, device="cpu").predict(splits.test.images).argmax(1)

@@ -14,7 +14,6 @@ from mnist_pipeline.assets.data import WatchedFolderResource
 from mnist_pipeline.assets.deployment import production_digit_classifier
 from mnist_pipeline.assets.metadata import picture, table
 from mnist_pipeline.assets.model import CRASH_RETRIES
-from mnist_pipeline.io_managers import storage_path, upload, write_bytes
 from mnist_pipeline.ml.records import (
     BatchPredictions,
     DigitPredictions,
@@ -24,11 +23,13 @@ from mnist_pipeline.ml.records import (
     Splits,
 )
 from mnist_pipeline.ml.settings import CLASSES, BatchPredictionSettings, RealTimePredictionSettings
+from mnist_pipeline.ml.storage import storage_path, upload, write_bytes
 from mnist_pipeline.stores.base import ModelStoreResource
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 
 if TYPE_CHECKING:
-    from mnist_pipeline.ml.inference import ImageBatch, Predictor
+    from mnist_pipeline.ml.inference import ImageBatch
+    from mnist_pipeline.ml.predictor import Predictor
 
 GROUP = "inference"
 TEST_IMAGES = "test images"
@@ -261,8 +262,8 @@ def digit_predictions(
 
 
 def _deployed(store: ModelStoreResource) -> "Predictor":
-    from mnist_pipeline.ml.inference import NoDeployedModel, Predictor
     from mnist_pipeline.ml.network import ModelError
+    from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
 
     try:
         return Predictor.from_store(store)

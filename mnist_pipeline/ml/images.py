@@ -14,6 +14,9 @@ DIGIT_SIDE = 20
 """MNIST digits were scaled to fit 20x20, keeping their shape, then centred by mass in 28x28 (Y. LeCun)."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow knows many more, some of which start other programs."""
+
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded."""
 
@@ -37,20 +40,29 @@ class ImageError(ValueError):
     """The picture cannot be read, or shows nothing; the message says why."""
 
 
-def read_image(data: bytes) -> np.ndarray:
-    """Decode an image file of any common format and mode and prepare it: uint8 (28, 28).
+class TooManyPixels(ImageError):
+    """The picture was not decoded."""
 
-    Raises ImageError.
+
+def read_image(
+    data: bytes, *, formats: tuple[str, ...] = FORMATS, max_pixels: int | None = None, animated: bool = True
+) -> np.ndarray:
+    """Decode an image file of any of the `formats` and of any mode and prepare it: uint8 (28, 28).
+
+    Of an animation the first picture is taken; with `animated` False it is refused. Raises ImageError.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
+            if picture.width * picture.height > (max_pixels := max_pixels or MAX_PIXELS):
+                raise TooManyPixels(f"{picture.width}x{picture.height} is more than {max_pixels:,} pixels")
+            # A photo with previews (MPO) has several pictures too, and the first is the photo.
+            if not animated and picture.format != "MPO" and getattr(picture, "is_animated", False):
+                raise ImageError("the picture is animated: send a single picture")
             return prepare(picture)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"not an image in a known format ({', '.join(sorted(IMAGE_SUFFIXES))})") from None
+        raise ImageError(f"not an image in a known format ({', '.join(formats)})") from None
     except BROKEN_FILE as error:
         raise ImageError(f"broken image: {error}") from error
 

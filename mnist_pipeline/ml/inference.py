@@ -1,4 +1,4 @@
-"""Predictions with the deployed model: the same code for a table of files and for one drawing."""
+"""Batch predictions: from files of images to a Parquet table, in constant memory."""
 
 import hashlib
 import zipfile
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,8 @@ from mnist_pipeline.ml import atomic, folders
 from mnist_pipeline.ml.data import DataError
 from mnist_pipeline.ml.drift import DriftMonitor
 from mnist_pipeline.ml.images import ImageError, is_image, read_image
-from mnist_pipeline.ml.network import DigitCNN, choose_device, model_from_bytes, predict_probabilities
-from mnist_pipeline.ml.records import Decision, DriftReport, InputError, ModelManifest
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.records import DriftReport, InputError
 from mnist_pipeline.ml.settings import CLASSES, SIDE
 from mnist_pipeline.ml.sources import read_idx
 
@@ -36,53 +36,6 @@ PREDICTIONS_SCHEMA = pa.schema(
 ERRORS_SCHEMA = pa.schema(
     [pa.field("source", pa.string(), nullable=False), pa.field("error", pa.string(), nullable=False)]
 )
-
-
-class DeployedModels(Protocol):
-    """What a predictor needs of a model store."""
-
-    def production(self) -> Decision | None: ...
-
-    def load(self, name: str) -> tuple[ModelManifest, bytes]: ...
-
-
-class NoDeployedModel(LookupError):
-    """The store has nothing deployed to predict with."""
-
-
-class Predictor:
-    """One verified model with its own preprocessing."""
-
-    def __init__(self, manifest: ModelManifest, weights: bytes, device: str = "auto") -> None:
-        """Raises ModelError if the weights are not a finite model of the manifest's architecture."""
-        self.manifest = manifest
-        self._network: DigitCNN = model_from_bytes(weights, manifest.settings).to(choose_device(device))
-
-    @classmethod
-    def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":
-        """The predictor of what is deployed, which need not be the newest version.
-
-        Raises NoDeployedModel if nothing is, and what `store.load` raises if it is damaged.
-        """
-        decision = store.production()
-        if decision is None:
-            raise NoDeployedModel("no model is deployed yet: materialize production_digit_classifier first")
-        return cls(*store.load(decision.version), device=device)
-
-    @property
-    def version(self) -> str:
-        return self.manifest.name
-
-    def predict(self, images: np.ndarray, batch_size: int = 1024) -> np.ndarray:
-        """Class probabilities, float32 (N, 10), of uint8 images (N, 28, 28), 0 background to 255 ink.
-
-        Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already.
-        """
-        if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
-            raise ValueError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {images.dtype} {images.shape}")
-        if not len(images):
-            raise ValueError("there is no image to predict")
-        return predict_probabilities(self._network, images, self.manifest.normalization, batch_size)
 
 
 class ImageBatch(NamedTuple):

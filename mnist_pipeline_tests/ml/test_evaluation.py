@@ -7,8 +7,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from mnist_pipeline.ml.evaluation import evaluate, expected_calibration_error
-from mnist_pipeline.ml.inference import Predictor
 from mnist_pipeline.ml.network import ModelError, model_from_bytes
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import LabelledImages, Normalization
 from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
 from mnist_pipeline_tests.conftest import TINY

@@ -1,0 +1,82 @@
+"""`python -m mnist_pipeline.serve`: predictions with what is deployed, over HTTP."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dotenv import load_dotenv
+from pydantic import ValidationError
+
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.serve.settings import ServeSettings
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until it is told to stop. Returns the exit status."""
+    options = vars(_parser().parse_args(arguments))
+    load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
+    store = options.pop("store")
+    try:
+        environment = Environment.read(os.environ | (_store_variables(store) if store else {}))
+        settings = ServeSettings(**{name: value for name, value in options.items() if value is not None})
+    except (EnvironmentInvalid, ValidationError) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.host not in LOOPBACK and not environment.serve_token:
+        logging.warning("listening on %s without SERVE_TOKEN: anybody who reaches it may use it", settings.host)
+    _serve(settings, environment)
+    return 0
+
+
+def _serve(settings: ServeSettings, environment: Environment) -> None:
+    import torch
+    import uvicorn
+
+    from mnist_pipeline.ml.storage import storage_path
+    from mnist_pipeline.serve.app import create_app
+    from mnist_pipeline.stores.chosen import chosen_store
+
+    torch.set_num_threads(settings.threads)
+    labelled = storage_path(environment.place("labelled_dir", "labelled"), environment.s3_endpoint_url)
+    app = create_app(
+        settings, chosen_store(environment), labelled if environment.feedback == "on" else None, environment.serve_token
+    )
+    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mnist_pipeline.serve",
+        description="Serve what is deployed: an API (see /docs) and a page to draw on. "
+        "Environment: SERVE_TOKEN (bearer token that callers must send), FEEDBACK=off (take no corrections), and "
+        "the variables of the model store and LABELLED_DIR; see .env.example.",
+    )
+    parser.add_argument("--store", help="folder or s3://bucket/prefix of the models (default: from the environment)")
+    for name, field in ServeSettings.model_fields.items():
+        help = f"{field.description} (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=help)
+    return parser
+
+
+def _store_variables(store: str) -> dict[str, str]:
+    if not store.startswith("s3://"):
+        return {"MODEL_STORE": "local", "MODEL_DIR": store}
+    bucket, _, prefix = store.removeprefix("s3://").partition("/")
+    return {"MODEL_STORE": "s3", "S3_MODEL_BUCKET": bucket, "S3_MODEL_PREFIX": prefix}
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

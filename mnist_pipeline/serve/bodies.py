@@ -1,0 +1,61 @@
+"""Request bodies within bounds of size, memory and time."""
+
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from mnist_pipeline.serve.errors import ServiceError, bad_request, overloaded, too_large
+from mnist_pipeline.serve.settings import ServeSettings
+
+MIB = 1 << 20
+
+
+class BodyReader:
+    """Knows how much all requests in work hold together."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._limit, self._held_limit = int(settings.max_body_mib * MIB), int(settings.max_held_mib * MIB)
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body, which counts as held until the block ends. Raises ServiceError."""
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._limit:
+            raise self._too_large()
+        held = 0
+
+        async def receive_all() -> bytes:
+            nonlocal held
+            chunks: list[bytes] = []
+            async for chunk in request.stream():
+                held += len(chunk)
+                self._held += len(chunk)
+                if held > self._limit:
+                    raise self._too_large()
+                if self._held > self._held_limit:
+                    raise overloaded()
+                chunks.append(chunk)
+            return b"".join(chunks)
+
+        try:
+            yield await self._in_time(receive_all())
+        finally:
+            self._held -= held
+
+    async def _in_time(self, receiving: Coroutine[Any, Any, bytes]) -> bytes:
+        try:
+            with anyio.fail_after(self._settings.body_seconds):
+                return await receiving
+        except TimeoutError:
+            message = f"the request did not arrive whole within {self._settings.body_seconds:g} s"
+            raise ServiceError(408, "too_slow", message) from None
+        except ClientDisconnect:
+            raise bad_request("disconnected", "the client hung up before the request was whole") from None
+
+    def _too_large(self) -> ServiceError:
+        return too_large(f"the request is larger than {self._settings.max_body_mib:g} MiB")

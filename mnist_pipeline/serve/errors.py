@@ -1,0 +1,51 @@
+"""One shape for everything that goes wrong: `{"error": {"code": ..., "message": ...}}`."""
+
+from pydantic import BaseModel, Field
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, for a program and for a person."""
+
+    code: str = Field(description="Stable, for programs.", examples=["bad_image"])
+    message: str = Field(description="A sentence: what was wrong and what is accepted.")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ServiceError(Exception):
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+
+def bad_request(code: str, message: str) -> ServiceError:
+    """The request cannot be understood."""
+    return ServiceError(400, code, message)
+
+
+def unusable(code: str, message: str) -> ServiceError:
+    """The request is well formed, but its content cannot be predicted."""
+    return ServiceError(422, code, message)
+
+
+def too_large(message: str) -> ServiceError:
+    """More than this service takes."""
+    return ServiceError(413, "too_large", message)
+
+
+def overloaded() -> ServiceError:
+    """As many requests as are allowed are in work."""
+    return ServiceError(503, "overloaded", "too many requests are in work: try again in a second", retry_after=1)
+
+
+def no_model() -> ServiceError:
+    """Nothing was deployed yet, or nothing that can be used."""
+    message = "no model is deployed yet: materialize production_digit_classifier; it is served as soon as it is there"
+    return ServiceError(503, "no_model", message, retry_after=5)

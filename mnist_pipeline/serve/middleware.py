@@ -1,0 +1,90 @@
+"""Around every request: who may ask, how long it took, and what a browser may do with the answer."""
+
+import secrets
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mnist_pipeline.serve.errors import ErrorAnswer, ErrorDetail, ServiceError
+from mnist_pipeline.serve.metrics import Metrics
+
+OPEN_PATHS = ("/", "/review", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_FOLDERS = ("/static/", "/static-offline-docs/")
+"""What needs no token: the pages without their data, and what orchestrators ask."""
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+DOCS_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'unsafe-inline'").replace(
+    "style-src 'self'", "style-src 'self' 'unsafe-inline'"
+)
+"""Swagger UI begins with a script in its page and styles its own elements."""
+
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+
+class Guard:
+    """Checks the token and where a browser's request comes from, measures, and sets headers."""
+
+    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+        self.authorization = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status, path = time.perf_counter(), 500, scope["path"]
+        policy = DOCS_POLICY if path == "/docs" else POLICY
+
+        async def measured_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = policy
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["method"], path, Headers(scope=scope))
+            answer = error_response(refusal, self.metrics) if refusal else self.app
+            await answer(scope, receive, measured_send)
+        finally:
+            route = scope.get("route")  # its template: whatever people ask for must not become a label
+            name = getattr(route, "path", None) or "other"
+            self.metrics.requests.labels(name, status).inc()
+            self.metrics.seconds.labels(name).observe(time.perf_counter() - began)
+
+    def _refusal(self, method: str, path: str, headers: Headers) -> ServiceError | None:
+        if method not in SAFE_METHODS and _from_another_site(headers):
+            return ServiceError(403, "foreign_origin", "pages of other sites may not use this service")
+        if self.authorization and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
+            given = headers.get("authorization", "").encode()
+            if not secrets.compare_digest(given, self.authorization):
+                error = ServiceError(401, "unauthorized", "send the header 'Authorization: Bearer <SERVE_TOKEN>'")
+                error.headers["WWW-Authenticate"] = "Bearer"
+                return error
+        return None
+
+
+def _from_another_site(headers: Headers) -> bool:
+    """As the browser says; it asks no page's permission for simple requests. Other clients say nothing."""
+    if site := headers.get("sec-fetch-site"):
+        return site in ("cross-site", "same-site")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def error_response(error: ServiceError, metrics: Metrics) -> JSONResponse:
+    """The one shape of errors, counted by code."""
+    metrics.errors.labels(error.code).inc()
+    answer = ErrorAnswer(error=ErrorDetail(code=error.code, message=error.message))
+    return JSONResponse(answer.model_dump(), error.status, error.headers)

@@ -1,0 +1,60 @@
+"""Routes for those who run the service: what is served, whether it works, metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.params import Depends
+from fastapi.responses import JSONResponse
+
+from mnist_pipeline.serve.answers import DeployedModel, Health, Readiness
+from mnist_pipeline.serve.batching import Batcher
+from mnist_pipeline.serve.deployed import DeploymentFollower
+from mnist_pipeline.serve.errors import no_model
+from mnist_pipeline.serve.metrics import Metrics
+from mnist_pipeline.serve.settings import ServeSettings
+
+
+def operations_routes(
+    settings: ServeSettings,
+    follower: DeploymentFollower,
+    batcher: Batcher,
+    metrics: Metrics,
+    errors: dict[int | str, dict[str, Any]],
+    bearer: list[Depends],
+) -> APIRouter:
+    """GET /model, /healthz, /readyz and /metrics."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/model", responses=errors, dependencies=bearer)
+    async def model() -> DeployedModel:
+        """What is served, its metrics, when and why it was deployed."""
+        if (served := follower.served) is None:
+            raise no_model()
+        return DeployedModel.of(served, settings.confidence_threshold)
+
+    @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+    async def healthz() -> JSONResponse:
+        """Whether the process works; if not, restart it."""
+        healthy = batcher.is_alive() and follower.is_alive()
+        return JSONResponse(Health(healthy=healthy).model_dump(), 200 if healthy else 503)
+
+    @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def readyz() -> JSONResponse:
+        """Whether there is a verified model to answer with."""
+        served, store_error, refused = follower.status
+        problems = []
+        if store_error:
+            problems.append("the model store cannot be reached")
+        if refused:
+            problems.append("what is deployed now cannot be used")
+        if not served and not problems:
+            problems.append("no model is deployed yet")
+        state = Readiness(ready=bool(served), model=served.decision.version if served else None, problems=problems)
+        return JSONResponse(state.model_dump(), 200 if served else 503)
+
+    @router.get("/metrics", response_class=Response, dependencies=bearer)
+    async def prometheus() -> Response:
+        """For Prometheus."""
+        return Response(metrics.render(follower.served), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router

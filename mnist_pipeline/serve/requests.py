@@ -1,0 +1,140 @@
+"""From the body of a request to prepared images. Nothing here waits or knows the network, so it runs in any thread."""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Iterator
+from email.message import Message
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File
+
+from mnist_pipeline.ml.images import ImageError, TooManyPixels, read_image
+from mnist_pipeline.ml.settings import SIDE
+from mnist_pipeline.serve.errors import ServiceError, bad_request, too_large, unusable
+from mnist_pipeline.serve.settings import FORMATS, ServeSettings
+
+ACCEPTED = (
+    f"send an image file ({', '.join(FORMATS)}) as the body or as multipart/form-data, or JSON: "
+    f'{{"image": ...}} or {{"images": [...]}}, each a base64 image file or a {SIDE}x{SIDE} array of 0..255'
+)
+WHOLE_BYTES = f"an array must be {SIDE} rows of {SIDE} whole numbers from 0 (background) to 255 (ink)"
+
+
+def read_images(body: bytes, content_type: str, settings: ServeSettings) -> np.ndarray:
+    """The prepared images of a request: uint8 (N, 28, 28), N > 0, in their order.
+
+    Raises ServiceError with status 400, 413, 415 or 422.
+    """
+    images: list[np.ndarray] = []
+    for position, content in enumerate(_contents(body, content_type)):
+        if position == settings.max_images:
+            raise too_large(f"more than {settings.max_images} images in one request: send several requests")
+        try:
+            images.append(_image(content, settings))
+        except ServiceError as error:
+            if position:
+                error.message = f"image {position + 1}: {error.message}"
+            raise
+    if not images:
+        raise bad_request("no_image", f"there is no image in the request: {ACCEPTED}")
+    return np.stack(images)
+
+
+def read_array(value: Any) -> np.ndarray:
+    """uint8 (28, 28) of a list of lists. Raises ServiceError."""
+    try:
+        array = np.array(value)
+    except ValueError:  # rows of different lengths
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but its rows differ in length") from None
+    if array.shape != (SIDE, SIDE):
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but its shape is {'x'.join(map(str, array.shape))}")
+    if array.dtype.kind != "i":
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but it has fractions, words or other values")
+    if array.min() < 0 or array.max() > 255:
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but there are values from {array.min()} to {array.max()}")
+    return array.astype(np.uint8)
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ServiceError."""
+    try:
+        content = from_json(body)
+    except ValueError as error:
+        raise bad_request("bad_json", f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise bad_request("bad_json", "the body must be a JSON object")
+    return content
+
+
+def _contents(body: bytes, content_type: str) -> Iterator[bytes | list[Any]]:
+    """Each image as it was sent: the bytes of a file, or an array."""
+    header = Message()
+    header["Content-Type"] = content_type
+    kind = header.get_content_type() if content_type else ""
+    if kind == "multipart/form-data":
+        yield from _files(body, header.get_param("boundary"))
+    elif kind == "application/json":
+        yield from _json_contents(read_json(body))
+    elif kind == "application/octet-stream" or header.get_content_maintype() == "image":
+        if body:
+            yield body
+    else:
+        given = f"{content_type!r} is not accepted" if content_type else "the Content-Type is missing"
+        raise ServiceError(415, "unsupported_media_type", f"{given}: {ACCEPTED}")
+
+
+def _files(body: bytes, boundary: Any) -> list[bytes]:
+    if not isinstance(boundary, str) or not boundary:
+        raise bad_request("bad_form", "the Content-Type of a form needs a boundary")
+    files: list[bytes] = []
+
+    def keep(file: File) -> None:
+        file.file_object.seek(0)
+        files.append(file.file_object.read())
+        file.close()
+
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+    try:
+        parser = FormParser("multipart/form-data", lambda field: None, keep, boundary=boundary, config=in_memory)
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
+        raise bad_request("bad_form", f"the form cannot be read: {error}") from None
+    return files
+
+
+def _json_contents(content: dict[str, Any]) -> Iterator[bytes | list[Any]]:
+    if unknown := sorted(content.keys() - {"image", "images"}):
+        raise bad_request("bad_json", f"unknown name {unknown[0]!r}: {ACCEPTED}")
+    if len(content) != 1:
+        raise bad_request("bad_json", f"give either image or images: {ACCEPTED}")
+    values = [content["image"]] if "image" in content else content["images"]
+    if not isinstance(values, list):
+        raise bad_request("bad_json", f"images must be a list: {ACCEPTED}")
+    for value in values:
+        if isinstance(value, list):
+            yield value
+        elif isinstance(value, str):
+            try:
+                yield b64decode(value, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise bad_request("bad_base64", f"the text is not base64: {error}") from None
+        else:
+            raise bad_request("bad_json", f"an image is neither text nor an array: {ACCEPTED}")
+
+
+def _image(content: bytes | list[Any], settings: ServeSettings) -> np.ndarray:
+    if isinstance(content, list):
+        return read_array(content)
+    if not content:
+        raise unusable("bad_image", f"the file is empty: {ACCEPTED}")
+    try:
+        return read_image(content, formats=FORMATS, max_pixels=int(settings.max_megapixels * 1_000_000), animated=False)
+    except TooManyPixels as error:
+        raise too_large(str(error)) from None
+    except ImageError as error:
+        raise unusable("bad_image", str(error)) from None

@@ -1,0 +1,36 @@
+"""Settings of the service: default, range and meaning, once; the command line is made of them."""
+
+from pydantic import Field
+
+from mnist_pipeline.ml.settings import RealTimePredictionSettings, Settings
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""Image formats that are accepted from strangers."""
+
+
+class ServeSettings(Settings):
+    """How the service listens, batches, reloads, and what it refuses."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, then set SERVE_TOKEN.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
+    decoders: int = Field(2, ge=1, le=64, description="Pictures decoded and prepared at a time.")
+    reload_seconds: float = Field(2.0, gt=0, le=3600, description="Between two looks at what is deployed.")
+    max_batch_images: int = Field(64, ge=1, le=65536, description="Images in one forward pass.")
+    batch_wait_ms: float = Field(
+        2.0, ge=0, le=1000, description="How long a batch waits for requests that are being read already."
+    )
+    confidence_threshold: float = Field(
+        RealTimePredictionSettings.model_fields["confidence_threshold"].default,
+        ge=0,
+        le=1,
+        description="A prediction below this confidence (0..1) is marked `needs_review`.",
+    )
+    max_requests: int = Field(256, ge=1, le=65536, description="Requests in work at a time; more are answered 503.")
+    max_body_mib: float = Field(8.0, gt=0, le=1024, description="Largest request, in MiB.")
+    max_held_mib: float = Field(256.0, gt=0, le=65536, description="All requests in work together, in MiB.")
+    max_megapixels: float = Field(25.0, gt=0, le=1000, description="Largest picture; checked before decoding.")
+    max_images: int = Field(64, ge=1, le=65536, description="Images in one request.")
+    body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
+    corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")
+    review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review, in memory.")

@@ -1,0 +1,90 @@
+// The service as functions. What it refuses is thrown as an Error with the service's own sentence.
+
+const TOKEN = "mnist-token";
+
+export async function call(path, options = {}) {
+  for (;;) {
+    const token = sessionStorage.getItem(TOKEN);
+    const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers });
+    } catch {
+      throw new Error("The service cannot be reached. Is it running?");
+    }
+    if (response.status === 401) {
+      await askForToken();
+      continue;
+    }
+    if (response.status === 204) return null;
+    const answer = await response.json();
+    if (!response.ok) throw Object.assign(new Error(answer.error.message), { code: answer.error.code });
+    return answer;
+  }
+}
+
+export const correct = (image, label) =>
+  call("corrections", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ image, label }),
+  });
+
+export const takeBack = (id) => call(`corrections/${id}`, { method: "DELETE" });
+
+export const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+export const waitingText = (count) =>
+  `${count} ${count === 1 ? "correction waits" : "corrections wait"} for the next training.`;
+
+// Ten buttons; `chosen` is called with the digit.
+export function digitButtons(place, chosen) {
+  for (let digit = 0; digit < 10; digit++) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = digit;
+    button.setAttribute("aria-label", `It is a ${digit}`);
+    button.addEventListener("click", () => chosen(digit));
+    place.append(button);
+  }
+}
+
+// 28 rows of 28 values 0..255 on a canvas of that size.
+export function showPixels(canvas, rows) {
+  const context = canvas.getContext("2d");
+  if (!rows) return context.clearRect(0, 0, canvas.width, canvas.height);
+  const pixels = context.createImageData(canvas.width, canvas.height);
+  rows.flat().forEach((value, i) => pixels.data.set([value, value, value, 255], 4 * i));
+  context.putImageData(pixels, 0, 0);
+}
+
+let asking = null;
+
+function askForToken() {
+  asking ??= new Promise((resolve) => {
+    const dialog = document.createElement("dialog");
+    const form = document.createElement("form");
+    form.method = "dialog";
+    const label = document.createElement("label");
+    label.textContent = "This service asks for its token (SERVE_TOKEN)";
+    const input = document.createElement("input");
+    input.type = "password";
+    input.required = true;
+    input.autocomplete = "off";
+    const send = document.createElement("button");
+    send.textContent = "Use it";
+    label.append(input);
+    form.append(label, send);
+    dialog.append(form);
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    form.addEventListener("submit", () => {
+      sessionStorage.setItem(TOKEN, input.value);
+      dialog.remove();
+      asking = null;
+      resolve();
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+  return asking;
+}

@@ -1,0 +1,143 @@
+import { call, correct, digitButtons, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { Pad } from "./pad.js";
+
+const element = (id) => document.getElementById(id);
+const bars = [];
+let dropped = null; // the image file that is shown instead of a drawing
+let seen = null; // the prepared picture of the last prediction
+let asking = false;
+let again = false;
+
+for (let digit = 0; digit < 10; digit++) {
+  const row = document.createElement("li");
+  row.innerHTML = `<span>${digit}</span><div class="track"><div class="bar"></div></div><span class="share">0.0 %</span>`;
+  element("bars").append(row);
+  bars.push(row);
+}
+
+const pad = new Pad(element("pad"), () => {
+  dropped = null;
+  predict();
+});
+
+// One question at a time; what changed in between is asked about next.
+async function predict() {
+  element("undo").disabled = element("clear").disabled = pad.isEmpty && !dropped;
+  element("stored").textContent = "";
+  again = asking;
+  if (asking) return;
+  if (pad.isEmpty && !dropped) return reset("Nothing is drawn yet.");
+  asking = true;
+  try {
+    const image = dropped ?? (await pad.toBlob());
+    const type = image.type || "application/octet-stream";
+    const options = { method: "POST", headers: { "Content-Type": type }, body: image };
+    show(await call("predict?probabilities=true&prepared=true&review=false", options));
+  } catch (error) {
+    reset(error.message);
+  } finally {
+    asking = false;
+    if (again) predict();
+  }
+}
+
+function show({ predictions: [prediction] }) {
+  seen = prediction.prepared;
+  element("label").textContent = prediction.label;
+  element("label").classList.toggle("unsure", prediction.needs_review);
+  prediction.probabilities.forEach((share, digit) => {
+    bars[digit].querySelector(".bar").style.transform = `scaleX(${share})`;
+    bars[digit].querySelector(".share").textContent = percent(share);
+    bars[digit].classList.toggle("best", digit === prediction.label);
+  });
+  showPixels(element("prepared"), seen);
+  const doubt = prediction.needs_review ? "Not sure, perhaps a" : "This is a";
+  element("status").textContent = `${doubt} ${prediction.label} (${percent(prediction.confidence)}).`;
+  element("correction").disabled = false;
+}
+
+function reset(message) {
+  seen = null;
+  element("label").textContent = "?";
+  for (const row of bars) {
+    row.querySelector(".bar").style.transform = "scaleX(0)";
+    row.querySelector(".share").textContent = percent(0);
+    row.classList.remove("best");
+  }
+  showPixels(element("prepared"), null);
+  element("status").textContent = message;
+  element("correction").disabled = true;
+}
+
+async function store(label) {
+  try {
+    const { id, waiting } = await correct(seen, label);
+    element("waiting").textContent = waitingText(waiting);
+    const undo = document.createElement("button");
+    undo.type = "button";
+    undo.textContent = "Take it back";
+    undo.addEventListener("click", () => undoStored(id));
+    element("stored").replaceChildren(`Thank you: stored as a ${label}. `, undo);
+  } catch (error) {
+    element("stored").textContent = error.message;
+  }
+}
+
+async function undoStored(id) {
+  try {
+    await takeBack(id);
+    element("stored").textContent = "Taken back.";
+    await showState();
+  } catch (error) {
+    element("stored").textContent = error.message;
+  }
+}
+
+async function open(file) {
+  if (!file) return;
+  try {
+    pad.show(await createImageBitmap(file));
+  } catch {
+    pad.clear(); // the browser cannot show it; the service says what is wrong with it
+  }
+  dropped = file;
+  predict();
+}
+
+async function showState() {
+  try {
+    const { enabled, waiting } = await call("corrections");
+    element("correction").hidden = !enabled;
+    element("waiting").textContent = enabled ? waitingText(waiting) : "";
+  } catch (error) {
+    element("waiting").textContent = error.message;
+  }
+}
+
+async function showModel() {
+  try {
+    const { model, test_accuracy: accuracy, deployed_at: since } = await call("model");
+    const score = accuracy === null ? "" : `, ${(100 * accuracy).toFixed(2)} % right on test images`;
+    element("model").textContent = `${model}${score}, deployed ${new Date(since).toLocaleString()}`;
+  } catch (error) {
+    element("model").textContent = error.message;
+  }
+}
+
+digitButtons(element("labels"), store);
+element("undo").addEventListener("click", () => pad.undo());
+element("clear").addEventListener("click", () => pad.clear());
+element("file").addEventListener("change", (event) => {
+  open(event.target.files[0]);
+  event.target.value = ""; // so that the same file can be opened again
+});
+for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    element("pad").classList.toggle("dropping", over);
+    if (name === "drop") open(event.dataTransfer.files[0]);
+  });
+}
+showModel();
+showState();
+setInterval(showModel, 10_000);

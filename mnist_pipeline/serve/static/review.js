@@ -1,0 +1,75 @@
+import { call, correct, digitButtons, percent, showPixels, takeBack, waitingText } from "./api.js";
+
+const element = (id) => document.getElementById(id);
+let items = [];
+let done = []; // [item, id of its correction, or null if it was skipped]
+let busy = false;
+
+function show() {
+  const [item] = items;
+  element("choices").disabled = element("skip").disabled = !item;
+  element("undo").disabled = !done.length;
+  showPixels(element("image"), item?.image);
+  element("guess").textContent = item
+    ? `The model says ${item.label}, ${percent(item.confidence)} sure. ${items.length} to go.`
+    : "Nothing to review: no unsure prediction is left.";
+}
+
+// One at a time: a fast hand must not label the next image with this one's key.
+async function once(act) {
+  if (busy) return;
+  busy = true;
+  try {
+    await act();
+  } catch (error) {
+    element("stored").textContent = error.message;
+  } finally {
+    busy = false;
+    show();
+  }
+}
+
+const label = (digit) =>
+  once(async () => {
+    if (!items.length) return;
+    const { id, waiting } = await correct(items[0].image, digit);
+    done.push([items.shift(), id]);
+    element("stored").textContent = `Stored as a ${digit}.`;
+    element("waiting").textContent = waitingText(waiting);
+  });
+
+const skip = () =>
+  once(() => {
+    if (items.length) done.push([items.shift(), null]);
+    element("stored").textContent = "Skipped.";
+  });
+
+const undo = () =>
+  once(async () => {
+    if (!done.length) return;
+    const [item, id] = done.at(-1);
+    if (id) await takeBack(id);
+    done.pop();
+    items.unshift(item);
+    element("stored").textContent = "Taken back.";
+    await showWaiting();
+  });
+
+async function showWaiting() {
+  const { enabled, waiting } = await call("corrections");
+  element("waiting").textContent = enabled ? waitingText(waiting) : "Corrections are switched off (FEEDBACK=off).";
+}
+
+digitButtons(element("labels"), label);
+element("skip").addEventListener("click", skip);
+element("undo").addEventListener("click", undo);
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest?.("dialog")) return;
+  if (/^[0-9]$/.test(event.key)) label(Number(event.key));
+  else if (event.key.toLowerCase() === "s") skip();
+  else if (event.key.toLowerCase() === "u") undo();
+});
+once(async () => {
+  items = await call("review/items");
+  await showWaiting();
+});

@@ -1,0 +1,111 @@
+"""The service over a real socket, and models to deploy in its store."""
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import uvicorn
+from pydantic import SecretStr
+from upath import UPath
+
+from mnist_pipeline.ml.records import Decision
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.training import TrainingResult
+from mnist_pipeline.serve.app import create_app
+from mnist_pipeline.serve.settings import ServeSettings
+from mnist_pipeline.stores import ModelStoreResource
+from mnist_pipeline.stores.base import new_decision
+
+FAST = {"reload_seconds": 0.1}
+
+
+class Service:
+    """One service on a free port of loopback, in a thread of this process."""
+
+    def __init__(
+        self, store: ModelStoreResource, labelled: Path | UPath | None = None, token: str | None = None, **settings: Any
+    ) -> None:
+        secret = SecretStr(token) if token else None
+        app = create_app(ServeSettings(**FAST | settings), store, UPath(labelled) if labelled else None, secret)
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self.thread = Thread(target=self.server.run, args=([self.socket],), daemon=True)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+
+    def __enter__(self) -> "Service":
+        self.thread.start()
+        wait_until(lambda: self.server.started, "the service to listen")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+    def predict(self, image: bytes, **parameters: Any) -> httpx.Response:
+        return self.client.post("/predict", content=image, headers={"Content-Type": "image/png"}, params=parameters)
+
+    def metric(self, name: str) -> float:
+        """The value of one line of /metrics; 0 where there is none yet."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def save(store: ModelStoreResource, trained: TrainingResult, settings: TrainingSettings) -> str:
+    return store.save(
+        trained.weights,
+        settings=settings,
+        normalization=trained.normalization,
+        history=trained.history,
+        best_epoch=trained.best_epoch,
+        data_version="d",
+        code_version="1",
+        run_id="r",
+    ).name
+
+
+def deploy(store: ModelStoreResource, name: str, weights: bytes) -> Decision:
+    decision = new_decision(
+        outcome="promoted",
+        strategy="force",
+        reason="a test",
+        version=name,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        incumbent=store.production(),
+        test_accuracy=0.9,
+        actor="test",
+    )
+    store.promote(decision)
+    return decision
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, driven by playwright; a skip that says what is missing."""
+    import shutil
+
+    import pytest
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

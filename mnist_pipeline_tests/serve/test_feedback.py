@@ -1,0 +1,154 @@
+"""Corrections land where the pipeline watches, once, and unsure predictions are kept for review."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+from upath import UPath
+
+from mnist_pipeline.ml.labelled import read_labelled
+from mnist_pipeline.ml.storage import storage_path
+from mnist_pipeline_tests.conftest import embedded_digits
+from mnist_pipeline_tests.serve.conftest import GOOD
+from mnist_pipeline_tests.serve.service import Service, save
+from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def correct(service: Service, image: object = ARRAY, label: object = 7) -> dict:
+    answer = service.client.post("/corrections", json={"image": image, "label": label})
+    assert answer.is_success, answer.text
+    return answer.json() | {"status": answer.status_code}
+
+
+def test_a_correction_is_stored_as_the_pipeline_will_read_it(service, labelled):
+    stored = correct(service)
+    assert stored["status"] == 201
+    assert files(labelled) == [f"7/{stored['id']}.png"]
+    digits, skipped = read_labelled(UPath(labelled))
+    assert not skipped
+    assert digits.labels.tolist() == [7]
+    assert np.array_equal(digits.images[0], TEST.images[0])
+
+
+def test_a_double_tap_stores_one(service, labelled):
+    with ThreadPoolExecutor(8) as taps:
+        answers = list(taps.map(lambda _: correct(service), range(8)))
+    assert sorted(answer["status"] for answer in answers) == [200] * 7 + [201]
+    assert len(files(labelled)) == 1
+    assert service.metric("mnist_corrections_total") == 1
+
+
+def test_the_last_word_counts_also_after_a_restart(store, deployed, labelled):
+    with Service(store, labelled) as service:
+        correct(service, label=1)
+    with Service(store, labelled) as service:
+        last = correct(service, label=7)
+    assert files(labelled) == [f"7/{last['id']}.png"]
+
+
+def test_a_correction_can_be_taken_back_and_no_other_file(service, labelled):
+    other = labelled / "3" / "somebody-else.png"
+    other.parent.mkdir(parents=True)
+    Image.fromarray(TEST.images[1]).save(other)
+    stored = correct(service)
+    assert service.client.delete(f"/corrections/{stored['id']}").status_code == 204
+    assert files(labelled) == ["3/somebody-else.png"]
+    for id in (stored["id"], "somebody-else", "..", "../../models/production", "%2e%2e%2fproduction"):
+        assert service.client.delete(f"/corrections/{id}").status_code in (404, 405, 422)
+    assert files(labelled) == ["3/somebody-else.png"]
+
+
+def test_what_waits_is_what_came_after_the_last_training_began(service, store, good):
+    assert service.client.get("/corrections").json() == {"enabled": True, "waiting": 0}
+    assert correct(service)["waiting"] == 1
+    assert correct(service, TEST.images[1].tolist(), 2)["waiting"] == 2
+    time.sleep(sum(epoch.seconds for epoch in good.history) + 0.1)  # as long as the next training says it took
+    save(store, good, GOOD)
+    assert service.client.get("/corrections").json()["waiting"] == 0
+    assert correct(service, TEST.images[2].tolist(), 1)["waiting"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"image": ARRAY}, (422, "bad_correction", "label: Field required")),
+        ({"image": ARRAY, "label": 10}, (422, "bad_correction", "label: Input should be less than 10")),
+        ({"image": ARRAY, "label": "7"}, (422, "bad_correction", "label: Input should be a valid integer")),
+        ({"image": ARRAY, "label": 7, "who": "me"}, (422, "bad_correction", "who: Extra inputs are not permitted")),
+        ({"image": [[0] * 28] * 28, "label": 7}, (422, "bad_image", "blank")),
+        ({"image": [[0] * 28] * 27, "label": 7}, (422, "bad_array", "its shape is 27x28")),
+        ([], (400, "bad_json", "must be a JSON object")),
+    ],
+)
+def test_bad_corrections_are_refused_with_a_sentence(service, labelled, body, expected):
+    status, code, message = error(service.client.post("/corrections", json=body))
+    assert (status, code) == expected[:2]
+    assert expected[2] in message
+    assert not labelled.exists()
+
+
+def test_size_and_rate_are_limited(store, deployed, labelled):
+    with Service(store, labelled, corrections_per_minute=2, max_body_mib=0.01) as service:
+        too_large = service.client.post("/corrections", content=b" " * 20_000)
+        assert error(too_large)[:2] == (413, "too_large")
+        for image in TEST.images[:2]:
+            correct(service, image.tolist())
+        refused = service.client.post("/corrections", json={"image": TEST.images[2].tolist(), "label": 7})
+        assert error(refused)[:2] == (429, "too_many_corrections")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 61
+        assert correct(service)["status"] == 200  # it is stored already
+        assert len(files(labelled)) == 2
+
+
+def test_feedback_can_be_switched_off(store, deployed):
+    with Service(store, None, confidence_threshold=1) as service:
+        assert service.client.get("/corrections").json() == {"enabled": False, "waiting": 0}
+        answer = service.client.post("/corrections", json={"image": ARRAY, "label": 7})
+        assert error(answer)[:2] == (403, "feedback_off")
+        assert error(service.client.delete(f"/corrections/{'0' * 32}"))[:2] == (403, "feedback_off")
+        service.client.post("/predict", json={"image": ARRAY})
+        assert service.client.get("/review/items").json() == []
+
+
+def test_unsure_predictions_are_kept_for_review_each_once_least_sure_first(store, deployed, labelled):
+    images = embedded_digits().test.images[:20].tolist()
+    with Service(store, labelled, confidence_threshold=1, review_items=15) as service:
+        service.client.post("/predict?review=false", json={"images": images})
+        assert service.client.get("/review/items").json() == []
+        for _ in range(2):
+            predicted = service.client.post("/predict", json={"images": images}).json()["predictions"]
+        items = service.client.get("/review/items").json()
+        unsure = [image for image, prediction in zip(images, predicted, strict=True) if prediction["needs_review"]]
+        assert len(items) == 15 <= len(unsure)
+        assert all(item["image"] in unsure[-15:] for item in items)
+        assert [item["confidence"] for item in items] == sorted(item["confidence"] for item in items)
+
+        stored = correct(service, items[0]["image"], 3)
+        assert stored["id"] == items[0]["id"]
+        left = service.client.get("/review/items").json()
+        assert left == items[1:]
+        service.client.post("/predict", json={"image": items[0]["image"]})
+        assert service.client.get("/review/items").json() == left  # labelled once is enough
+        service.client.delete(f"/corrections/{stored['id']}")
+        assert service.client.get("/review/items").json() == items
+
+
+def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
+    root = storage_path(f"s3://{s3_bucket}/labelled", s3_url)
+    with Service(store, root) as service:
+        stored = correct(service)
+        assert stored["waiting"] == 1
+        listed = boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket)["Contents"]
+        assert [entry["Key"] for entry in listed] == [f"labelled/7/{stored['id']}.png"]
+        assert correct(service)["status"] == 200
+        assert read_labelled(root).digits.labels.tolist() == [7]
+        service.client.delete(f"/corrections/{stored['id']}")
+        assert not boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket).get("Contents")

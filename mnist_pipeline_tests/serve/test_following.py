@@ -1,0 +1,190 @@
+"""What is deployed is what answers, and nothing that goes wrong at the store stops the service."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.stores import LocalModelStoreResource, S3ModelStoreResource
+from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS
+from mnist_pipeline_tests.conftest import TINY
+from mnist_pipeline_tests.serve.conftest import GOOD
+from mnist_pipeline_tests.serve.service import Service, deploy, save, wait_until
+from mnist_pipeline_tests.serve.test_predict import ARRAY, error
+
+MANY = {"images": [ARRAY] * 40}
+
+
+def served(service: Service) -> str:
+    return service.client.get("/readyz").json()["model"]
+
+
+@pytest.fixture
+def two_versions(store, good, trained) -> list[tuple[str, bytes]]:
+    """Names and weights; the first is deployed."""
+    versions = [
+        (save(store, good, GOOD), good.weights),
+        (save(store, trained, TrainingSettings(**TINY)), trained.weights),
+    ]
+    deploy(store, *versions[0])
+    return versions
+
+
+def test_it_starts_without_a_model_and_serves_as_soon_as_there_is_one(store, good):
+    with Service(store) as service:
+        assert error(service.client.post("/predict", json=MANY))[:2] == (503, "no_model")
+        assert error(service.client.get("/model"))[:2] == (503, "no_model")
+        ready = service.client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json() == {"ready": False, "model": None, "problems": ["no model is deployed yet"]}
+        assert service.client.get("/healthz").status_code == 200
+        name = save(store, good, GOOD)
+        deploy(store, name, good.weights)
+        wait_until(lambda: service.client.get("/readyz").status_code == 200, "the first model")
+        assert service.client.post("/predict", json=MANY).json()["model"] == name
+
+
+def test_what_is_deployed_answers_not_what_is_newest(store, two_versions):
+    with Service(store) as service:
+        assert store.versions()[0] == two_versions[1][0]
+        assert service.client.post("/predict", json=MANY).json()["model"] == two_versions[0][0]
+
+
+def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixed(store, two_versions):
+    done = Event()
+    with Service(store, batch_wait_ms=5, max_batch_images=100) as service, ThreadPoolExecutor(8) as clients:
+        alone = {}
+        for name, weights in reversed(two_versions):
+            deploy(store, name, weights)
+            wait_until(lambda name=name: served(service) == name, name)
+            alone[name] = [p["confidence"] for p in service.client.post("/predict", json=MANY).json()["predictions"]]
+
+        def ask() -> list[str]:
+            names = []
+            while not done.is_set():
+                answer = service.client.post("/predict", json=MANY)
+                assert answer.status_code == 200, answer.text
+                name = answer.json()["model"]
+                confidences = [p["confidence"] for p in answer.json()["predictions"]]
+                assert confidences == pytest.approx(alone[name], abs=1e-4)
+                names.append(name)
+            return names
+
+        asked = [clients.submit(ask) for _ in range(8)]
+        for name, weights in islice(cycle(reversed(two_versions)), 9):
+            deploy(store, name, weights)
+            wait_until(lambda name=name: served(service) == name, name, 2)
+        store.rollback("a test", "test", to=two_versions[0][0])
+        wait_until(lambda: served(service) == two_versions[0][0], "the rollback", 2)
+        assert service.client.get("/model").json()["strategy"] == "rollback"
+        done.set()
+        answered = [future.result() for future in asked]
+    assert {name for names in answered for name in names} == {name for name, _ in two_versions}
+    first, second = (np.array(confidences) for confidences in alone.values())
+    assert np.abs(first - second).max() > 0.01  # mixed answers would have been seen
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "pointer", "not finite"])
+def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on(store, two_versions, damage):
+    (first, _), (second, weights) = two_versions
+    root = Path(store.base_path)
+    with Service(store) as service:
+        if damage == "not finite":
+            broken = broken_weights(weights)
+            trained = store.manifest(second)
+            second = store.save(
+                broken,
+                settings=trained.settings,
+                normalization=trained.normalization,
+                history=trained.history,
+                best_epoch=1,
+                data_version="d",
+                code_version="1",
+                run_id="r",
+            ).name
+            deploy(store, second, broken)
+        else:
+            deploy(store, second, weights)
+            target = {"weights": f"{second}/{WEIGHTS}", "manifest": f"{second}/{MANIFEST}", "pointer": PRODUCTION}
+            # Before the service looks at it, or after: either way it must not be served broken.
+            whole = (root / target[damage]).read_bytes()
+            deploy(store, first, store.load(first)[1]) if damage != "pointer" else None
+            (root / target[damage]).write_bytes(whole[: len(whole) // 2])
+            if damage != "pointer":
+                decision = store.production().model_copy(update={"version": second, "id": "another"})
+                (root / PRODUCTION).write_text(decision.model_dump_json())
+        wait_until(lambda: service.client.get("/readyz").json()["problems"], "the refusal")
+        assert service.client.get("/readyz").json()["problems"] == ["what is deployed now cannot be used"]
+        assert service.client.get("/readyz").status_code == 200
+        for _ in range(5):
+            assert service.client.post("/predict", json=MANY).status_code == 200
+            time.sleep(0.1)
+        assert service.metric('mnist_deployments_total{outcome="refused"}') == 1
+        good_again = deploy_over(store, root, first)
+        wait_until(lambda: not service.client.get("/readyz").json()["problems"], "the repair")
+        assert served(service) == good_again
+
+
+def broken_weights(weights: bytes) -> bytes:
+    from safetensors.torch import load
+    from safetensors.torch import save as to_bytes
+
+    tensors = load(weights)
+    next(tensor for tensor in tensors.values() if tensor.is_floating_point()).fill_(float("nan"))
+    return to_bytes(tensors)
+
+
+def deploy_over(store: LocalModelStoreResource, root: Path, name: str) -> str:
+    """Deploy, also where the pointer is damaged."""
+    (root / PRODUCTION).unlink()
+    deploy(store, name, store.load(name)[1])
+    return name
+
+
+def test_a_store_that_is_gone_does_not_stop_the_answers(store, two_versions):
+    with Service(store) as service:
+        gone = Path(store.base_path).rename(Path(store.base_path).with_name("gone"))
+        wait_until(lambda: service.client.get("/readyz").json()["problems"], "the loss to be noticed")
+        assert service.client.get("/readyz").status_code == 200
+        assert service.client.post("/predict", json=MANY).status_code == 200
+        gone.rename(store.base_path)
+        wait_until(lambda: not service.client.get("/readyz").json()["problems"], "the store to be back")
+
+
+def test_on_s3_and_when_s3_is_out_of_reach(s3_bucket, good):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    store = S3ModelStoreResource(
+        bucket=s3_bucket, endpoint_url=f"http://127.0.0.1:{port}", max_attempts=1, timeout_seconds=1
+    )
+    name = save(store, good, GOOD)
+    deploy(store, name, good.weights)
+    with Service(store) as service:
+        assert service.client.post("/predict", json=MANY).json()["model"] == name
+        server.stop()
+        wait_until(lambda: service.client.get("/readyz").json()["problems"], "the fault to be noticed")
+        assert service.client.get("/readyz").json() == {
+            "ready": True,
+            "model": name,
+            "problems": ["the model store cannot be reached"],
+        }
+        assert service.client.post("/predict", json=MANY).status_code == 200
+        assert service.metric('mnist_deployments_total{outcome="store_error"}') == 1
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        wait_until(lambda: not service.client.get("/readyz").json()["problems"], "the store to be back")
+    server.stop()
+
+
+def test_the_reload_interval_is_a_setting(store, two_versions):
+    with Service(store, reload_seconds=600) as service:
+        deploy(store, *two_versions[1])
+        time.sleep(1)
+        assert served(service) == two_versions[0][0]

@@ -1,0 +1,265 @@
+"""What is answered, and what is refused with which sentence."""
+
+import io
+import json
+import time
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_pipeline.ml.images import read_image
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.serve.settings import FORMATS
+from mnist_pipeline_tests.conftest import embedded_digits
+from mnist_pipeline_tests.ml.test_images import encode, seven
+from mnist_pipeline_tests.serve.service import Service
+
+TEST = embedded_digits().test
+ARRAY = TEST.images[0].tolist()
+
+
+def png(image: np.ndarray) -> bytes:
+    return encode(Image.fromarray(image))
+
+
+def text(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def error(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, code and message; there is nothing else."""
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message"}
+    return response.status_code, body["error"]["code"], body["error"]["message"]
+
+
+def test_every_way_to_send_an_image_gives_the_predictors_answer(service, store, deployed):
+    expected = Predictor.from_store(store).predict(TEST.images[:3])
+    files = [png(image) for image in TEST.images[:3]]
+    answers = [
+        service.client.post("/predict", files=[("image", ("a.png", file, "image/png")) for file in files]),
+        service.client.post("/predict", json={"images": [text(file) for file in files]}),
+        service.client.post("/predict", json={"images": [image.tolist() for image in TEST.images[:3]]}),
+    ]
+    one = [
+        service.predict(files[0]),
+        service.client.post("/predict", json={"image": text(files[0])}),
+        service.client.post("/predict", json={"image": ARRAY}),
+        service.client.post("/predict", files={"any name": files[0]}),
+        service.client.post("/predict", content=files[0], headers={"Content-Type": "application/octet-stream"}),
+    ]
+    for answer in answers + one:
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == deployed
+        predictions = answer.json()["predictions"]
+        count = 3 if answer in answers else 1
+        assert [p["label"] for p in predictions] == expected.argmax(1)[:count].tolist()
+        assert [p["confidence"] for p in predictions] == pytest.approx(expected.max(1)[:count], abs=1e-5)
+        assert all("probabilities" not in p and "prepared" not in p for p in predictions)
+    ids = [p["id"] for answer in answers + one for p in answer.json()["predictions"]]
+    assert len(set(ids)) == len(ids) == 14
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_formats(service, form):
+    [prediction] = service.predict(encode(seven(mode="RGB", paper="white", ink="black"), form)).json()["predictions"]
+    assert prediction["label"] == 7
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        seven().convert("P"),
+        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA"),
+        Image.fromarray(np.asarray(seven()).astype(np.uint16) * 257),
+        seven(paper=1, ink=0, mode="1"),
+    ],
+    ids=["palette", "transparent", "16 bits", "1 bit"],
+)
+def test_all_modes(service, picture):
+    assert service.predict(encode(picture)).json()["predictions"][0]["label"] == 7
+
+
+def test_a_cmyk_jpeg(service):
+    picture = seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK")
+    assert service.predict(encode(picture, "JPEG")).json()["predictions"][0]["label"] == 7
+
+
+def test_probabilities_and_the_prepared_picture_on_request(service):
+    file = encode(seven())
+    [prediction] = service.predict(file, probabilities=True, prepared=True).json()["predictions"]
+    assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert (
+        prediction["probabilities"][prediction["label"]] == prediction["confidence"] == max(prediction["probabilities"])
+    )
+    assert np.array_equal(prediction["prepared"], read_image(file))
+
+
+def test_needs_review_below_the_threshold(store, deployed):
+    file = encode(seven())
+    for threshold, needed in [(1.0, True), (0.0, False)]:
+        with Service(store, confidence_threshold=threshold) as service:
+            assert service.predict(file).json()["predictions"][0]["needs_review"] is needed
+            assert service.client.get("/model").json()["confidence_threshold"] == threshold
+
+
+def animation(form: str) -> bytes:
+    buffer = io.BytesIO()
+    frames = [seven(mode="RGB", paper="white", ink=ink) for ink in ("black", "red")]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+PNG_FILE = encode(seven())
+WIDE = encode(Image.new("1", (10_001, 10_000)))
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (b"", (400, "no_image", "there is no image in the request")),
+        (b"hello", (422, "bad_image", "not an image in a known format")),
+        (PNG_FILE[:20], (422, "bad_image", "")),
+        (PNG_FILE[: len(PNG_FILE) // 2], (422, "bad_image", "broken image")),
+        (animation("GIF"), (422, "bad_image", "animated")),
+        (animation("PNG"), (422, "bad_image", "animated")),
+        (animation("WEBP"), (422, "bad_image", "animated")),
+        (encode(seven(), "TIFF"), (422, "bad_image", "known format (PNG, JPEG, WEBP, BMP, GIF)")),
+        (encode(Image.new("L", (50, 50), 255)), (422, "bad_image", "blank")),
+        (encode(Image.new("RGBA", (50, 50))), (422, "bad_image", "fully transparent")),
+        (WIDE, (413, "too_large", "10001x10000 is more than 25,000,000 pixels")),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", (422, "bad_image", "known format")),
+    ],
+    ids=["nothing", "text", "header only", "truncated", "gif", "apng", "webp", "tiff", "blank", "clear", "bomb", "eps"],
+)
+def test_bad_files_are_refused_with_a_sentence(service, file, expected):
+    status, code, message = error(service.predict(file))
+    assert (status, code) == expected[:2]
+    assert expected[2] in message
+
+
+def with_value(value: object) -> str:
+    rows = [list(row) for row in ARRAY]
+    rows[3][4] = value
+    return json.dumps({"image": rows})
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("", (400, "bad_json", "not JSON")),
+        ("{", (400, "bad_json", "not JSON")),
+        ("[1]", (400, "bad_json", "must be a JSON object")),
+        ("{}", (400, "bad_json", "give either image or images")),
+        ('{"image": "", "images": []}', (400, "bad_json", "give either image or images")),
+        ('{"images": []}', (400, "no_image", "there is no image")),
+        ('{"images": 3}', (400, "bad_json", "must be a list")),
+        ('{"picture": 3}', (400, "bad_json", "unknown name 'picture'")),
+        ('{"image": null}', (400, "bad_json", "neither text nor an array")),
+        ('{"image": "_"}', (400, "bad_base64", "not base64")),
+        ('{"image": "é"}', (400, "bad_base64", "not base64")),
+        ('{"image": ""}', (422, "bad_image", "the file is empty")),
+        ('{"image": [[1, 2], [3]]}', (422, "bad_array", "rows differ in length")),
+        ('{"image": [[1, 2], [3, 4]]}', (422, "bad_array", "its shape is 2x2")),
+        (json.dumps({"image": [ARRAY]}), (422, "bad_array", "its shape is 1x28x28")),
+        (with_value(float("nan")), (422, "bad_array", "fractions, words or other values")),
+        (with_value(0.5), (422, "bad_array", "fractions, words or other values")),
+        (with_value("7"), (422, "bad_array", "fractions, words or other values")),
+        (with_value(None), (422, "bad_array", "fractions, words or other values")),
+        (with_value(10**30), (422, "bad_array", "fractions, words or other values")),
+        (with_value(256), (422, "bad_array", "values from 0 to 256")),
+        (with_value(-1), (422, "bad_array", "values from -1 to")),
+        (json.dumps({"images": [ARRAY, [[1]]]}), (422, "bad_array", "image 2: ")),
+        (json.dumps({"images": [ARRAY] * 65}), (413, "too_large", "more than 64 images")),
+        ('{"image": ' + "[" * 100_000 + "]" * 100_000 + "}", (400, "bad_json", "not JSON")),
+    ],
+)
+def test_bad_json_is_refused_with_a_sentence(service, body, expected):
+    answer = service.client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    status, code, message = error(answer)
+    assert (status, code) == expected[:2]
+    assert expected[2] in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("multipart/form-data", b"", (400, "bad_form", "boundary")),
+        ("multipart/form-data; boundary=x", b"garbage", (400, "bad_form", "cannot be read")),
+        ("multipart/form-data; boundary=x", b"--x--\r\n", (400, "no_image", "there is no image")),
+        ("text/plain", b"7", (415, "unsupported_media_type", "'text/plain' is not accepted: send an image file")),
+        ("", b"7", (415, "unsupported_media_type", "the Content-Type is missing")),
+    ],
+)
+def test_other_bodies_are_refused_with_a_sentence(service, kind, body, expected):
+    status, code, message = error(service.client.post("/predict", content=body, headers={"Content-Type": kind}))
+    assert (status, code) == expected[:2]
+    assert expected[2] in message
+
+
+def test_requests_and_pictures_that_are_too_large_are_refused(store, deployed):
+    with Service(store, max_body_mib=0.01, max_megapixels=0.01) as service:
+        assert error(service.predict(b"x" * 20_000))[:2] == (413, "too_large")
+        chunks = (b"x" * 1000 for _ in range(20))  # its size is not announced
+        answer = service.client.post("/predict", content=chunks, headers={"Content-Type": "image/png"})
+        assert error(answer) == (413, "too_large", "the request is larger than 0.01 MiB")
+        assert error(service.predict(encode(seven())))[:2] == (413, "too_large")
+        assert service.predict(png(TEST.images[0])).status_code == 200
+
+
+def test_a_request_that_never_ends_is_given_up(store, deployed):
+    def slowly():
+        yield b"x"
+        time.sleep(1)
+        yield b"x"
+
+    with Service(store, body_seconds=0.3) as service:
+        answer = service.client.post("/predict", content=slowly(), headers={"Content-Type": "image/png"})
+        assert error(answer) == (408, "too_slow", "the request did not arrive whole within 0.3 s")
+
+
+def test_too_many_requests_at_a_time_are_refused_and_the_rest_is_answered(store, deployed):
+    file = encode(seven(size=(3000, 3000)))
+    with Service(store, max_requests=2, decoders=1) as service, ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: service.predict(file), range(16)))
+        statuses = {answer.status_code for answer in answers}
+        assert statuses == {200, 503}
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert error(refused)[1] == "overloaded"
+        assert refused.headers["Retry-After"] == "1"
+        assert service.predict(png(TEST.images[0])).status_code == 200
+
+
+def test_requests_share_batches_and_get_their_own_answers(service, store):
+    expected = Predictor.from_store(store).predict(TEST.images).argmax(1)
+    files = [png(image) for image in TEST.images[:300]]
+    with ThreadPoolExecutor(32) as clients:
+        answers = list(clients.map(service.predict, files))
+    assert [answer.json()["predictions"][0]["label"] for answer in answers] == expected[:300].tolist()
+    assert service.metric("mnist_batch_images_sum") == 300
+    assert service.metric("mnist_batch_images_count") < 250
+
+
+def test_the_largest_batch_is_a_setting(store, deployed):
+    files = [png(image) for image in TEST.images[:50]]
+    with Service(store, max_batch_images=1) as service, ThreadPoolExecutor(16) as clients:
+        assert {answer.status_code for answer in clients.map(service.predict, files)} == {200}
+        assert service.metric("mnist_batch_images_count") == 50
+
+
+def test_a_slow_picture_does_not_hold_up_the_others(service):
+    large = encode(seven(size=(4900, 5000)))
+    small = png(TEST.images[0])
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(service.predict, large)
+        answered = 0
+        while not answer.done():
+            assert service.predict(small).status_code == 200
+            answered += 1
+    assert answer.result().json()["predictions"][0]["label"] == 7
+    assert answered >= 3
