@@ -27,6 +27,7 @@ BROKEN_FILE = (
     ValueError,
     EOFError,
     OverflowError,
+    LookupError,
     struct.error,
     zlib.error,
 )

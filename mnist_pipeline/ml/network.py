@@ -7,6 +7,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnist_pipeline.ml.records import Normalization
 from mnist_pipeline.ml.settings import CLASSES, TrainingSettings
@@ -59,6 +60,18 @@ def _block(channels_in: int, channels_out: int, kernel: int, pool: nn.Module, dr
         pool,
         nn.Dropout2d(dropout),
     )
+
+
+def for_inference(model: DigitCNN) -> nn.Module:
+    """The same function in evaluation mode with fewer passes over memory: batch norms folded into the convolutions,
+    no dropout, channels last. Its outputs differ by rounding only."""
+    layers: list[nn.Module] = []
+    for block in model.blocks.children():
+        convolution, norm, relu, pool, _ = block.children()
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        layers += [fuse_conv_bn_eval(convolution, norm), relu, pool]
+    layers += [layer for layer in model.head if not isinstance(layer, nn.Dropout)]
+    return nn.Sequential(*layers).eval().to(memory_format=torch.channels_last)
 
 
 def weights_to_bytes(model: nn.Module) -> bytes:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mnist_pipeline.ml.network import DigitCNN, choose_device, model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.network import choose_device, for_inference, model_from_bytes, predict_probabilities
 from mnist_pipeline.ml.records import Decision, ModelManifest
 from mnist_pipeline.ml.settings import SIDE
 
@@ -27,7 +27,7 @@ class Predictor:
     def __init__(self, manifest: ModelManifest, weights: bytes, device: str = "auto") -> None:
         """Raises ModelError if the weights are not a finite model of the manifest's architecture."""
         self.manifest = manifest
-        self._network: DigitCNN = model_from_bytes(weights, manifest.settings).to(choose_device(device))
+        self._network = for_inference(model_from_bytes(weights, manifest.settings)).to(choose_device(device))
 
     @classmethod
     def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":

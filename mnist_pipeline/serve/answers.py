@@ -7,6 +7,14 @@ from pydantic import BaseModel, Field
 from mnist_pipeline.serve.deployed import Served
 
 
+class PredictOptions(BaseModel):
+    """What else to answer."""
+
+    probabilities: bool = Field(False, description="Also the probabilities of all ten classes.")
+    prepared: bool = Field(False, description="Also the 28x28 picture that the model saw.")
+    review: bool = Field(True, description="Keep unsure predictions for /review.")
+
+
 class PredictionAnswer(BaseModel):
     """What the model sees in one image."""
 

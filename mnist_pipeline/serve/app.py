@@ -13,19 +13,19 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from upath import UPath
 
 from mnist_pipeline.ml.network import ModelError
-from mnist_pipeline.serve.answers import PredictionAnswer, Predictions
+from mnist_pipeline.serve.answers import PredictionAnswer, Predictions, PredictOptions
 from mnist_pipeline.serve.batching import Answer, Batcher
 from mnist_pipeline.serve.bodies import BodyReader
 from mnist_pipeline.serve.corrections import Corrections, ReviewQueue
 from mnist_pipeline.serve.deployed import DeploymentFollower
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError
-from mnist_pipeline.serve.examples import predict_body
+from mnist_pipeline.serve.examples import predict_body, predict_parameters
 from mnist_pipeline.serve.feedback import feedback_routes
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import Guard, error_response
@@ -81,33 +81,30 @@ def create_app(
         response_model=Predictions,
         responses=ERRORS | PREDICT_ERRORS,
         dependencies=bearer,
-        openapi_extra={"requestBody": predict_body()},
+        # Read below: FastAPI's own reading of a query costs more than everything else on the event loop.
+        openapi_extra={"requestBody": predict_body(), "parameters": predict_parameters()},
     )
-    async def predict(
-        request: Request, probabilities: bool = False, prepared: bool = False, review: bool = True
-    ) -> Response:
-        """The digit in each image.
-
-        `probabilities` and `prepared` add the probabilities of all ten classes and the 28x28 picture that the model
-        saw; `review=false` keeps an unsure prediction out of the review queue.
-        """
+    async def predict(request: Request) -> Response:
+        """The digit in each image."""
+        try:
+            options = PredictOptions.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
         with batcher.admitted():
             async with bodies.read(request) as body:
                 kind = request.headers.get("content-type", "")
                 answer = await batcher.predict(partial(read_images, body, kind, settings))
-        predictions = Predictions(
-            model=answer.served.decision.version, predictions=list(_predictions(answer, probabilities, prepared))
-        )
+        predictions = Predictions(model=answer.served.decision.version, predictions=list(_predictions(answer, options)))
         for image, prediction in zip(answer.images, predictions.predictions, strict=True):
             metrics.confidence.observe(prediction.confidence)
             metrics.predictions.labels(prediction.label).inc()
             if prediction.needs_review:
                 metrics.needs_review.inc()
-                if review and corrections:
+                if options.review and corrections:
                     queue.add(image, prediction.label, prediction.confidence, predictions.model)
         return Response(predictions.model_dump_json(exclude_none=True), media_type="application/json")
 
-    def _predictions(answer: Answer, probabilities: bool, prepared: bool) -> "list[PredictionAnswer]":
+    def _predictions(answer: Answer, options: PredictOptions) -> "list[PredictionAnswer]":
         labels, confidences = answer.probabilities.argmax(1).tolist(), answer.probabilities.max(1).tolist()
         return [
             PredictionAnswer(
@@ -115,8 +112,8 @@ def create_app(
                 label=label,
                 confidence=confidence,
                 needs_review=confidence < settings.confidence_threshold,
-                probabilities=row.tolist() if probabilities else None,
-                prepared=image.tolist() if prepared else None,
+                probabilities=row.tolist() if options.probabilities else None,
+                prepared=image.tolist() if options.prepared else None,
             )
             for label, confidence, row, image in zip(
                 labels, confidences, answer.probabilities, answer.images, strict=True

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mnist_pipeline.serve.deployed import Served
 from mnist_pipeline.serve.errors import no_model, overloaded
+from mnist_pipeline.serve.requests import NotQuick
 from mnist_pipeline.serve.settings import ServeSettings
 
 
@@ -26,17 +27,28 @@ class Answer(NamedTuple):
     """float32 (N, 10)."""
 
 
+class Read(Protocol):
+    """Gives the images of one request, uint8 (N, 28, 28); with `quick` it raises NotQuick in place of long work."""
+
+    def __call__(self, *, quick: bool) -> np.ndarray: ...
+
+
 class _Job(NamedTuple):
+    read: Read
+    future: "asyncio.Future[Answer]"
+
+
+class _ReadJob(NamedTuple):
     images: np.ndarray
     future: "asyncio.Future[Answer]"
 
 
 class Batcher:
-    """Some threads read requests into images, one thread predicts; the event loop only waits.
+    """One thread reads small requests and predicts, others read large ones; the event loop only waits.
 
-    The thread that predicts takes whatever has been read while it was busy, up to `max_batch_images`, and waits a
-    moment more only while further requests are being read. So a single client never waits, and many share a pass.
-    All images of a request are answered by one model.
+    The thread that predicts takes whatever came while it was busy, up to `max_batch_images`, and waits a moment more
+    only while further requests are being read. So a single client never waits, many share a pass, and a request is
+    handed from thread to thread as seldom as can be. All images of a request are answered by one model.
     """
 
     def __init__(
@@ -44,7 +56,7 @@ class Batcher:
     ) -> None:
         self._settings, self._served, self._observe_batch = settings, served, observe_batch
         self._readers = ThreadPoolExecutor(settings.decoders, thread_name_prefix="reader")
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job | _ReadJob | None] = SimpleQueue()
         self._being_read = 0
         self._lock = Lock()
         self._requests = 0
@@ -74,34 +86,20 @@ class Batcher:
         finally:
             self._requests -= 1
 
-    async def predict(self, read: Callable[[], np.ndarray]) -> Answer:
-        """Read the images of one request and predict them.
-
-        `read` gives uint8 (N, 28, 28) and runs in another thread; what it raises is raised here. Raises ServiceError
-        where there is no model.
-        """
+    async def predict(self, read: Read) -> Answer:
+        """Predict the images of one request. What `read` raises is raised here. Raises ServiceError where there is
+        no model."""
         if self._served() is None:
             raise no_model()
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        with self._lock:
-            self._being_read += 1
-        self._readers.submit(self._read, read, future)
-        return await future
-
-    def _read(self, read: Callable[[], np.ndarray], future: "asyncio.Future[Answer]") -> None:
-        try:
-            images = read()
-        except Exception as error:  # handed on to the one who waits
-            self._loop.call_soon_threadsafe(_fail, [future], error)
-            return
-        finally:
-            with self._lock:
-                self._being_read -= 1  # first: the batch must not wait for what it has
-        self._queue.put(_Job(images, future))
+        job = _Job(read, self._loop.create_future())
+        self._queue.put(job)
+        return await job.future
 
     def _run(self) -> None:
         while job := self._queue.get():
             batch = self._gather(job)
+            if not batch:
+                continue
             try:
                 answers = self._predict(batch)
             except Exception as error:  # handed on to those who wait; the thread lives on
@@ -109,28 +107,53 @@ class Batcher:
             else:
                 self._loop.call_soon_threadsafe(_answer, batch, answers)
 
-    def _gather(self, first: _Job) -> list[_Job]:
-        batch, images = [first], len(first.images)
-        deadline = time.monotonic() + self._settings.batch_wait_ms / 1000
-        while images < self._settings.max_batch_images:
-            try:
-                job = self._queue.get_nowait()
-            except Empty:
-                wait = deadline - time.monotonic()
-                if not self._being_read or wait <= 0:
-                    break
-                try:
-                    job = self._queue.get(timeout=wait)
-                except Empty:
-                    break
-            if job is None:  # to stop: after this batch
-                self._queue.put(None)
+    def _gather(self, first: _Job | _ReadJob) -> list[_ReadJob]:
+        """What is predicted together, read."""
+        batch: list[_ReadJob] = []
+        images, deadline = 0, time.monotonic() + self._settings.batch_wait_ms / 1000
+        job: _Job | _ReadJob | None = first
+        while job:
+            if isinstance(job, _Job):
+                job = self._read(job, quick=True)
+            if job:
+                batch.append(job)
+                images += len(job.images)
+            if images >= self._settings.max_batch_images:
                 break
-            batch.append(job)
-            images += len(job.images)
+            job = self._next(deadline)
         return batch
 
-    def _predict(self, batch: list[_Job]) -> list[Answer]:
+    def _next(self, deadline: float) -> _Job | _ReadJob | None:
+        """Another job: now, or before the deadline while one is being read; else None."""
+        wait = max(0.0, deadline - time.monotonic()) if self._being_read else 0.0
+        try:
+            job = self._queue.get(timeout=wait) if wait else self._queue.get_nowait()
+        except Empty:
+            return None
+        if job is None:
+            self._queue.put(None)  # to stop: after this batch
+        return job
+
+    def _read(self, job: _Job, quick: bool) -> _ReadJob | None:
+        """None where it failed, or is left to another thread."""
+        try:
+            return _ReadJob(job.read(quick=quick), job.future)
+        except NotQuick:
+            with self._lock:
+                self._being_read += 1
+            self._readers.submit(self._read_long, job)
+        except Exception as error:  # handed on to the one who waits
+            self._loop.call_soon_threadsafe(_fail, [job.future], error)
+        return None
+
+    def _read_long(self, job: _Job) -> None:
+        read = self._read(job, quick=False)
+        with self._lock:
+            self._being_read -= 1
+        if read:
+            self._queue.put(read)
+
+    def _predict(self, batch: list[_ReadJob]) -> list[Answer]:
         served = self._served()
         assert served, "a model that is served stays until another one is"
         images = np.concatenate([job.images for job in batch]) if len(batch) > 1 else batch[0].images
@@ -142,7 +165,7 @@ class Batcher:
         ]
 
 
-def _answer(batch: list[_Job], answers: list[Answer]) -> None:
+def _answer(batch: list[_ReadJob], answers: list[Answer]) -> None:
     for job, answer in zip(batch, answers, strict=True):
         if not job.future.done():
             job.future.set_result(answer)

@@ -5,6 +5,7 @@ from typing import Any
 
 from mnist_pipeline.ml.images import read_image
 from mnist_pipeline.ml.settings import SIDE
+from mnist_pipeline.serve.answers import PredictOptions
 from mnist_pipeline.serve.settings import FORMATS
 
 SEVEN = (
@@ -29,6 +30,15 @@ ARRAY_SCHEMA: dict[str, Any] = {
 IMAGE_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "string", "contentEncoding": "base64", "description": "An image file."}, ARRAY_SCHEMA]
 }
+
+
+def predict_parameters() -> list[dict[str, Any]]:
+    """The query of POST /predict."""
+    properties = PredictOptions.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "description": schema["description"], "schema": schema}
+        for name, schema in properties.items()
+    ]
 
 
 def predict_body() -> dict[str, Any]:

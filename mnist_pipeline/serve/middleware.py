@@ -4,7 +4,7 @@ import secrets
 import time
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,7 +26,17 @@ DOCS_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'unsafe-inl
 )
 """Swagger UI begins with a script in its page and styles its own elements."""
 
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+def _headers(policy: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-cache"),
+    ]
+
+
+HEADERS, DOCS_HEADERS = _headers(POLICY), _headers(DOCS_POLICY)
 
 
 class Guard:
@@ -41,16 +51,13 @@ class Guard:
             await self.app(scope, receive, send)
             return
         began, status, path = time.perf_counter(), 500, scope["path"]
-        policy = DOCS_POLICY if path == "/docs" else POLICY
+        extra = DOCS_HEADERS if path == "/docs" else HEADERS
 
         async def measured_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = policy
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
         try:

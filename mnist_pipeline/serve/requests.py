@@ -24,17 +24,33 @@ ACCEPTED = (
 WHOLE_BYTES = f"an array must be {SIDE} rows of {SIDE} whole numbers from 0 (background) to 255 (ink)"
 
 
-def read_images(body: bytes, content_type: str, settings: ServeSettings) -> np.ndarray:
+QUICK_BYTES = 16 << 10
+QUICK_PIXELS = 128 * 128
+"""Up to here reading takes less time than handing the request from thread to thread."""
+
+
+class NotQuick(Exception):
+    """Reading the request will take its time."""
+
+
+def read_images(body: bytes, content_type: str, settings: ServeSettings, *, quick: bool = False) -> np.ndarray:
     """The prepared images of a request: uint8 (N, 28, 28), N > 0, in their order.
 
-    Raises ServiceError with status 400, 413, 415 or 422.
+    Raises ServiceError with status 400, 413, 415 or 422; with `quick`, NotQuick in place of long work.
     """
+    if quick and len(body) > QUICK_BYTES:
+        raise NotQuick
+    max_pixels = QUICK_PIXELS if quick else int(settings.max_megapixels * 1_000_000)
     images: list[np.ndarray] = []
     for position, content in enumerate(_contents(body, content_type)):
         if position == settings.max_images:
             raise too_large(f"more than {settings.max_images} images in one request: send several requests")
         try:
-            images.append(_image(content, settings))
+            images.append(_image(content, max_pixels))
+        except TooManyPixels as error:
+            if quick:
+                raise NotQuick from None
+            raise too_large(str(error)) from None
         except ServiceError as error:
             if position:
                 error.message = f"image {position + 1}: {error.message}"
@@ -127,14 +143,14 @@ def _json_contents(content: dict[str, Any]) -> Iterator[bytes | list[Any]]:
             raise bad_request("bad_json", f"an image is neither text nor an array: {ACCEPTED}")
 
 
-def _image(content: bytes | list[Any], settings: ServeSettings) -> np.ndarray:
+def _image(content: bytes | list[Any], max_pixels: int) -> np.ndarray:
     if isinstance(content, list):
         return read_array(content)
     if not content:
         raise unusable("bad_image", f"the file is empty: {ACCEPTED}")
     try:
-        return read_image(content, formats=FORMATS, max_pixels=int(settings.max_megapixels * 1_000_000), animated=False)
-    except TooManyPixels as error:
-        raise too_large(str(error)) from None
+        return read_image(content, formats=FORMATS, max_pixels=max_pixels, animated=False)
+    except TooManyPixels:
+        raise
     except ImageError as error:
         raise unusable("bad_image", str(error)) from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult, train
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import embedded_digits
-from mnist_pipeline_tests.serve.service import Service, deploy, save
+from mnist_pipeline_tests.serve.service import Service, chromium, deploy, save
 
 GOOD = TrainingSettings(
     conv_channels=[8, 16, 32], hidden_units=[64], epochs=5, batch_size=64, learning_rate=0.01, conv_dropout=0
@@ -44,3 +45,9 @@ def labelled(tmp_path: Path) -> Path:
 def service(store: LocalModelStoreResource, deployed: str, labelled: Path) -> Iterator[Service]:
     with Service(store, labelled) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser

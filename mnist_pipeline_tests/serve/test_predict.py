@@ -235,23 +235,6 @@ def test_too_many_requests_at_a_time_are_refused_and_the_rest_is_answered(store,
         assert service.predict(png(TEST.images[0])).status_code == 200
 
 
-def test_requests_share_batches_and_get_their_own_answers(service, store):
-    expected = Predictor.from_store(store).predict(TEST.images).argmax(1)
-    files = [png(image) for image in TEST.images[:300]]
-    with ThreadPoolExecutor(32) as clients:
-        answers = list(clients.map(service.predict, files))
-    assert [answer.json()["predictions"][0]["label"] for answer in answers] == expected[:300].tolist()
-    assert service.metric("mnist_batch_images_sum") == 300
-    assert service.metric("mnist_batch_images_count") < 250
-
-
-def test_the_largest_batch_is_a_setting(store, deployed):
-    files = [png(image) for image in TEST.images[:50]]
-    with Service(store, max_batch_images=1) as service, ThreadPoolExecutor(16) as clients:
-        assert {answer.status_code for answer in clients.map(service.predict, files)} == {200}
-        assert service.metric("mnist_batch_images_count") == 50
-
-
 def test_a_slow_picture_does_not_hold_up_the_others(service):
     large = encode(seven(size=(4900, 5000)))
     small = png(TEST.images[0])

@@ -1,0 +1,30 @@
+"""The same model behind a plain FastAPI endpoint: one image, one forward pass, in FastAPI's thread pool."""
+
+import sys
+
+import torch
+import uvicorn
+from fastapi import FastAPI, UploadFile
+
+from mnist_pipeline.ml.images import read_image
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.stores import LocalModelStoreResource
+
+_, store, port, threads = sys.argv
+torch.set_num_threads(int(threads))
+predictor = Predictor.from_store(LocalModelStoreResource(base_path=store))
+app = FastAPI()
+
+
+@app.post("/predict")
+def predict(image: UploadFile) -> dict[str, float | int | str]:
+    """Label and confidence."""
+    [probabilities] = predictor.predict(read_image(image.file.read())[None])
+    return {
+        "model": predictor.version,
+        "label": int(probabilities.argmax()),
+        "confidence": float(probabilities.max()),
+    }
+
+
+uvicorn.run(app, port=int(port), access_log=False, log_level="warning")

@@ -1,0 +1,108 @@
+"""Whatever is sent: an answer in the documented shape, never a defect, and memory stays bounded.
+
+FUZZ_IMAGES=10000 for the long run.
+"""
+
+import io
+import os
+import random
+
+import psutil
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from mnist_pipeline.serve.settings import FORMATS
+from mnist_pipeline_tests.ml.test_images import encode, seven
+from mnist_pipeline_tests.serve.service import Service
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+)
+IMAGES = int(os.environ.get("FUZZ_IMAGES", "1000"))
+ALLOWED_GROWTH_MIB = 150
+
+
+def mutated(whole: bytes, chance: random.Random) -> bytes:
+    """A few bytes changed, cut, repeated, or inserted."""
+    data = bytearray(whole)
+    for _ in range(chance.choice((1, 1, 2, 5, 20))):
+        at = chance.randrange(len(data)) if data else 0
+        match chance.choice(("change", "change", "change", "cut", "repeat", "insert", "zero")):
+            case "change" if data:
+                data[at] = chance.randrange(256)
+            case "cut":
+                del data[at : at + chance.choice((1, 8, len(data)))]
+            case "repeat":
+                data[at:at] = data[at : at + chance.choice((1, 16, 200))]
+            case "insert":
+                data[at:at] = chance.randbytes(chance.choice((1, 4, 100)))
+            case "zero":
+                data[at : at + 4] = bytes(4)
+    return bytes(data)
+
+
+def wholes() -> list[bytes]:
+    pictures = [
+        seven(),
+        seven(mode="RGB", paper="white", ink="blue"),
+        seven().convert("P"),
+        seven(size=(28, 28), width=3),
+    ]
+    files = [
+        encode(picture.convert("RGB") if form in ("WEBP", "JPEG") else picture, form)
+        for form in FORMATS
+        for picture in pictures
+    ]
+    buffer = io.BytesIO()
+    Image.new("L", (30, 30)).save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (30, 30), 255)])
+    return [*files, buffer.getvalue()]
+
+
+def test_mutated_images_are_answered_or_refused(service):
+    chance, process, files = random.Random(0), psutil.Process(), wholes()
+    statuses: dict[int, int] = {}
+    before = 0.0
+    for number in range(IMAGES):
+        status = service.predict(mutated(chance.choice(files), chance)).status_code
+        statuses[status] = statuses.get(status, 0) + 1
+        if number == IMAGES // 4:
+            before = process.memory_info().rss / 2**20
+    assert set(statuses) <= {200, 400, 413, 422}
+    assert statuses[200] > IMAGES / 50
+    assert statuses[422] > IMAGES / 10
+    assert process.memory_info().rss / 2**20 < before + ALLOWED_GROWTH_MIB
+    assert service.predict(files[0]).json()["predictions"][0]["label"] == 7
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
+def test_the_document_is_true(store, deployed, labelled, mode):
+    with Service(store, labelled, corrections_per_minute=100_000) as service:
+        document: BaseSchema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+        if mode == GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
+            document = document.include(method=["POST", "DELETE"])
+        operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
+        assert len(operations) == (9 if mode == GenerationMode.POSITIVE else 3)
+        for operation in operations:
+
+            @settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def check(case):
+                case.call_and_validate(checks=list(CHECKS))
+
+            check()

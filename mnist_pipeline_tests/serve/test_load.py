@@ -1,0 +1,41 @@
+"""Many clients, two services, a deployer: nothing is dropped, nothing is mixed up."""
+
+import json
+
+from benchmarks.load import Answered, multipart_request, run
+from benchmarks.serving import digit_files
+from benchmarks.soak import RELOAD_SECONDS, soak
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.serve.test_predict import TEST
+
+
+def test_two_services_answer_by_what_is_deployed_while_a_deployer_promotes(tmp_path):
+    report = soak(tmp_path, seconds=8)
+    assert report.failures == 0
+    assert report.answers > 500
+    assert report.promotions >= 6
+    assert report.versions == 3
+    # A slow machine may be late, but what was replaced twice since must not answer.
+    assert report.latest < RELOAD_SECONDS + 1
+    assert all(samples[-1] < samples[0] + 100 for samples in report.memory_mib)
+
+
+def test_requests_share_batches_and_get_their_own_answers(service, store):
+    expected = Predictor.from_store(store).predict(TEST.images).argmax(1)
+    requests = [multipart_request("/predict", file) for file in digit_files(300)]
+    answers: list[Answered] = []
+    result = run(int(service.url.rsplit(":", 1)[1]), requests, clients=32, seconds=2, answered=answers.append)
+    assert result.failures == 0
+    assert len(answers) == result.requests > 100
+    labels = [json.loads(answer.body)["predictions"][0]["label"] for answer in answers]
+    assert labels == [expected[answer.number] for answer in answers]
+    assert service.metric("mnist_batch_images_sum") == result.requests
+    assert service.metric("mnist_batch_images_count") < result.requests / 2
+
+
+def test_the_largest_batch_is_a_setting(store, deployed):
+    requests = [multipart_request("/predict", file) for file in digit_files(50)]
+    with Service(store, max_batch_images=1) as service:
+        result = run(int(service.url.rsplit(":", 1)[1]), requests, clients=16, seconds=0.5)
+        assert service.metric("mnist_batch_images_count") == result.requests
