@@ -22,7 +22,7 @@ def first_build(scenario: Scenario) -> Count:
     scenario.deployment.start()
     if scenario.rest().runs == 0:
         print("nothing was launched: raw data is made by hand", file=sys.stderr)
-        scenario.deployment.launch("raw_mnist_data")
+        scenario.deployment.launch("assets", "raw_mnist_data")
     return scenario.rest()
 
 

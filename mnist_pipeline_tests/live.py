@@ -1,5 +1,6 @@
 """A deployment as it runs in production: code server and daemon as processes of their own, on an empty DAGSTER_HOME."""
 
+import json
 import os
 import shutil
 import signal
@@ -146,10 +147,11 @@ class Deployment:
             if (event := record.asset_materialization)
         ]
 
-    def launch(self, asset: str) -> None:
-        """Materialize one asset by hand, as a user does on the command line."""
+    def launch(self, kind: str, name: str, config: dict[str, Any] | None = None) -> None:
+        """Materialize `assets` or run a `job` by hand, as a user does on the command line."""
         shutil.copy(PROJECT / "pyproject.toml", self.folder)  # by which dg finds the project
-        command = [str(Path(sys.executable).with_name("dg")), "launch", "--assets", asset]
+        command = [str(Path(sys.executable).with_name("dg")), "launch", f"--{kind}", name]
+        command += ["--config-json", json.dumps({"ops": config})] if config else []
         variables = self.variables | {"VIRTUAL_ENV": sys.prefix}
         done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:

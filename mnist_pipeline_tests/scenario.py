@@ -48,7 +48,7 @@ class Scenario:
 
     def raw_data_again(self) -> Count:
         """Raw data is verified again, and found unchanged."""
-        self.deployment.launch("raw_mnist_data")
+        self.deployment.launch("assets", "raw_mnist_data")
         return self.rest()
 
     def images_to_predict(self) -> Count:

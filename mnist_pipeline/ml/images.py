@@ -1,6 +1,7 @@
 """From any picture of a digit to the 28x28 that MNIST would have made of it."""
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -32,6 +33,11 @@ BROKEN_FILE = (
     zlib.error,
 )
 """What Pillow raises on files that are cut off or damaged."""
+
+SHRUNK_SIDE = 2048
+"""Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
+
+SHRINKABLE_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
 
 MIN_CONTRAST = 24
 """Least difference of ink and background on the scale 0..255; below it a picture counts as blank."""
@@ -80,7 +86,7 @@ def prepare(picture: Image.Image) -> np.ndarray:
     A 28x28 picture with a dark border is taken to be an MNIST image already and returned unchanged.
     Raises ImageError if there is no ink.
     """
-    grey = _to_grey(picture)
+    grey = _to_grey(_shrunk(picture))
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(border))
     if grey.shape == (SIDE, SIDE) and background == 0 and grey.max() >= MIN_CONTRAST:
@@ -97,6 +103,18 @@ def prepare(picture: Image.Image) -> np.ndarray:
     # Paper shadows (below half the threshold) become 0, the pen's own shade becomes full ink.
     low, high = threshold / 2, float(np.median(ink[ink > threshold]))
     return _fit(np.clip((ink - low) / (high - low), 0, 1) * 255)
+
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    """Averaged over blocks, so that no side is longer than SHRUNK_SIDE."""
+    picture.draft(None, (SHRUNK_SIDE, SHRUNK_SIDE))  # a JPEG is decoded smaller at once
+    factor = math.ceil(max(picture.size) / SHRUNK_SIDE)
+    if factor == 1 or picture.mode not in SHRINKABLE_MODES:
+        return picture
+    exif = picture.getexif()
+    smaller = picture.reduce(factor)
+    smaller.info["exif"] = exif.tobytes()  # which way is up
+    return smaller
 
 
 def _to_grey(picture: Image.Image) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The HTTP application: routes over the batcher, the followed deployment and the corrections."""
 
+import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -32,7 +34,9 @@ from mnist_pipeline.serve.middleware import Guard, error_response
 from mnist_pipeline.serve.operations import operations_routes
 from mnist_pipeline.serve.requests import read_images
 from mnist_pipeline.serve.settings import ServeSettings
-from mnist_pipeline.stores import ModelStoreResource
+from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
+
+log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -157,6 +161,14 @@ def _answer_errors_in_one_shape(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(ModelError)
     async def model_failed(_: Request, error: ModelError) -> JSONResponse:
         return error_response(ServiceError(503, "model_failed", str(error)), metrics)
+
+    @app.exception_handler(BotoCoreError)
+    @app.exception_handler(ModelStoreError)
+    @app.exception_handler(OSError)
+    async def storage_failed(_: Request, error: Exception) -> JSONResponse:
+        log.error("storage failed: %s", error)
+        message = "the storage of models or corrections cannot be used now: try again later; the log says why"
+        return error_response(ServiceError(503, "storage_failed", message, retry_after=5), metrics)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:

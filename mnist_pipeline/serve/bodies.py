@@ -18,15 +18,16 @@ class BodyReader:
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
-        self._limit, self._held_limit = int(settings.max_body_mib * MIB), int(settings.max_held_mib * MIB)
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
+    async def read(self, request: Request, at_most_mib: float | None = None) -> AsyncIterator[bytes]:
         """The whole body, which counts as held until the block ends. Raises ServiceError."""
+        mib = min(self._settings.max_body_mib, at_most_mib or self._settings.max_body_mib)
+        too_long = too_large(f"the request is larger than {mib:g} MiB")
         announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._limit:
-            raise self._too_large()
+        if announced.isdecimal() and int(announced) > mib * MIB:
+            raise too_long
         held = 0
 
         async def receive_all() -> bytes:
@@ -35,9 +36,9 @@ class BodyReader:
             async for chunk in request.stream():
                 held += len(chunk)
                 self._held += len(chunk)
-                if held > self._limit:
-                    raise self._too_large()
-                if self._held > self._held_limit:
+                if held > mib * MIB:
+                    raise too_long
+                if self._held > self._settings.max_held_mib * MIB:
                     raise overloaded()
                 chunks.append(chunk)
             return b"".join(chunks)
@@ -56,6 +57,3 @@ class BodyReader:
             raise ServiceError(408, "too_slow", message) from None
         except ClientDisconnect:
             raise bad_request("disconnected", "the client hung up before the request was whole") from None
-
-    def _too_large(self) -> ServiceError:
-        return too_large(f"the request is larger than {self._settings.max_body_mib:g} MiB")

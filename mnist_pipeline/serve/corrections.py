@@ -17,7 +17,7 @@ from mnist_pipeline.ml.images import ImageError, prepare
 from mnist_pipeline.ml.settings import CLASSES
 from mnist_pipeline.ml.storage import write_bytes
 from mnist_pipeline.serve.errors import ServiceError, unusable
-from mnist_pipeline.stores import ModelStoreResource
+from mnist_pipeline.stores import CorruptModel, ModelStoreResource, UnknownModel
 
 MINUTE_SECONDS = 60
 IMAGE_ID = "^[0-9a-f]{32}$"
@@ -77,12 +77,14 @@ class Corrections:
     def waiting(self) -> int:
         """Labelled digits that came after the newest model's training had begun."""
         files = visible_files(self._root)
-        newest = next(iter(self._store.versions()), None)
-        if newest is None:
-            return len(files)
-        manifest = self._store.manifest(newest)
-        began = manifest.created_at - timedelta(seconds=sum(epoch.seconds for epoch in manifest.history))
-        return sum(_changed(details) > began for details in files.values())
+        for name in self._store.versions():
+            try:
+                manifest = self._store.manifest(name)
+            except (CorruptModel, UnknownModel):  # damaged, or pruned in between
+                continue
+            began = manifest.created_at - timedelta(seconds=sum(epoch.seconds for epoch in manifest.history))
+            return sum(_changed(details) > began for details in files.values())
+        return len(files)
 
     def _path(self, digest: str, label: int) -> UPath:
         return self._root / str(label) / f"{digest}.png"

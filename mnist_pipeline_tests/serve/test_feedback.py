@@ -108,6 +108,22 @@ def test_size_and_rate_are_limited(store, deployed, labelled):
         assert len(files(labelled)) == 2
 
 
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_stops(service, labelled):
+    labelled.write_text("a file where a folder should be")
+    answer = service.client.post("/corrections", json={"image": ARRAY, "label": 7})
+    assert error(answer)[:2] == (503, "storage_failed")
+    assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
+    labelled.unlink()
+    assert correct(service)["status"] == 201
+
+
+def test_a_damaged_version_does_not_stop_corrections(service, store, deployed):
+    newest = Path(store.base_path) / deployed.replace("mnist_cnn_2", "mnist_cnn_3") / "manifest.json"
+    newest.parent.mkdir()
+    newest.write_text("{")
+    assert correct(service)["waiting"] == 1
+
+
 def test_feedback_can_be_switched_off(store, deployed):
     with Service(store, None, confidence_threshold=1) as service:
         assert service.client.get("/corrections").json() == {"enabled": False, "waiting": 0}

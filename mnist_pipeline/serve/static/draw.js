@@ -28,6 +28,7 @@ async function predict() {
   if (asking) return;
   if (pad.isEmpty && !dropped) return reset("Nothing is drawn yet.");
   asking = true;
+  element("prediction").ariaBusy = "true";
   try {
     const image = dropped ?? (await pad.toBlob());
     const type = image.type || "application/octet-stream";
@@ -37,6 +38,7 @@ async function predict() {
     reset(error.message);
   } finally {
     asking = false;
+    element("prediction").ariaBusy = String(again);
     if (again) predict();
   }
 }
