@@ -35,14 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: ServeSettings, environment: Environment) -> None:
-    import torch
     import uvicorn
 
     from mnist_pipeline.ml.storage import storage_path
     from mnist_pipeline.serve.app import create_app
     from mnist_pipeline.stores.chosen import chosen_store
 
-    torch.set_num_threads(settings.threads)
     labelled = storage_path(environment.place("labelled_dir", "labelled"), environment.s3_endpoint_url)
     app = create_app(
         settings, chosen_store(environment), labelled if environment.feedback == "on" else None, environment.serve_token

@@ -1,5 +1,6 @@
 """The HTTP application: routes over the batcher, the followed deployment and the corrections."""
 
+import gc
 import logging
 import uuid
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from botocore.exceptions import BotoCoreError
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -68,8 +70,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        torch.set_num_threads(settings.threads)
         await run_in_threadpool(follower.start)
         batcher.start()
+        gc.collect()
+        gc.freeze()  # what was imported stays: looking through it again and again would stop every answer for 0.2 s
         yield
         await run_in_threadpool(batcher.stop)
         await run_in_threadpool(follower.stop)

@@ -67,7 +67,7 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     first = deployed = production(store)
     deployment.start()
     try:
-        with process(STORAGE_ROOT=storage) as (url, _), Visit(browser, url) as visit:
+        with process(STORAGE_ROOT=storage) as (url, _, _), Visit(browser, url) as visit:
 
             def answer(path: str) -> dict[str, Any]:
                 return httpx.get(f"{url}{path}", timeout=30).json()

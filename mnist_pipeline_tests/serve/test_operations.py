@@ -153,8 +153,8 @@ def test_the_examples_of_the_document_work_as_they_are(service):
 
 
 @contextmanager
-def process(*arguments: str, **variables: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The service as a process of its own, and its address."""
+def process(*arguments: str, **variables: str) -> Iterator[tuple[str, "subprocess.Popen[str]", str]]:
+    """The service as a process of its own, its address, and what it logged until it listened."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MODEL_"))}
     command = [sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
     with subprocess.Popen(command, env=kept | variables, stderr=subprocess.PIPE, text=True) as server:
@@ -167,14 +167,14 @@ def process(*arguments: str, **variables: str) -> Iterator[tuple[str, "subproces
         else:
             raise AssertionError(log)
         try:
-            yield found.group(), server
+            yield found.group(), server, log
         finally:
             server.kill()
 
 
 def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_path):
     storage = {"STORAGE_ROOT": str(tmp_path), "SERVE_TOKEN": TOKEN}
-    with process("--store", store.base_path, **storage) as (url, server):
+    with process("--store", store.base_path, **storage) as (url, server, _):
         assert url.startswith("http://127.0.0.1:")
         answer = httpx.post(f"{url}/predict", json={"image": ARRAY}, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.json()["model"] == deployed

@@ -1,0 +1,72 @@
+"""Changing a setting changes what the service does; those of refusals and reloads are tested with them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import torch
+
+from mnist_pipeline.serve.settings import ServeSettings
+from mnist_pipeline_tests.ml.test_images import encode, seven
+from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.serve.test_operations import process
+from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error, png
+
+LARGE = encode(seven(size=(4900, 5000), mode="1", paper=1, ink=0))
+
+
+def test_threads_of_a_forward_pass(store, deployed):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3):
+            with Service(store, threads=threads) as service:
+                assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
+                assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_pictures_decoded_at_a_time(store, deployed, decoders):
+    with Service(store, decoders=decoders) as service, ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(service.predict, [LARGE] * 6))
+        assert {answer.status_code for answer in answers} == {200}
+        assert sum(thread.name.startswith("reader") for thread in threading.enumerate()) == decoders
+
+
+@pytest.mark.parametrize(("wait", "batches"), [(5000, 1), (0, 2)])
+def test_a_batch_waits_for_what_is_being_read_but_only_so_long(store, deployed, wait, batches):
+    with Service(store, batch_wait_ms=wait) as service, ThreadPoolExecutor(1) as other:
+        large = other.submit(service.predict, LARGE)
+        while not any(thread.name.startswith("reader") for thread in threading.enumerate()):
+            pass
+        small = service.predict(png(TEST.images[0]))
+        assert (large.result().status_code, small.status_code) == (200, 200)
+        assert service.metric("mnist_batch_images_count") == batches
+
+
+def test_bytes_held_by_all_requests_together(store, deployed):
+    with Service(store, max_held_mib=0.01) as service:
+        assert error(service.predict(b"x" * 20_000))[:2] == (503, "overloaded")
+        assert service.predict(png(TEST.images[0])).status_code == 200  # what was held is let go
+
+
+def test_images_in_one_request(store, deployed):
+    with Service(store, max_images=2) as service:
+        assert service.client.post("/predict", json={"images": [ARRAY] * 2}).status_code == 200
+        answer = service.client.post("/predict", json={"images": [ARRAY] * 3})
+        assert error(answer) == (413, "too_large", "more than 2 images in one request: send several requests")
+
+
+def test_another_address_is_warned_of_without_a_token(store, deployed, tmp_path):
+    with process("--store", store.base_path, "--host", "0.0.0.0", STORAGE_ROOT=str(tmp_path)) as (url, _, log):
+        assert url.startswith("http://0.0.0.0:")
+        assert httpx.get(f"{url.replace('0.0.0.0', '127.0.0.1')}/readyz").status_code == 200
+    assert "listening on 0.0.0.0 without SERVE_TOKEN" in log
+
+
+@pytest.mark.parametrize("name", [name for name in ServeSettings.model_fields if name != "host"])
+def test_values_out_of_range_are_refused_with_their_name(name):
+    with pytest.raises(ValueError, match=rf"{name}\n.*(greater|less) than"):
+        ServeSettings(**{name: -1})
