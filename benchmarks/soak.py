@@ -14,6 +14,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -24,7 +25,9 @@ import psutil
 from benchmarks.load import Answered, multipart_request, run
 from benchmarks.serving import digit_files
 from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
+from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import TINY, embedded_digits
@@ -34,6 +37,10 @@ RELOAD_SECONDS = 0.2
 PROMOTION_SECONDS = 1.0
 CLIENTS = 4
 """Of each service."""
+
+VERSIONS = 3
+IMAGES = 200
+ROUNDING = 1e-4
 
 
 class Promotion(NamedTuple):
@@ -49,6 +56,8 @@ class Report(NamedTuple):
 
     answers: int
     failures: int
+    wrong: int
+    """Answers that the model they name does not give."""
     versions: int
     """How many different ones answered."""
     promotions: int
@@ -61,13 +70,19 @@ class Report(NamedTuple):
 def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     """Run it. The store and the models are made in `folder`."""
     store = LocalModelStoreResource(base_path=str(folder / "models"))
-    settings = TrainingSettings(**TINY)
-    trained = train(settings, split(embedded_digits(), no_images(), SplitSettings()))
-    names = [save(store, trained, settings) for _ in range(3)]
-    deploy(store, names[0], trained.weights)
+    splits = split(embedded_digits(), no_images(), SplitSettings())
+    weights, confidences = {}, {}
+    for seed in range(VERSIONS):  # of different weights, so that an answer by another model than it says is seen
+        settings = TrainingSettings(**TINY | {"epochs": 1, "seed": seed})
+        trained = train(settings, splits)
+        name = save(store, trained, settings)
+        weights[name] = trained.weights
+        images = load_sample("benchmark").test.images[:IMAGES]
+        confidences[name] = Predictor(*store.load(name)).predict(images).max(1)
+    names = list(weights)
+    deploy(store, names[0], weights[names[0]])
     promotions = [Promotion(names[0], time.perf_counter(), time.perf_counter())]
     answers: list[Answered] = []
-    failures = 0
     memory: list[list[float]] = [[] for _ in range(services)]
     done = Event()
 
@@ -75,7 +90,7 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
         while not done.wait(PROMOTION_SECONDS):
             name = names[len(promotions) % len(names)]
             began = time.perf_counter()
-            deploy(store, name, trained.weights)
+            deploy(store, name, weights[name])
             promotions.append(Promotion(name, began, time.perf_counter()))
 
     def watch(processes: list[psutil.Process]) -> None:
@@ -83,29 +98,28 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
             for samples, process in zip(memory, processes, strict=True):
                 samples.append(process.memory_info().rss / 2**20)
 
-    requests = [multipart_request("/predict", file) for file in digit_files(200)]
-
-    def load(port: int) -> None:
-        nonlocal failures
-        failures += run(port, requests, CLIENTS, seconds, answers.append).failures
-
+    requests = [multipart_request("/predict", file) for file in digit_files(IMAGES)]
     with ExitStack() as stack:
         running = [stack.enter_context(service(store.base_path)) for _ in range(services)]
-        loads = [Thread(target=load, args=(port,)) for port, _ in running]
-        others = [Thread(target=promote), Thread(target=watch, args=([process for _, process in running],))]
-        for thread in loads + others:
-            thread.start()
-        for thread in loads:
-            thread.join()
-        done.set()
-        for thread in others:
-            thread.join()
-    by_model = [(json.loads(answer.body).get("model"), answer) for answer in answers]
+        threads = stack.enter_context(ThreadPoolExecutor(services + 2))
+        others = [threads.submit(promote), threads.submit(watch, [process for _, process in running])]
+        loads = [threads.submit(run, port, requests, CLIENTS, seconds, answers.append) for port, _ in running]
+        try:
+            failures = sum(load.result().failures for load in loads)  # a connection that breaks is raised
+        finally:
+            done.set()
+        for other in others:
+            other.result()
     began = [promotion.began for promotion in promotions]
-    latest = max(lag(model, answer, promotions, began) for model, answer in by_model if model)
-    return Report(
-        len(answers), failures, len({model for model, _ in by_model if model}), len(promotions) - 1, latest, memory
-    )
+    seen, wrong, latest = set(), 0, 0.0
+    for answer in answers:
+        content = json.loads(answer.body)
+        if model := content.get("model"):
+            seen.add(model)
+            [prediction] = content["predictions"]
+            wrong += abs(prediction["confidence"] - confidences[model][answer.number]) > ROUNDING
+            latest = max(latest, lag(model, answer, promotions, began))
+    return Report(len(answers), failures, wrong, len(seen), len(promotions) - 1, latest, memory)
 
 
 def lag(model: str, answer: Answered, promotions: list[Promotion], began: list[float]) -> float:
@@ -145,7 +159,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), options.seconds, options.services)
-    print(f"{report.answers} answers, {report.failures} failed, {report.promotions} promotions")
+    print(f"{report.answers} answers, {report.failures} failed, {report.wrong} by another model than they name")
+    print(f"{report.promotions} promotions, {report.versions} versions answered")
     print(f"a replaced version answered for {report.latest:.2f} s at most (reload interval {RELOAD_SECONDS} s)")
     for number, samples in enumerate(report.memory_mib):
         shown = [f"{samples[int(share * (len(samples) - 1))]:.0f}" for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]

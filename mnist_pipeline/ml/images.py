@@ -2,8 +2,8 @@
 
 import io
 import math
-import struct
-import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded."""
-
-BROKEN_FILE = (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    LookupError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises on files that are cut off or damaged."""
 
 SHRUNK_SIDE = 2048
 """Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
@@ -52,26 +39,47 @@ class TooManyPixels(ImageError):
 
 
 def read_image(
-    data: bytes, *, formats: tuple[str, ...] = FORMATS, max_pixels: int | None = None, animated: bool = True
+    data: bytes,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    animated: bool = True,
+    admit: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Decode an image file of any of the `formats` and of any mode and prepare it: uint8 (28, 28).
 
-    Of an animation the first picture is taken; with `animated` False it is refused. Raises ImageError.
+    Of an animation the first picture is taken; with `animated` False it is refused. `admit` is told width and height
+    before anything is decoded and may raise; by default it refuses more than MAX_PIXELS. Raises ImageError.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as picture:
-            if picture.width * picture.height > (max_pixels := max_pixels or MAX_PIXELS):
-                raise TooManyPixels(f"{picture.width}x{picture.height} is more than {max_pixels:,} pixels")
+    with _damage_refused(formats):
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    with picture:
+        (admit or _at_most_max_pixels)(*picture.size)
+        with _damage_refused(formats):
             # A photo with previews (MPO) has several pictures too, and the first is the photo.
             if not animated and picture.format != "MPO" and getattr(picture, "is_animated", False):
                 raise ImageError("the picture is animated: send a single picture")
-            return prepare(picture)
-    except ImageError:
+            grey = _to_grey(picture)
+    return _prepared(grey)
+
+
+@contextmanager
+def _damage_refused(formats: tuple[str, ...]) -> Iterator[None]:
+    """On damaged files Pillow raises almost anything."""
+    try:
+        yield
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise ImageError(f"not an image in a known format ({', '.join(formats)})") from None
-    except BROKEN_FILE as error:
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(str(error)) from None
+    except Exception as error:
         raise ImageError(f"broken image: {error}") from error
+
+
+def _at_most_max_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise TooManyPixels(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
 def is_image(path: Path | str) -> bool:
@@ -86,7 +94,10 @@ def prepare(picture: Image.Image) -> np.ndarray:
     A 28x28 picture with a dark border is taken to be an MNIST image already and returned unchanged.
     Raises ImageError if there is no ink.
     """
-    grey = _to_grey(_shrunk(picture))
+    return _prepared(_to_grey(picture))
+
+
+def _prepared(grey: np.ndarray) -> np.ndarray:
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = float(np.median(border))
     if grey.shape == (SIDE, SIDE) and background == 0 and grey.max() >= MIN_CONTRAST:
@@ -105,21 +116,17 @@ def prepare(picture: Image.Image) -> np.ndarray:
     return _fit(np.clip((ink - low) / (high - low), 0, 1) * 255)
 
 
-def _shrunk(picture: Image.Image) -> Image.Image:
-    """Averaged over blocks, so that no side is longer than SHRUNK_SIDE."""
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says, and averaged over blocks so that no side is longer than SHRUNK_SIDE."""
     picture.draft(None, (SHRUNK_SIDE, SHRUNK_SIDE))  # a JPEG is decoded smaller at once
+    picture = ImageOps.exif_transpose(picture)
     factor = math.ceil(max(picture.size) / SHRUNK_SIDE)
-    if factor == 1 or picture.mode not in SHRINKABLE_MODES:
-        return picture
-    exif = picture.getexif()
-    smaller = picture.reduce(factor)
-    smaller.info["exif"] = exif.tobytes()  # which way is up
-    return smaller
+    return picture.reduce(factor) if factor > 1 and picture.mode in SHRINKABLE_MODES else picture
 
 
 def _to_grey(picture: Image.Image) -> np.ndarray:
     """float32 (height, width), 0..255; transparency laid over the background that contrasts with the ink."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = _upright(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits: by its own range
         values = np.asarray(picture, np.float32)
         if not np.isfinite(values).all():

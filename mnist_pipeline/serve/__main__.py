@@ -11,9 +11,7 @@ from dotenv import load_dotenv
 from pydantic import ValidationError
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
-from mnist_pipeline.serve.settings import ServeSettings
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from mnist_pipeline.serve.settings import LOOPBACK, ServeSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "Environment: SERVE_TOKEN (bearer token that callers must send), FEEDBACK=off (take no corrections), and "
         "the variables of the model store and LABELLED_DIR; see .env.example.",
     )
-    parser.add_argument("--store", help="folder or s3://bucket/prefix of the models (default: from the environment)")
+    parser.add_argument(
+        "--store",
+        help="folder, or s3://bucket/prefix (no prefix: models), of the models (default: from the environment)",
+    )
     for name, field in ServeSettings.model_fields.items():
         help = f"{field.description} (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=help)

@@ -2,13 +2,15 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mnist_pipeline.serve.deployed import Served
 
 
 class PredictOptions(BaseModel):
     """What else to answer."""
+
+    model_config = ConfigDict(extra="forbid")
 
     probabilities: bool = Field(False, description="Also the probabilities of all ten classes.")
     prepared: bool = Field(False, description="Also the 28x28 picture that the model saw.")

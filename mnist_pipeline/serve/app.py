@@ -99,8 +99,8 @@ def create_app(
             options = PredictOptions.model_validate(dict(request.query_params))
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
-        with batcher.admitted():
-            async with bodies.read(request) as body:
+        async with bodies.read(request) as body:
+            with batcher.admitted():
                 kind = request.headers.get("content-type", "")
                 answer = await batcher.predict(partial(read_images, body, kind, settings))
         predictions = Predictions(model=answer.served.decision.version, predictions=list(_predictions(answer, options)))
@@ -142,7 +142,9 @@ def create_app(
         return FileResponse(STATIC / "review.html")
 
     _answer_errors_in_one_shape(app, metrics)
-    app.add_middleware(Guard, token=token.get_secret_value() if token else None, metrics=metrics)
+    app.add_middleware(
+        Guard, token=token.get_secret_value() if token else None, hosts=settings.known_hosts(), metrics=metrics
+    )
     return app
 
 

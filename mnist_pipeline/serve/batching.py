@@ -16,6 +16,8 @@ from mnist_pipeline.serve.errors import no_model, overloaded
 from mnist_pipeline.serve.requests import NotQuick
 from mnist_pipeline.serve.settings import ServeSettings
 
+SMALL_PIXELS = 512 * 512
+
 
 class Answer(NamedTuple):
     """What one model said about the images of one request."""
@@ -55,7 +57,9 @@ class Batcher:
         self, settings: ServeSettings, served: Callable[[], Served | None], observe_batch: Callable[[int], None]
     ) -> None:
         self._settings, self._served, self._observe_batch = settings, served, observe_batch
-        self._readers = ThreadPoolExecutor(settings.decoders, thread_name_prefix="reader")
+        # A drawing does not wait behind large photos.
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._large_readers = ThreadPoolExecutor(settings.decoders, thread_name_prefix="large-reader")
         self._queue: SimpleQueue[_Job | _ReadJob | None] = SimpleQueue()
         self._being_read = 0
         self._lock = Lock()
@@ -69,6 +73,7 @@ class Batcher:
     def stop(self) -> None:
         """After the last request was answered."""
         self._readers.shutdown()
+        self._large_readers.shutdown()
         self._queue.put(None)
         self._thread.join()
 
@@ -112,13 +117,14 @@ class Batcher:
         batch: list[_ReadJob] = []
         images, deadline = 0, time.monotonic() + self._settings.batch_wait_ms / 1000
         job: _Job | _ReadJob | None = first
+        taken = 0  # also jobs that come to nothing
         while job:
-            if isinstance(job, _Job):
-                job = self._read(job, quick=True)
-            if job:
-                batch.append(job)
-                images += len(job.images)
-            if images >= self._settings.max_batch_images:
+            taken += 1
+            read = self._read(job, quick=True) if isinstance(job, _Job) else job
+            if read:
+                batch.append(read)
+                images += len(read.images)
+            if max(taken, images) >= self._settings.max_batch_images:
                 break
             job = self._next(deadline)
         return batch
@@ -138,10 +144,11 @@ class Batcher:
         """None where it failed, or is left to another thread."""
         try:
             return _ReadJob(job.read(quick=quick), job.future)
-        except NotQuick:
+        except NotQuick as long:
             with self._lock:
                 self._being_read += 1
-            self._readers.submit(self._read_long, job)
+            is_small = long.pixels is not None and long.pixels <= SMALL_PIXELS
+            (self._readers if is_small else self._large_readers).submit(self._read_long, job)
         except Exception as error:  # handed on to the one who waits
             self._loop.call_soon_threadsafe(_fail, [job.future], error)
         return None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from mnist_pipeline.ml.folders import visible_files
-from mnist_pipeline.ml.images import ImageError, prepare
+from mnist_pipeline.ml.images import ImageError, is_image, prepare
 from mnist_pipeline.ml.settings import CLASSES
 from mnist_pipeline.ml.storage import write_bytes
 from mnist_pipeline.serve.errors import ServiceError, unusable
@@ -60,6 +60,7 @@ class Corrections:
                 Image.fromarray(image).save(data, "PNG")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, data.getvalue())
+                self._times.append(time.monotonic())
             for other in stored:
                 if other != path:
                     other.unlink(missing_ok=True)
@@ -76,14 +77,14 @@ class Corrections:
 
     def waiting(self) -> int:
         """Labelled digits that came after the newest model's training had begun."""
-        files = visible_files(self._root)
+        files = [details for name, details in visible_files(self._root).items() if is_image(name)]
         for name in self._store.versions():
             try:
                 manifest = self._store.manifest(name)
             except (CorruptModel, UnknownModel):  # damaged, or pruned in between
                 continue
             began = manifest.created_at - timedelta(seconds=sum(epoch.seconds for epoch in manifest.history))
-            return sum(_changed(details) > began for details in files.values())
+            return sum(_changed(details) > began for details in files)
         return len(files)
 
     def _path(self, digest: str, label: int) -> UPath:
@@ -100,7 +101,6 @@ class Corrections:
             wait = int(MINUTE_SECONDS - (now - self._times[0])) + 1
             message = f"more than {self._per_minute} corrections in a minute: try again in {wait} s"
             raise ServiceError(429, "too_many_corrections", message, retry_after=wait)
-        self._times.append(now)
 
 
 class ReviewItem(BaseModel):

@@ -72,6 +72,9 @@ class DeploymentFollower:
             self._change(before, Status(before.served, None, str(error)))
         except (ModelStoreError, OSError) as error:
             self._change(before, Status(before.served, str(error), before.refused))
+        except Exception as error:  # whatever another version of this code has deployed: it is refused
+            log.debug("while looking at what is deployed", exc_info=True)
+            self._change(before, Status(before.served, None, f"{type(error).__name__}: {error}"))
 
     def _serve(self, decision: Decision, served: Served | None) -> Served:
         if served and served.decision.id == decision.id:

@@ -47,5 +47,5 @@ def overloaded() -> ServiceError:
 
 def no_model() -> ServiceError:
     """Nothing was deployed yet, or nothing that can be used."""
-    message = "no model is deployed yet: materialize production_digit_classifier; it is served as soon as it is there"
+    message = "no model is served: none is deployed yet, or it cannot be used (/readyz says which)"
     return ServiceError(503, "no_model", message, retry_after=5)

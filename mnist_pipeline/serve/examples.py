@@ -78,6 +78,7 @@ def predict_body() -> dict[str, Any]:
                 }
             },
             **{f"image/{form.lower()}": file for form in FORMATS},
+            "application/octet-stream": file,
         },
     }
 

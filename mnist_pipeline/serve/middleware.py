@@ -42,8 +42,10 @@ HEADERS, DOCS_HEADERS = _headers(POLICY), _headers(DOCS_POLICY)
 class Guard:
     """Checks the token and where a browser's request comes from, measures, and sets headers."""
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str] | None, metrics: Metrics) -> None:
+        """`hosts` are the names that a request may ask for, None any: a page elsewhere whose name was made to point
+        to this machine (DNS rebinding) gives itself away by it."""
+        self.app, self.metrics, self.hosts = app, metrics, None if token else hosts
         self.authorization = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +73,9 @@ class Guard:
             self.metrics.seconds.labels(name).observe(time.perf_counter() - began)
 
     def _refusal(self, method: str, path: str, headers: Headers) -> ServiceError | None:
+        if self.hosts is not None and _name(headers.get("host", "")) not in self.hosts:
+            message = "this name of the service is not known to it: see --allowed-hosts, or set SERVE_TOKEN"
+            return ServiceError(403, "foreign_host", message)
         if method not in SAFE_METHODS and _from_another_site(headers):
             return ServiceError(403, "foreign_origin", "pages of other sites may not use this service")
         if self.authorization and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
@@ -80,6 +85,12 @@ class Guard:
                 error.headers["WWW-Authenticate"] = "Bearer"
                 return error
         return None
+
+
+def _name(host: str) -> str:
+    """Without the port."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()
 
 
 def _from_another_site(headers: Headers) -> bool:

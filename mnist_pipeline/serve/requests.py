@@ -2,17 +2,18 @@
 
 import binascii
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.message import Message
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pydantic_core import from_json
 from python_multipart import FormParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File
 
-from mnist_pipeline.ml.images import ImageError, TooManyPixels, read_image
+from mnist_pipeline.ml.images import ImageError, TooManyPixels, prepare, read_image
 from mnist_pipeline.ml.settings import SIDE
 from mnist_pipeline.serve.errors import ServiceError, bad_request, too_large, unusable
 from mnist_pipeline.serve.settings import FORMATS, ServeSettings
@@ -24,13 +25,20 @@ ACCEPTED = (
 WHOLE_BYTES = f"an array must be {SIDE} rows of {SIDE} whole numbers from 0 (background) to 255 (ink)"
 
 
-QUICK_BYTES = 16 << 10
+JSON_BYTES = 1 << 20
+"""A JSON text holds up all threads while it is parsed."""
+
+QUICK_BYTES = 64 << 10
 QUICK_PIXELS = 128 * 128
 """Up to here reading takes less time than handing the request from thread to thread."""
 
 
 class NotQuick(Exception):
-    """Reading the request will take its time."""
+    """Reading the request will take its time: so many pixels, None where that is not known yet."""
+
+    def __init__(self, pixels: int | None = None) -> None:
+        super().__init__(pixels)
+        self.pixels = pixels
 
 
 def read_images(body: bytes, content_type: str, settings: ServeSettings, *, quick: bool = False) -> np.ndarray:
@@ -40,17 +48,22 @@ def read_images(body: bytes, content_type: str, settings: ServeSettings, *, quic
     """
     if quick and len(body) > QUICK_BYTES:
         raise NotQuick
-    max_pixels = QUICK_PIXELS if quick else int(settings.max_megapixels * 1_000_000)
+    budget, left = int(settings.max_megapixels * 1_000_000), int(settings.max_megapixels * 1_000_000)
+
+    def admit(width: int, height: int) -> None:
+        nonlocal left
+        left -= width * height
+        if left < 0:
+            raise TooManyPixels(f"a picture of {width}x{height}: all in one request may have {budget:,} pixels")
+        if quick and width * height > QUICK_PIXELS:
+            raise NotQuick(width * height)
+
     images: list[np.ndarray] = []
-    for position, content in enumerate(_contents(body, content_type)):
-        if position == settings.max_images:
-            raise too_large(f"more than {settings.max_images} images in one request: send several requests")
+    for position, content in enumerate(_contents(body, content_type, settings.max_images)):
+        if quick and position and isinstance(content, bytes):
+            raise NotQuick
         try:
-            images.append(_image(content, max_pixels))
-        except TooManyPixels as error:
-            if quick:
-                raise NotQuick from None
-            raise too_large(str(error)) from None
+            images.append(_image(content, admit))
         except ServiceError as error:
             if position:
                 error.message = f"image {position + 1}: {error.message}"
@@ -60,19 +73,17 @@ def read_images(body: bytes, content_type: str, settings: ServeSettings, *, quic
     return np.stack(images)
 
 
-def read_array(value: Any) -> np.ndarray:
+def read_array(value: list[Any]) -> np.ndarray:
     """uint8 (28, 28) of a list of lists. Raises ServiceError."""
-    try:
-        array = np.array(value)
-    except ValueError:  # rows of different lengths
-        raise unusable("bad_array", f"{WHOLE_BYTES}, but its rows differ in length") from None
-    if array.shape != (SIDE, SIDE):
-        raise unusable("bad_array", f"{WHOLE_BYTES}, but its shape is {'x'.join(map(str, array.shape))}")
-    if array.dtype.kind != "i":
+    if len(value) != SIDE or any(not isinstance(row, list) or len(row) != SIDE for row in value):
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but it has another shape")
+    # Before numpy sees them: it would make all as wide as the longest text.
+    values = [number for row in value for number in row]
+    if set(map(type, values)) != {int}:
         raise unusable("bad_array", f"{WHOLE_BYTES}, but it has fractions, words or other values")
-    if array.min() < 0 or array.max() > 255:
-        raise unusable("bad_array", f"{WHOLE_BYTES}, but there are values from {array.min()} to {array.max()}")
-    return array.astype(np.uint8)
+    if min(values) < 0 or max(values) > 255:
+        raise unusable("bad_array", f"{WHOLE_BYTES}, but there are values below or above")
+    return np.array(value, np.uint8)
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -86,15 +97,17 @@ def read_json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _contents(body: bytes, content_type: str) -> Iterator[bytes | list[Any]]:
+def _contents(body: bytes, content_type: str, at_most: int) -> Iterator[bytes | list[Any]]:
     """Each image as it was sent: the bytes of a file, or an array."""
     header = Message()
     header["Content-Type"] = content_type
     kind = header.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
-        yield from _files(body, header.get_param("boundary"))
+        yield from _files(body, header.get_param("boundary"), at_most)
     elif kind == "application/json":
-        yield from _json_contents(read_json(body))
+        if len(body) > JSON_BYTES:
+            raise too_large(f"JSON may have {JSON_BYTES >> 20} MiB: send larger images as files")
+        yield from _json_contents(read_json(body), at_most)
     elif kind == "application/octet-stream" or header.get_content_maintype() == "image":
         if body:
             yield body
@@ -103,19 +116,31 @@ def _contents(body: bytes, content_type: str) -> Iterator[bytes | list[Any]]:
         raise ServiceError(415, "unsupported_media_type", f"{given}: {ACCEPTED}")
 
 
-def _files(body: bytes, boundary: Any) -> list[bytes]:
+def _too_many(at_most: int) -> ServiceError:
+    return too_large(f"more than {at_most} images in one request: send several requests")
+
+
+def _files(body: bytes, boundary: Any, at_most: int) -> list[bytes]:
     if not isinstance(boundary, str) or not boundary:
         raise bad_request("bad_form", "the Content-Type of a form needs a boundary")
     files: list[bytes] = []
+    parts = 0
+
+    def count(_: object) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > at_most:
+            raise _too_many(at_most)
 
     def keep(file: File) -> None:
+        count(file)
         file.file_object.seek(0)
         files.append(file.file_object.read())
         file.close()
 
     in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
     try:
-        parser = FormParser("multipart/form-data", lambda field: None, keep, boundary=boundary, config=in_memory)
+        parser = FormParser("multipart/form-data", count, keep, boundary=boundary, config=in_memory)
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
@@ -123,7 +148,7 @@ def _files(body: bytes, boundary: Any) -> list[bytes]:
     return files
 
 
-def _json_contents(content: dict[str, Any]) -> Iterator[bytes | list[Any]]:
+def _json_contents(content: dict[str, Any], at_most: int) -> Iterator[bytes | list[Any]]:
     if unknown := sorted(content.keys() - {"image", "images"}):
         raise bad_request("bad_json", f"unknown name {unknown[0]!r}: {ACCEPTED}")
     if len(content) != 1:
@@ -131,6 +156,8 @@ def _json_contents(content: dict[str, Any]) -> Iterator[bytes | list[Any]]:
     values = [content["image"]] if "image" in content else content["images"]
     if not isinstance(values, list):
         raise bad_request("bad_json", f"images must be a list: {ACCEPTED}")
+    if len(values) > at_most:
+        raise _too_many(at_most)
     for value in values:
         if isinstance(value, list):
             yield value
@@ -143,14 +170,14 @@ def _json_contents(content: dict[str, Any]) -> Iterator[bytes | list[Any]]:
             raise bad_request("bad_json", f"an image is neither text nor an array: {ACCEPTED}")
 
 
-def _image(content: bytes | list[Any], max_pixels: int) -> np.ndarray:
-    if isinstance(content, list):
-        return read_array(content)
-    if not content:
+def _image(content: bytes | list[Any], admit: Callable[[int, int], None]) -> np.ndarray:
+    if content == b"":
         raise unusable("bad_image", f"the file is empty: {ACCEPTED}")
     try:
-        return read_image(content, formats=FORMATS, max_pixels=max_pixels, animated=False)
-    except TooManyPixels:
-        raise
+        if isinstance(content, list):
+            return prepare(Image.fromarray(read_array(content)))
+        return read_image(content, formats=FORMATS, animated=False, admit=admit)
+    except TooManyPixels as error:
+        raise too_large(str(error)) from None
     except ImageError as error:
         raise unusable("bad_image", str(error)) from None

@@ -8,17 +8,25 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Image formats that are accepted from strangers."""
 
 
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+
+
 class ServeSettings(Settings):
     """How the service listens, batches, reloads, and what it refuses."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, then set SERVE_TOKEN.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: str = Field(
+        "",
+        description="Names by which it may be reached, with commas; without any: loopback names where it listens "
+        "on loopback, else all. Not looked at where SERVE_TOKEN is set.",
+    )
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
     decoders: int = Field(2, ge=1, le=64, description="Pictures decoded and prepared at a time.")
     reload_seconds: float = Field(2.0, gt=0, le=3600, description="Between two looks at what is deployed.")
     max_batch_images: int = Field(64, ge=1, le=65536, description="Images in one forward pass.")
     batch_wait_ms: float = Field(
-        2.0, ge=0, le=1000, description="How long a batch waits for requests that are being read already."
+        2.0, ge=0, le=10_000, description="How long a batch waits for requests that are being read already."
     )
     confidence_threshold: float = Field(
         RealTimePredictionSettings.model_fields["confidence_threshold"].default,
@@ -34,3 +42,9 @@ class ServeSettings(Settings):
     body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
     corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")
     review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review, in memory.")
+
+    def known_hosts(self) -> frozenset[str] | None:
+        """Host names (without port) that requests may name; None: any."""
+        if self.allowed_hosts:
+            return frozenset(name.strip().lower() for name in self.allowed_hosts.split(","))
+        return LOOPBACK if self.host in LOOPBACK else None

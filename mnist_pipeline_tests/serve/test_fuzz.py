@@ -7,6 +7,7 @@ import io
 import os
 import random
 
+import numpy as np
 import psutil
 import pytest
 import schemathesis
@@ -68,6 +69,20 @@ def wholes() -> list[bytes]:
         encode(picture.convert("RGB") if form in ("WEBP", "JPEG") else picture, form)
         for form in FORMATS
         for picture in pictures
+    ]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera"
+    exif.get_ifd(0x8769)[0x829A] = 0.5
+    photo = seven(mode="RGB", paper="white", ink="blue")
+    files += [
+        encode(photo, "JPEG", exif=exif),
+        encode(photo, "PNG", exif=exif),
+        encode(photo, "WEBP", exif=exif),
+        encode(photo, "MPO", save_all=True, append_images=[photo]),
+        encode(seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"), "JPEG"),
+        encode(seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA")),
+        encode(Image.fromarray(np.asarray(seven()).astype(np.uint16) * 257)),
+        encode(seven(size=(3000, 2500), width=200)),
     ]
     buffer = io.BytesIO()
     Image.new("L", (30, 30)).save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (30, 30), 255)])

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
 
+from mnist_pipeline_tests.live import OWN_VARIABLES
 from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.service import Service, wait_until
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
@@ -84,6 +86,7 @@ def test_a_parameter_of_the_wrong_type_is_named(service):
     status, code, message = error(service.predict(encode(seven()), probabilities="maybe"))
     assert (status, code) == (422, "bad_parameter")
     assert message.startswith("probabilities: ")
+    assert error(service.predict(encode(seven()), probabilties=True))[2].startswith("probabilties: ")
 
 
 def test_the_token_guards_everything_but_the_pages_and_the_probes(store, deployed, labelled):
@@ -155,9 +158,12 @@ def test_the_examples_of_the_document_work_as_they_are(service):
 @contextmanager
 def process(*arguments: str, **variables: str) -> Iterator[tuple[str, "subprocess.Popen[str]", str]]:
     """The service as a process of its own, its address, and what it logged until it listened."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MODEL_"))}
+    kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
     command = [sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, env=kept | variables, stderr=subprocess.PIPE, text=True) as server:
+    with (
+        TemporaryDirectory() as folder,  # where no .env names the stores of a real deployment
+        subprocess.Popen(command, cwd=folder, env=kept | variables, stderr=subprocess.PIPE, text=True) as server,
+    ):
         assert server.stderr
         log = ""
         for line in server.stderr:

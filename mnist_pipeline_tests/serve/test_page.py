@@ -119,6 +119,30 @@ def test_undo_and_clear(service, browser):
         assert visit.page.get_by_role("button", name="It is a 1").is_disabled()
 
 
+def test_clearing_while_a_stroke_is_drawn_ends_it(service, browser):
+    with Visit(browser, service.url) as visit:
+        blank = visit.drawn()
+        draw(visit.page, ONE, lift=False)
+        visit.page.keyboard.press("Escape")
+        visit.page.mouse.move(10, 10)
+        visit.page.mouse.up()
+        assert visit.drawn() == blank
+        assert visit.page.evaluate("document.activeElement.id") == "pad"
+        draw(visit.page, SEVEN)
+        visit.wait_for("#label", "7")
+        assert visit.problems == []
+
+
+def test_nothing_can_be_corrected_before_the_answer_to_the_latest_change(service, browser):
+    with Visit(browser, service.url) as visit:
+        draw(visit.page, SEVEN)
+        button = visit.page.get_by_role("button", name="It is a 7")
+        visit.page.locator("#correction:enabled").wait_for(timeout=10_000)
+        visit.page.route("**/predict*", lambda route: None)  # an injected fault: no answer comes
+        draw(visit.page, ONE)
+        assert button.is_disabled()
+
+
 def test_by_finger(service, browser):
     with Visit(browser, service.url, **SIZES["phone"]) as visit:
         box = visit.page.locator("#pad").bounding_box()
@@ -172,9 +196,9 @@ def test_an_image_file(service, browser, tmp_path):
 
 def test_what_goes_wrong_is_said(store, browser):
     with Service(store) as service, Visit(browser, service.url) as visit:
-        visit.wait_for("#model", "no model is deployed yet")
+        visit.wait_for("#model", "no model is served: none is deployed yet")
         draw(visit.page, ONE)
-        visit.wait_for("#status", "no model is deployed yet")
+        visit.wait_for("#status", "no model is served: none is deployed yet")
         assert visit.page.locator("#correction").is_hidden()  # and corrections are off
         service.server.should_exit = True
         service.thread.join()
@@ -182,11 +206,16 @@ def test_what_goes_wrong_is_said(store, browser):
         visit.wait_for("#status", "The service cannot be reached.")
 
 
-def test_the_token_is_asked_for_once(store, deployed, browser):
+def test_the_token_is_asked_for_until_it_is_right(store, deployed, browser):
     with Service(store, token="letmein") as service, Visit(browser, service.url) as visit:
-        for attempt in ("wrong", "letmein"):
+        for attempt in ("…", "wrong"):  # the first cannot be in a header, and is not taken
+            visit.page.keyboard.press("Escape")
+            visit.page.keyboard.press("Escape")
             visit.page.get_by_label("SERVE_TOKEN").fill(attempt)
             visit.page.get_by_role("button", name="Use it").click()
+        visit.page.get_by_text("That token was not accepted.").wait_for(timeout=10_000)
+        visit.page.get_by_label("SERVE_TOKEN").fill("letmein")
+        visit.page.get_by_role("button", name="Use it").click()
         visit.wait_for("#model", deployed)
         draw(visit.page, ONE)
         visit.wait_for("#label", "1")

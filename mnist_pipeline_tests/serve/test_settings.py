@@ -9,7 +9,7 @@ import torch
 
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.serve.service import Service, wait_until
 from mnist_pipeline_tests.serve.test_operations import process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error, png
 
@@ -22,7 +22,8 @@ def test_threads_of_a_forward_pass(store, deployed):
         for threads in (2, 3):
             with Service(store, threads=threads) as service:
                 assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
-                assert torch.get_num_threads() == threads
+                with ThreadPoolExecutor(1) as fresh:  # as the service's own threads see it
+                    assert fresh.submit(torch.get_num_threads).result() == threads
     finally:
         torch.set_num_threads(before)
 
@@ -32,15 +33,14 @@ def test_pictures_decoded_at_a_time(store, deployed, decoders):
     with Service(store, decoders=decoders) as service, ThreadPoolExecutor(6) as clients:
         answers = list(clients.map(service.predict, [LARGE] * 6))
         assert {answer.status_code for answer in answers} == {200}
-        assert sum(thread.name.startswith("reader") for thread in threading.enumerate()) == decoders
+        assert sum(thread.name.startswith("large-reader") for thread in threading.enumerate()) == decoders
 
 
 @pytest.mark.parametrize(("wait", "batches"), [(5000, 1), (0, 2)])
 def test_a_batch_waits_for_what_is_being_read_but_only_so_long(store, deployed, wait, batches):
     with Service(store, batch_wait_ms=wait) as service, ThreadPoolExecutor(1) as other:
         large = other.submit(service.predict, LARGE)
-        while not any(thread.name.startswith("reader") for thread in threading.enumerate()):
-            pass
+        wait_until(lambda: any(t.name.startswith("large-reader") for t in threading.enumerate()), "it to be read")
         small = service.predict(png(TEST.images[0]))
         assert (large.result().status_code, small.status_code) == (200, 200)
         assert service.metric("mnist_batch_images_count") == batches
@@ -66,7 +66,26 @@ def test_another_address_is_warned_of_without_a_token(store, deployed, tmp_path)
     assert "listening on 0.0.0.0 without SERVE_TOKEN" in log
 
 
-@pytest.mark.parametrize("name", [name for name in ServeSettings.model_fields if name != "host"])
+def test_names_by_which_it_may_be_reached(store, deployed):
+    def status(service: Service, host: str) -> int:
+        return service.client.get("/readyz", headers={"Host": host}).status_code
+
+    with Service(store) as service:  # DNS rebinding: a page elsewhere by a name that points here
+        answer = service.client.post("/predict", json={"image": ARRAY}, headers={"Host": "evil.example:8000"})
+        assert error(answer)[:2] == (403, "foreign_host")
+        assert [status(service, host) for host in ("localhost:8000", "LOCALHOST", "[::1]:8000", "evil.example")] == [
+            *[200] * 3,
+            403,
+        ]
+    with Service(store, allowed_hosts="digits.example, 10.0.0.7") as service:
+        assert [status(service, host) for host in ("digits.example", "10.0.0.7:80", "localhost")] == [200, 200, 403]
+    with Service(store, host="0.0.0.0") as service:
+        assert status(service, "anything.example") == 200
+    with Service(store, token="a-token") as service:
+        assert status(service, "anything.example") == 200
+
+
+@pytest.mark.parametrize("name", [name for name in ServeSettings.model_fields if name not in ("host", "allowed_hosts")])
 def test_values_out_of_range_are_refused_with_their_name(name):
     with pytest.raises(ValueError, match=rf"{name}\n.*(greater|less) than"):
         ServeSettings(**{name: -1})

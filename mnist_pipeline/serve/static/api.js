@@ -1,23 +1,25 @@
 // The service as functions. What it refuses is thrown as an Error with the service's own sentence.
 
 const TOKEN = "mnist-token";
+const PATIENCE_MS = 30_000;
 
 export async function call(path, options = {}) {
-  for (;;) {
+  for (let wrong = false; ; wrong = true) {
     const token = sessionStorage.getItem(TOKEN);
     const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
     let response;
     try {
-      response = await fetch(path, { ...options, headers });
+      response = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS), ...options, headers });
     } catch {
       throw new Error("The service cannot be reached. Is it running?");
     }
     if (response.status === 401) {
-      await askForToken();
+      await askForToken(wrong || token);
       continue;
     }
     if (response.status === 204) return null;
-    const answer = await response.json();
+    const answer = await response.json().catch(() => null);
+    if (!answer) throw new Error(`Something between this page and the service answered ${response.status}.`);
     if (!response.ok) throw Object.assign(new Error(answer.error.message), { code: answer.error.code });
     return answer;
   }
@@ -60,24 +62,27 @@ export function showPixels(canvas, rows) {
 
 let asking = null;
 
-function askForToken() {
+function askForToken(wasWrong) {
   asking ??= new Promise((resolve) => {
     const dialog = document.createElement("dialog");
+    dialog.setAttribute("aria-label", "Token");
     const form = document.createElement("form");
     form.method = "dialog";
     const label = document.createElement("label");
-    label.textContent = "This service asks for its token (SERVE_TOKEN)";
+    label.textContent = `${wasWrong ? "That token was not accepted. " : ""}This service asks for its token (SERVE_TOKEN)`;
     const input = document.createElement("input");
     input.type = "password";
     input.required = true;
     input.autocomplete = "off";
+    input.pattern = "[!-~]+";
+    input.title = "letters, digits and signs, no spaces";
     const send = document.createElement("button");
     send.textContent = "Use it";
     label.append(input);
     form.append(label, send);
     dialog.append(form);
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
-    form.addEventListener("submit", () => {
+    dialog.addEventListener("close", () => {
+      if (!input.value || !form.checkValidity()) return dialog.showModal(); // Escape: nothing works without it
       sessionStorage.setItem(TOKEN, input.value);
       dialog.remove();
       asking = null;

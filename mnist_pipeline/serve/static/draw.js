@@ -5,6 +5,9 @@ const element = (id) => document.getElementById(id);
 const bars = [];
 let dropped = null; // the image file that is shown instead of a drawing
 let seen = null; // the prepared picture of the last prediction
+let opened = 0;
+let model = null; // the one that is deployed, as far as is known
+let storing = false;
 let asking = false;
 let again = false;
 
@@ -15,15 +18,23 @@ for (let digit = 0; digit < 10; digit++) {
   bars.push(row);
 }
 
-const pad = new Pad(element("pad"), () => {
-  dropped = null;
-  predict();
-});
+const pad = new Pad(
+  element("pad"),
+  () => {
+    dropped = null;
+    opened += 1; // a file that is still being opened comes too late
+    predict();
+  },
+  (sentence) => (element("pen").textContent = sentence),
+);
 
 // One question at a time; what changed in between is asked about next.
 async function predict() {
   element("undo").disabled = element("clear").disabled = pad.isEmpty && !dropped;
   element("stored").textContent = "";
+  // What is corrected is what is seen: not before the answer to the latest change.
+  seen = null;
+  element("correction").disabled = true;
   again = asking;
   if (asking) return;
   if (pad.isEmpty && !dropped) return reset("Nothing is drawn yet.");
@@ -33,7 +44,9 @@ async function predict() {
     const image = dropped ?? (await pad.toBlob());
     const type = image.type || "application/octet-stream";
     const options = { method: "POST", headers: { "Content-Type": type }, body: image };
-    show(await call("predict?probabilities=true&prepared=true&review=false", options));
+    const answer = await call("predict?probabilities=true&prepared=true&review=false", options);
+    show(answer, !again);
+    if (answer.model !== model) showModel();
   } catch (error) {
     reset(error.message);
   } finally {
@@ -43,8 +56,7 @@ async function predict() {
   }
 }
 
-function show({ predictions: [prediction] }) {
-  seen = prediction.prepared;
+function show({ predictions: [prediction] }, isLatest) {
   element("label").textContent = prediction.label;
   element("label").classList.toggle("unsure", prediction.needs_review);
   prediction.probabilities.forEach((share, digit) => {
@@ -52,10 +64,11 @@ function show({ predictions: [prediction] }) {
     bars[digit].querySelector(".share").textContent = percent(share);
     bars[digit].classList.toggle("best", digit === prediction.label);
   });
-  showPixels(element("prepared"), seen);
+  showPixels(element("prepared"), prediction.prepared);
   const doubt = prediction.needs_review ? "Not sure, perhaps a" : "This is a";
   element("status").textContent = `${doubt} ${prediction.label} (${percent(prediction.confidence)}).`;
-  element("correction").disabled = false;
+  if (isLatest) seen = prediction.prepared;
+  element("correction").disabled = !isLatest;
 }
 
 function reset(message) {
@@ -72,6 +85,8 @@ function reset(message) {
 }
 
 async function store(label) {
+  if (storing || !seen) return; // one at a time, so that the last word is the last
+  storing = true;
   try {
     const { id, waiting } = await correct(seen, label);
     element("waiting").textContent = waitingText(waiting);
@@ -82,6 +97,8 @@ async function store(label) {
     element("stored").replaceChildren(`Thank you: stored as a ${label}. `, undo);
   } catch (error) {
     element("stored").textContent = error.message;
+  } finally {
+    storing = false;
   }
 }
 
@@ -89,6 +106,7 @@ async function undoStored(id) {
   try {
     await takeBack(id);
     element("stored").textContent = "Taken back.";
+    pad.focus(); // the button that had it is gone
     await showState();
   } catch (error) {
     element("stored").textContent = error.message;
@@ -97,11 +115,10 @@ async function undoStored(id) {
 
 async function open(file) {
   if (!file) return;
-  try {
-    pad.show(await createImageBitmap(file));
-  } catch {
-    pad.clear(); // the browser cannot show it; the service says what is wrong with it
-  }
+  const mine = ++opened;
+  const bitmap = await createImageBitmap(file).catch(() => null); // the service says what is wrong with it
+  if (mine !== opened) return;
+  pad.show(bitmap);
   dropped = file;
   predict();
 }
@@ -118,7 +135,10 @@ async function showState() {
 
 async function showModel() {
   try {
-    const { model, test_accuracy: accuracy, deployed_at: since } = await call("model");
+    const { test_accuracy: accuracy, deployed_at: since, ...deployed } = await call("model");
+    const isAnother = model && model !== deployed.model;
+    model = deployed.model;
+    if (isAnother && !asking) predict();
     const score = accuracy === null ? "" : `, ${(100 * accuracy).toFixed(2)} % right on test images`;
     element("model").textContent = `${model}${score}, deployed ${new Date(since).toLocaleString()}`;
   } catch (error) {
@@ -127,8 +147,12 @@ async function showModel() {
 }
 
 digitButtons(element("labels"), store);
-element("undo").addEventListener("click", () => pad.undo());
-element("clear").addEventListener("click", () => pad.clear());
+for (const change of ["undo", "clear"]) {
+  element(change).addEventListener("click", () => {
+    pad[change]();
+    if (pad.isEmpty) pad.focus(); // the button is switched off
+  });
+}
 element("file").addEventListener("change", (event) => {
   open(event.target.files[0]);
   event.target.value = ""; // so that the same file can be opened again
@@ -142,4 +166,4 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
 }
 showModel();
 showState();
-setInterval(showModel, 10_000);
+setInterval(() => Promise.all([showModel(), showState()]), 10_000);

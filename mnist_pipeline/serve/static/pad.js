@@ -12,8 +12,9 @@ export class Pad {
   #pen = { x: 140, y: 140, down: false };
   #shown = false; // the keyboard's pen
 
-  // `changed(finished)` is called after every change; finished is false while a stroke is being drawn.
-  constructor(canvas, changed) {
+  // `changed` is called after every change, `said` with a sentence for those who do not see the pen.
+  constructor(canvas, changed, said) {
+    this.said = said;
     this.#canvas = canvas;
     this.#context = canvas.getContext("2d");
     this.changed = changed;
@@ -38,25 +39,31 @@ export class Pad {
   }
 
   clear() {
-    this.#strokes = [];
-    this.#picture = null;
-    this.#pen.down = false;
-    this.#paint(this.#shown);
-    this.changed(true);
+    this.#replace([], null);
+    this.changed();
   }
 
   undo() {
-    if (this.#strokes.length) this.#strokes.pop();
-    else this.#picture = null;
-    this.#pen.down = false;
-    this.#paint(this.#shown);
-    this.changed(true);
+    if (this.#strokes.length) this.#replace(this.#strokes.slice(0, -1), this.#picture);
+    else this.#replace([], null);
+    this.changed();
+  }
+
+  focus() {
+    this.#canvas.focus({ preventScroll: true });
   }
 
   // Show a picture in place of what was drawn. It is for the eye only; `changed` is not called.
   show(bitmap) {
-    this.#strokes = [];
-    this.#picture = bitmap;
+    this.#replace([], bitmap);
+  }
+
+  // Whatever stroke is being drawn ends here.
+  #replace(strokes, picture) {
+    this.#strokes = strokes;
+    this.#picture = picture;
+    this.#pointer = undefined;
+    this.#pen.down = false;
     this.#paint(this.#shown);
   }
 
@@ -77,20 +84,20 @@ export class Pad {
     const events = event.getCoalescedEvents?.() ?? [];
     for (const part of events.length ? events : [event]) this.#strokes.at(-1).push(this.#place(part));
     this.#paint(false);
-    this.changed(false);
+    this.changed();
   }
 
   #end(event) {
     if (event.pointerId !== this.#pointer) return;
     this.#pointer = undefined;
-    this.changed(true);
+    this.changed();
   }
 
   #start(point) {
     this.#picture = null;
     this.#strokes.push([point]);
     this.#paint(this.#shown);
-    this.changed(false);
+    this.changed();
   }
 
   #key(event) {
@@ -101,19 +108,25 @@ export class Pad {
       if (this.#pen.down) this.#strokes.at(-1).push({ x: this.#pen.x, y: this.#pen.y });
       this.#shown = true;
       this.#paint(true);
-      if (this.#pen.down) this.changed(true);
+      if (this.#pen.down) this.changed();
+      this.#tell();
     } else if (event.key === " ") {
       this.#pen.down = !this.#pen.down;
       this.#shown = true;
       if (this.#pen.down) this.#start({ x: this.#pen.x, y: this.#pen.y });
       this.#paint(true);
-      this.changed(true);
+      this.#tell();
     } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
       this.undo();
     } else if (event.key === "Delete" || event.key === "Escape") {
       this.clear();
     } else return;
     event.preventDefault();
+  }
+
+  #tell() {
+    const [across, down] = [this.#pen.x, this.#pen.y].map((place) => Math.round(place / KEY_STEP));
+    this.said(`Pen ${this.#pen.down ? "down" : "up"}, ${across} of 28 across, ${down} of 28 down.`);
   }
 
   #hidePen() {

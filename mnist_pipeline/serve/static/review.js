@@ -48,7 +48,7 @@ const undo = () =>
   once(async () => {
     if (!done.length) return;
     const [item, id] = done.at(-1);
-    if (id) await takeBack(id);
+    if (id) await takeBack(id).catch((error) => { if (error.code !== "unknown_correction") throw error; });
     done.pop();
     items.unshift(item);
     element("stored").textContent = "Taken back.";
