@@ -91,6 +91,13 @@ class Environment(BaseModel):
             raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
         return value
 
+    @field_validator("serve_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not all("!" <= character <= "~" for character in value.get_secret_value()):
+            raise ValueError("only visible ASCII characters, and no spaces, can stand in an Authorization header")
+        return value
+
     @field_validator("slack_alerts")
     @classmethod
     def _known_alerts(cls, value: str) -> str:

@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.host not in LOOPBACK and not environment.serve_token:
         logging.warning("listening on %s without SERVE_TOKEN: anybody who reaches it may use it", settings.host)
-    _serve(settings, environment)
+    try:
+        _serve(settings, environment)
+    except KeyboardInterrupt:  # while it starts, or again by uvicorn when it has stopped
+        return 130
     return 0
 
 

@@ -52,6 +52,8 @@ class DeploymentFollower:
     def start(self) -> None:
         """Look once, so that what is deployed already answers the first request; then again and again."""
         self.look()
+        if self.status == Status(None, None, None):
+            log.warning("no model is deployed yet in %r: it is served as soon as there is one", self._store)
         self._thread.start()
 
     def stop(self) -> None:

@@ -36,7 +36,13 @@ def feedback_routes(
     router = APIRouter(tags=["feedback"], **options)
     answers: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": what}
-        for status, what in {403: "Feedback is off.", 408: "Too slow.", 413: "Too large.", 429: "Too many."}.items()
+        for status, what in {
+            403: "Feedback is off.",
+            408: "Too slow.",
+            413: "Too large.",
+            415: "Not JSON.",
+            429: "Too many.",
+        }.items()
     }
 
     def switched_on() -> Corrections:
@@ -61,6 +67,8 @@ def feedback_routes(
     async def correct(request: Request) -> Response:
         """Say what an image really shows: it is stored for the next training, the same image once."""
         store = switched_on()
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
         async with bodies.read(request, CORRECTION_MIB) as body:
             content = read_json(body)
         try:

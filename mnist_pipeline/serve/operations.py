@@ -52,7 +52,7 @@ def operations_routes(
         state = Readiness(ready=bool(served), model=served.decision.version if served else None, problems=problems)
         return JSONResponse(state.model_dump(), 200 if served else 503)
 
-    @router.get("/metrics", response_class=Response, dependencies=bearer)
+    @router.get("/metrics", response_class=Response, responses=errors, dependencies=bearer)
     async def prometheus() -> Response:
         """For Prometheus."""
         return Response(metrics.render(follower.served), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -18,8 +18,9 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     allowed_hosts: str = Field(
         "",
-        description="Names by which it may be reached, with commas; without any: loopback names where it listens "
-        "on loopback, else all. Not looked at where SERVE_TOKEN is set.",
+        pattern=r"^[A-Za-z0-9.:\[\]_, -]*$",
+        description="Host names by which it may be reached, with commas. Where it listens on loopback, loopback names "
+        "are always known; elsewhere any name is if none is given. Not looked at where SERVE_TOKEN is set.",
     )
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
     decoders: int = Field(2, ge=1, le=64, description="Pictures decoded and prepared at a time.")
@@ -45,6 +46,5 @@ class ServeSettings(Settings):
 
     def known_hosts(self) -> frozenset[str] | None:
         """Host names (without port) that requests may name; None: any."""
-        if self.allowed_hosts:
-            return frozenset(name.strip().lower() for name in self.allowed_hosts.split(","))
-        return LOOPBACK if self.host in LOOPBACK else None
+        named = frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+        return named | LOOPBACK if self.host in LOOPBACK else named or None

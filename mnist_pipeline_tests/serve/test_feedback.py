@@ -1,5 +1,6 @@
 """Corrections land where the pipeline watches, once, and unsure predictions are kept for review."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,9 +96,17 @@ def test_bad_corrections_are_refused_with_a_sentence(service, labelled, body, ex
     assert not labelled.exists()
 
 
+def test_a_correction_is_json(service, labelled):
+    body = json.dumps({"image": ARRAY, "label": 7})
+    answer = service.client.post("/corrections", content=body, headers={"Content-Type": "text/plain"})
+    assert error(answer)[:2] == (415, "unsupported_media_type")
+    assert not labelled.exists()
+
+
 def test_size_and_rate_are_limited(store, deployed, labelled):
     with Service(store, labelled, corrections_per_minute=2, max_body_mib=0.01) as service:
-        too_large = service.client.post("/corrections", content=b" " * 20_000)
+        json_type = {"Content-Type": "application/json"}
+        too_large = service.client.post("/corrections", content=b" " * 20_000, headers=json_type)
         assert error(too_large)[:2] == (413, "too_large")
         for image in TEST.images[:2]:
             correct(service, image.tolist())

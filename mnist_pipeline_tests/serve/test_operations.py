@@ -198,6 +198,7 @@ def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_p
     [
         (["--port", "70000"], {}, "error: --port: Input should be less than or equal to 65535 (got '70000')"),
         (["--reload-seconds", "soon"], {}, "error: --reload-seconds: Input should be a valid number"),
+        ([], {"SERVE_TOKEN": "a b"}, "error: SERVE_TOKEN: only visible ASCII characters"),
         ([], {"FEEDBACK": "perhaps"}, "error: FEEDBACK: Input should be 'on' or 'off'"),
         ([], {"MODEL_STORE": "s3"}, "error: MODEL_STORE=s3 needs S3_MODEL_BUCKET"),
     ],

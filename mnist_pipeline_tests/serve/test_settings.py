@@ -66,6 +66,11 @@ def test_another_address_is_warned_of_without_a_token(store, deployed, tmp_path)
     assert "listening on 0.0.0.0 without SERVE_TOKEN" in log
 
 
+def test_a_host_is_a_name_not_an_address_of_a_page():
+    with pytest.raises(ValueError, match="allowed_hosts"):
+        ServeSettings(allowed_hosts="https://digits.example/")
+
+
 def test_names_by_which_it_may_be_reached(store, deployed):
     def status(service: Service, host: str) -> int:
         return service.client.get("/readyz", headers={"Host": host}).status_code
@@ -78,7 +83,10 @@ def test_names_by_which_it_may_be_reached(store, deployed):
             403,
         ]
     with Service(store, allowed_hosts="digits.example, 10.0.0.7") as service:
-        assert [status(service, host) for host in ("digits.example", "10.0.0.7:80", "localhost")] == [200, 200, 403]
+        assert [status(service, host) for host in ("digits.example", "10.0.0.7:80", "localhost")] == [200, 200, 200]
+        assert status(service, "evil.example") == 403
+    with Service(store, host="0.0.0.0", allowed_hosts="digits.example") as service:
+        assert [status(service, host) for host in ("digits.example", "localhost")] == [200, 403]
     with Service(store, host="0.0.0.0") as service:
         assert status(service, "anything.example") == 200
     with Service(store, token="a-token") as service:

@@ -42,7 +42,7 @@ async function predict() {
   element("prediction").ariaBusy = "true";
   try {
     const image = dropped ?? (await pad.toBlob());
-    const type = image.type || "application/octet-stream";
+    const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
     const options = { method: "POST", headers: { "Content-Type": type }, body: image };
     const answer = await call("predict?probabilities=true&prepared=true&review=false", options);
     show(answer, !again);
