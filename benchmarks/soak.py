@@ -7,19 +7,16 @@ Every answer must come from a version that was deployed at that moment, none may
 
 import argparse
 import json
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 
 from benchmarks.load import Answered, multipart_request, run
@@ -31,14 +28,14 @@ from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import TINY, embedded_digits
-from mnist_pipeline_tests.serve.service import deploy, save
+from mnist_pipeline_tests.serve.service import deploy, process, save
 
 RELOAD_SECONDS = 0.2
 PROMOTION_SECONDS = 1.0
 CLIENTS = 4
 """Of each service."""
 
-VERSIONS = 3
+MODELS = 3
 IMAGES = 200
 ROUNDING = 1e-4
 
@@ -71,39 +68,44 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     """Run it. The store and the models are made in `folder`."""
     store = LocalModelStoreResource(base_path=str(folder / "models"))
     splits = split(embedded_digits(), no_images(), SplitSettings())
-    weights, confidences = {}, {}
-    for seed in range(VERSIONS):  # of different weights, so that an answer by another model than it says is seen
+    images = load_sample("benchmark").test.images[:IMAGES]
+    models = []  # of different weights, so that an answer by another model than it says is seen
+    for seed in range(MODELS):
         settings = TrainingSettings(**TINY | {"epochs": 1, "seed": seed})
-        trained = train(settings, splits)
-        name = save(store, trained, settings)
-        weights[name] = trained.weights
-        images = load_sample("benchmark").test.images[:IMAGES]
+        models.append((settings, train(settings, splits)))
+    confidences: dict[str, np.ndarray] = {}
+    promotions: list[Promotion] = []
+
+    def promote_another() -> None:
+        settings, trained = models[len(promotions) % MODELS]
+        name = save(store, trained, settings)  # a version of its own: none is deployed twice
         confidences[name] = Predictor(*store.load(name)).predict(images).max(1)
-    names = list(weights)
-    deploy(store, names[0], weights[names[0]])
-    promotions = [Promotion(names[0], time.perf_counter(), time.perf_counter())]
+        began = time.perf_counter()
+        deploy(store, name, trained.weights)
+        promotions.append(Promotion(name, began, time.perf_counter()))
+
+    promote_another()
     answers: list[Answered] = []
     memory: list[list[float]] = [[] for _ in range(services)]
     done = Event()
 
     def promote() -> None:
         while not done.wait(PROMOTION_SECONDS):
-            name = names[len(promotions) % len(names)]
-            began = time.perf_counter()
-            deploy(store, name, weights[name])
-            promotions.append(Promotion(name, began, time.perf_counter()))
+            promote_another()
 
     def watch(processes: list[psutil.Process]) -> None:
         while not done.wait(max(0.5, seconds / 100)):
-            for samples, process in zip(memory, processes, strict=True):
-                samples.append(process.memory_info().rss / 2**20)
+            for samples, watched in zip(memory, processes, strict=True):
+                samples.append(watched.memory_info().rss / 2**20)
 
     requests = [multipart_request("/predict", file) for file in digit_files(IMAGES)]
     with ExitStack() as stack:
-        running = [stack.enter_context(service(store.base_path)) for _ in range(services)]
+        options = ("--store", store.base_path, "--reload-seconds", str(RELOAD_SECONDS))
+        running = [stack.enter_context(process(*options)) for _ in range(services)]
         threads = stack.enter_context(ThreadPoolExecutor(services + 2))
-        others = [threads.submit(promote), threads.submit(watch, [process for _, process in running])]
-        loads = [threads.submit(run, port, requests, CLIENTS, seconds, answers.append) for port, _ in running]
+        others = [threads.submit(promote), threads.submit(watch, [psutil.Process(one.process.pid) for one in running])]
+        ports = [int(one.url.rsplit(":", 1)[1]) for one in running]
+        loads = [threads.submit(run, port, requests, CLIENTS, seconds, answers.append) for port in ports]
         try:
             failures = sum(load.result().failures for load in loads)  # a connection that breaks is raised
         finally:
@@ -129,27 +131,6 @@ def lag(model: str, answer: Answered, promotions: list[Promotion], began: list[f
             replaced = promotions[position + 1].done if position + 1 < len(promotions) else answer.sent
             return max(0.0, answer.sent - replaced)
     raise AssertionError(f"{model} answered before it was ever deployed")
-
-
-@contextmanager
-def service(store: str) -> Iterator[tuple[int, psutil.Process]]:
-    """A service process, its port once it is ready."""
-    command = [sys.executable, "-m", "mnist_pipeline.serve", "--store", store, "--port", "0"]
-    command += ["--reload-seconds", str(RELOAD_SECONDS)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        log = ""
-        for line in process.stderr:
-            log += line
-            if found := re.search(r"http://127.0.0.1:(\d+)", line):
-                break
-        else:
-            raise RuntimeError(log)
-        Thread(target=process.stderr.read, daemon=True).start()  # so that its log does not fill the pipe
-        try:
-            yield int(found.group(1)), psutil.Process(process.pid)
-        finally:
-            process.kill()
 
 
 def main() -> None:

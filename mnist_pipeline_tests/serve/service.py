@@ -1,13 +1,18 @@
 """The service over a real socket, and models to deploy in its store."""
 
 import hashlib
+import os
+import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
@@ -21,6 +26,9 @@ from mnist_pipeline.serve.app import create_app
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline.stores import ModelStoreResource
 from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT
+
+LISTENING = re.compile(r"running on (http://\S+)")
 
 FAST = {"reload_seconds": 0.1}
 
@@ -57,6 +65,36 @@ class Service:
         """The value of one line of /metrics; 0 where there is none yet."""
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} "))
+
+
+class Process(NamedTuple):
+    """A service in a process of its own."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+
+@contextmanager
+def process(*arguments: str, **variables: str) -> Iterator[Process]:
+    """Started with these options and this environment, on a free port, once it listens."""
+    kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+    command = [sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
+    with TemporaryDirectory() as folder:  # where no .env names the stores of a real deployment
+        log = Path(folder) / "log"
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
+                command, cwd=folder, env=kept | {"PYTHONPATH": str(PROJECT)} | variables, stderr=output
+            ) as server,
+        ):
+            try:
+                wait_until(lambda: LISTENING.search(log.read_text()) or server.poll() is not None, "it to listen", 60)
+                found = LISTENING.search(log.read_text())
+                assert found, log.read_text()
+                yield Process(found.group(1), server, log)
+            finally:
+                server.kill()
 
 
 def wait_until(condition: Any, what: str, seconds: float = 30) -> None:

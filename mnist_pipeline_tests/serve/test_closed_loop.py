@@ -19,7 +19,7 @@ from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import embedded_digits, take, write_idx
 from mnist_pipeline_tests.live import Deployment
 from mnist_pipeline_tests.serve.drawing import crossed_seven, draw
-from mnist_pipeline_tests.serve.test_operations import process
+from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.serve.test_page import Visit
 
 HELD_OUT = 20

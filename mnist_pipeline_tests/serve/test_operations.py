@@ -5,16 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
 
-from mnist_pipeline_tests.live import OWN_VARIABLES
 from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.service import Service, wait_until
+from mnist_pipeline_tests.serve.service import Service, process, wait_until
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
 
 TOKEN = "a-secret-of-the-tests"
@@ -155,40 +151,16 @@ def test_the_examples_of_the_document_work_as_they_are(service):
     assert tried == 3
 
 
-@contextmanager
-def process(*arguments: str, **variables: str) -> Iterator[tuple[str, "subprocess.Popen[str]", str]]:
-    """The service as a process of its own, its address, and what it logged until it listened."""
-    kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-    command = [sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
-    with (
-        TemporaryDirectory() as folder,  # where no .env names the stores of a real deployment
-        subprocess.Popen(command, cwd=folder, env=kept | variables, stderr=subprocess.PIPE, text=True) as server,
-    ):
-        assert server.stderr
-        log = ""
-        for line in server.stderr:
-            log += line
-            if found := re.search(r"http://[^ ]+", line):
-                break
-        else:
-            raise AssertionError(log)
-        try:
-            yield found.group(), server, log
-        finally:
-            server.kill()
-
-
 def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_path):
     storage = {"STORAGE_ROOT": str(tmp_path), "SERVE_TOKEN": TOKEN}
-    with process("--store", store.base_path, **storage) as (url, server, _):
+    with process("--store", store.base_path, **storage) as (url, server, log_file):
         assert url.startswith("http://127.0.0.1:")
         answer = httpx.post(f"{url}/predict", json={"image": ARRAY}, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.json()["model"] == deployed
         assert httpx.get(f"{url}/model").status_code == 401
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == -signal.SIGTERM
-        assert server.stderr
-        log = server.stderr.read()
+        log = log_file.read_text()
     assert "Application shutdown complete" in log
     assert TOKEN not in log
 

@@ -9,8 +9,7 @@ import torch
 
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.service import Service, wait_until
-from mnist_pipeline_tests.serve.test_operations import process
+from mnist_pipeline_tests.serve.service import Service, process, wait_until
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error, png
 
 LARGE = encode(seven(size=(4900, 5000), mode="1", paper=1, ink=0))
@@ -63,7 +62,7 @@ def test_another_address_is_warned_of_without_a_token(store, deployed, tmp_path)
     with process("--store", store.base_path, "--host", "0.0.0.0", STORAGE_ROOT=str(tmp_path)) as (url, _, log):
         assert url.startswith("http://0.0.0.0:")
         assert httpx.get(f"{url.replace('0.0.0.0', '127.0.0.1')}/readyz").status_code == 200
-    assert "listening on 0.0.0.0 without SERVE_TOKEN" in log
+        assert "listening on 0.0.0.0 without SERVE_TOKEN" in log.read_text()
 
 
 def test_a_host_is_a_name_not_an_address_of_a_page():
