@@ -7,7 +7,6 @@ The rounds of the three are interleaved, so that a noisy machine is noisy for al
 """
 
 import argparse
-import io
 import os
 import socket
 import statistics
@@ -19,12 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
-
 from benchmarks.load import Result, multipart_request, run
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.stores.chosen import chosen_store
+from mnist_pipeline_tests.conftest import embedded_digits, png
 
 CLIENTS = (1, 8, 32, 128)
 SERVERS = {
@@ -57,12 +54,7 @@ def main() -> None:
 
 def digit_files(count: int) -> list[bytes]:
     """Real digits as PNG files."""
-    files = []
-    for image in load_sample("benchmark").test.images[:count]:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    return files
+    return [png(image) for image in embedded_digits().test.images[:count]]
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from benchmarks.serving import digit_files
 from mnist_pipeline.ml.data import no_images, split
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
-from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import TINY, embedded_digits
@@ -68,7 +67,7 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     """Run it. The store and the models are made in `folder`."""
     store = LocalModelStoreResource(base_path=str(folder / "models"))
     splits = split(embedded_digits(), no_images(), SplitSettings())
-    images = load_sample("benchmark").test.images[:IMAGES]
+    images = embedded_digits().test.images[:IMAGES]
     models = []  # of different weights, so that an answer by another model than it says is seen
     for seed in range(MODELS):
         settings = TrainingSettings(**TINY | {"epochs": 1, "seed": seed})

@@ -1,5 +1,6 @@
 """Real digits, tiny real trainings, real servers on loopback."""
 
+import io
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +12,7 @@ import dagster as dg
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
@@ -52,6 +54,13 @@ def take(digits: LabelledImages, per_class: int) -> LabelledImages:
     """The first images of each class."""
     chosen = np.concatenate([np.flatnonzero(digits.labels == label)[:per_class] for label in range(10)])
     return LabelledImages(digits.images[chosen], digits.labels[chosen])
+
+
+def png(image: np.ndarray) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The whole graph on real digits, through Dagster."""
 
 import base64
-import io
 import json
 
 import dagster as dg
@@ -9,12 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dagster._core.definitions.observe import observe as observe_assets  # Dagster has no public name for it
-from PIL import Image
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores.base import WEIGHTS
-from mnist_pipeline_tests.conftest import CHAIN, TINY, Pipeline, check_results, metadata
+from mnist_pipeline_tests.conftest import CHAIN, TINY, Pipeline, check_results, metadata, png
 
 DATA_VERSION_TAG = "dagster/data_version"
 ASSETS = (*CHAIN, "digit_predictions")
@@ -30,12 +28,6 @@ def data_versions(pipeline: Pipeline) -> dict[str, str]:
         for name, materialization in found.items()
         if materialization
     }
-
-
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_everything_is_built_deployed_and_predicted(pipeline, small_dataset):

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from botocore.exceptions import BotoCoreError
@@ -28,7 +27,7 @@ from mnist_pipeline.serve.batching import Answer, Batcher
 from mnist_pipeline.serve.bodies import BodyReader
 from mnist_pipeline.serve.corrections import Corrections, ReviewQueue
 from mnist_pipeline.serve.deployed import DeploymentFollower
-from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError
+from mnist_pipeline.serve.errors import ServiceError, documented
 from mnist_pipeline.serve.examples import predict_body, predict_parameters
 from mnist_pipeline.serve.feedback import feedback_routes
 from mnist_pipeline.serve.metrics import Metrics
@@ -41,20 +40,16 @@ from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": what}
-    for status, what in {
+ERRORS = documented(
+    {
         400: "The request cannot be understood.",
         401: "The token is missing or wrong.",
         403: "Not allowed.",
         422: "The content cannot be used.",
         503: "No model is deployed, or too much is asked at a time.",
-    }.items()
-}
-PREDICT_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": what}
-    for status, what in {408: "Too slow.", 413: "Too large.", 415: "Not a kind of content that is accepted."}.items()
-}
+    }
+)
+PREDICT_ERRORS = documented({408: "Too slow.", 413: "Too large.", 415: "Not a kind of content that is accepted."})
 
 
 def create_app(
@@ -103,7 +98,7 @@ def create_app(
             with batcher.admitted():
                 kind = request.headers.get("content-type", "")
                 answer = await batcher.predict(partial(read_images, body, kind, settings))
-        predictions = Predictions(model=answer.served.decision.version, predictions=list(_predictions(answer, options)))
+        predictions = Predictions(model=answer.served.decision.version, predictions=_predictions(answer, options))
         for image, prediction in zip(answer.images, predictions.predictions, strict=True):
             metrics.confidence.observe(prediction.confidence)
             metrics.predictions.labels(prediction.label).inc()
@@ -113,7 +108,7 @@ def create_app(
                     queue.add(image, prediction.label, prediction.confidence, predictions.model)
         return Response(predictions.model_dump_json(exclude_none=True), media_type="application/json")
 
-    def _predictions(answer: Answer, options: PredictOptions) -> "list[PredictionAnswer]":
+    def _predictions(answer: Answer, options: PredictOptions) -> list[PredictionAnswer]:
         labels, confidences = answer.probabilities.argmax(1).tolist(), answer.probabilities.max(1).tolist()
         return [
             PredictionAnswer(

@@ -1,5 +1,7 @@
 """One shape for everything that goes wrong: `{"error": {"code": ..., "message": ...}}`."""
 
+from typing import Any
+
 from pydantic import BaseModel, Field
 
 
@@ -14,6 +16,11 @@ class ErrorAnswer(BaseModel):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
+
+
+def documented(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """For FastAPI's `responses`: what each status means, in the one shape."""
+    return {status: {"model": ErrorAnswer, "description": meaning} for status, meaning in meanings.items()}
 
 
 class ServiceError(Exception):

@@ -11,10 +11,10 @@ from mnist_pipeline.ml.settings import CLASSES
 from mnist_pipeline.serve.answers import CorrectionState
 from mnist_pipeline.serve.bodies import BodyReader
 from mnist_pipeline.serve.corrections import IMAGE_ID, Correction, Corrections, ReviewItem, ReviewQueue
-from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, unusable
+from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
 from mnist_pipeline.serve.examples import correction_body
 from mnist_pipeline.serve.metrics import Metrics
-from mnist_pipeline.serve.requests import read_array, read_json
+from mnist_pipeline.serve.requests import parse_content_type, read_array, read_json
 
 CORRECTION_MIB = 0.0625
 """Read on the event loop; 28x28 numbers need far less."""
@@ -34,16 +34,9 @@ def feedback_routes(
 ) -> APIRouter:
     """The routes; without `corrections` they answer that feedback is switched off."""
     router = APIRouter(tags=["feedback"], **options)
-    answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": what}
-        for status, what in {
-            403: "Feedback is off.",
-            408: "Too slow.",
-            413: "Too large.",
-            415: "Not JSON.",
-            429: "Too many.",
-        }.items()
-    }
+    answers = documented(
+        {403: "Feedback is off.", 408: "Too slow.", 413: "Too large.", 415: "Not JSON.", 429: "Too many."}
+    )
 
     def switched_on() -> Corrections:
         if corrections is None:
@@ -67,7 +60,7 @@ def feedback_routes(
     async def correct(request: Request) -> Response:
         """Say what an image really shows: it is stored for the next training, the same image once."""
         store = switched_on()
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if parse_content_type(request.headers.get("content-type", "")).get_content_type() != "application/json":
             raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
         async with bodies.read(request, CORRECTION_MIB) as body:
             content = read_json(body)

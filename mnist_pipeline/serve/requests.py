@@ -24,7 +24,6 @@ ACCEPTED = (
 )
 WHOLE_BYTES = f"an array must be {SIDE} rows of {SIDE} whole numbers from 0 (background) to 255 (ink)"
 
-
 JSON_BYTES = 1 << 20
 """A JSON text holds up all threads while it is parsed."""
 
@@ -48,7 +47,7 @@ def read_images(body: bytes, content_type: str, settings: ServeSettings, *, quic
     """
     if quick and len(body) > QUICK_BYTES:
         raise NotQuick
-    budget, left = int(settings.max_megapixels * 1_000_000), int(settings.max_megapixels * 1_000_000)
+    budget = left = int(settings.max_megapixels * 1_000_000)
 
     def admit(width: int, height: int) -> None:
         nonlocal left
@@ -86,6 +85,13 @@ def read_array(value: list[Any]) -> np.ndarray:
     return np.array(value, np.uint8)
 
 
+def parse_content_type(content_type: str) -> Message:
+    """The header as an object that knows its type and its parameters."""
+    header = Message()
+    header["Content-Type"] = content_type
+    return header
+
+
 def read_json(body: bytes) -> dict[str, Any]:
     """A JSON object. Raises ServiceError."""
     try:
@@ -99,8 +105,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 def _contents(body: bytes, content_type: str, at_most: int) -> Iterator[bytes | list[Any]]:
     """Each image as it was sent: the bytes of a file, or an array."""
-    header = Message()
-    header["Content-Type"] = content_type
+    header = parse_content_type(content_type)
     kind = header.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
         yield from _files(body, header.get_param("boundary"), at_most)

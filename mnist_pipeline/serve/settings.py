@@ -38,7 +38,9 @@ class ServeSettings(Settings):
     max_requests: int = Field(256, ge=1, le=65536, description="Requests in work at a time; more are answered 503.")
     max_body_mib: float = Field(8.0, gt=0, le=1024, description="Largest request, in MiB.")
     max_held_mib: float = Field(256.0, gt=0, le=65536, description="All requests in work together, in MiB.")
-    max_megapixels: float = Field(25.0, gt=0, le=1000, description="Largest picture; checked before decoding.")
+    max_megapixels: float = Field(
+        25.0, gt=0, le=1000, description="Pictures of one request together; checked before decoding."
+    )
     max_images: int = Field(64, ge=1, le=65536, description="Images in one request.")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
     corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")

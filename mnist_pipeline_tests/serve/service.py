@@ -104,9 +104,12 @@ def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def save(store: ModelStoreResource, trained: TrainingResult, settings: TrainingSettings) -> str:
+def save(
+    store: ModelStoreResource, trained: TrainingResult, settings: TrainingSettings, weights: bytes | None = None
+) -> str:
+    """The name of the new version; `weights` in place of those that were trained."""
     return store.save(
-        trained.weights,
+        weights or trained.weights,
         settings=settings,
         normalization=trained.normalization,
         history=trained.history,

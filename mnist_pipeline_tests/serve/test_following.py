@@ -91,23 +91,13 @@ def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixe
 
 
 @pytest.mark.parametrize("damage", ["weights", "manifest", "pointer", "not finite"])
-def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on(store, two_versions, damage):
+def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on(store, two_versions, trained, damage):
     (first, _), (second, weights) = two_versions
     root = Path(store.base_path)
     with Service(store) as service:
         if damage == "not finite":
             broken = broken_weights(weights)
-            trained = store.manifest(second)
-            second = store.save(
-                broken,
-                settings=trained.settings,
-                normalization=trained.normalization,
-                history=trained.history,
-                best_epoch=1,
-                data_version="d",
-                code_version="1",
-                run_id="r",
-            ).name
+            second = save(store, trained, TrainingSettings(**TINY), broken)
             deploy(store, second, broken)
         else:
             deploy(store, second, weights)

@@ -15,16 +15,12 @@ from PIL import Image
 from mnist_pipeline.ml.images import read_image
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.serve.settings import FORMATS
-from mnist_pipeline_tests.conftest import embedded_digits
+from mnist_pipeline_tests.conftest import embedded_digits, png
 from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.service import Service
 
 TEST = embedded_digits().test
 ARRAY = TEST.images[0].tolist()
-
-
-def png(image: np.ndarray) -> bytes:
-    return encode(Image.fromarray(image))
 
 
 def text(data: bytes) -> str:

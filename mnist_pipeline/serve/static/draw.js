@@ -72,7 +72,6 @@ function show({ predictions: [prediction] }, isLatest) {
 }
 
 function reset(message) {
-  seen = null;
   element("label").textContent = "?";
   for (const row of bars) {
     row.querySelector(".bar").style.transform = "scaleX(0)";
@@ -81,7 +80,6 @@ function reset(message) {
   }
   showPixels(element("prepared"), null);
   element("status").textContent = message;
-  element("correction").disabled = true;
 }
 
 async function store(label) {
