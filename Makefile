@@ -28,6 +28,14 @@ dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
 serve: install ## Serve what is deployed, and a page to draw on, on http://127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	$(BIN)/python -m mnist_pipeline.serve $(ARGS)
 
+.PHONY: bench
+bench: install ## Measure, beside what users do today (minutes; the long ones are named in benchmarks/)
+	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.training --quick --presets default
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.inference --quick
+	$(BIN)/python -m benchmarks.orchestration --rounds 1
+
 .PHONY: test
 test: install ## Run the tests (MNIST_DIR=folder adds those that need all 70,000 images)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -24,15 +24,6 @@ ASSETS = [
     predictions.digit_predictions,
 ]
 
-STEP_PRELOADS = [
-    "mnist_pipeline.definitions",
-    "mnist_pipeline.ml.evaluation",
-    "mnist_pipeline.ml.inference",
-    "mnist_pipeline.ml.plots",
-    "mnist_pipeline.ml.training",
-]
-"""Imported once by the server that steps are forked from, instead of by every step."""
-
 
 def build_definitions(environment: Environment) -> dg.Definitions:
     """All assets, checks, jobs and sensors over the resources of one deployment."""
@@ -68,9 +59,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
                 every,
             ),
         ],
-        executor=dg.multiprocess_executor.configured(
-            {"start_method": {"forkserver": {"preload_modules": STEP_PRELOADS}}}
-        ),
+        executor=automation.STEPS_ONE_BY_ONE,
         resources={
             "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
             "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 import mnist_pipeline
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.ml.settings import TrainingSettings
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
+PRESETS = PACKAGE.parent / "presets"
 HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "boto3", "mlxtend", "pyarrow"}
 
 GRAPH = {
@@ -128,6 +131,22 @@ print(json.dumps(sorted(sys.modules)))
 def test_nor_does_looking_at_folders_and_alerts(tmp_path):
     (tmp_path / "a.png").write_bytes(b"image")
     assert not HEAVY & set(json.loads(fresh_python(LOOK_ONCE, str(tmp_path))))
+
+
+def test_training_waits_for_no_library_that_it_does_not_use():
+    modules = "from mnist_pipeline.ml import data, drift, plots, training"
+    code = f"import json, sys; {modules}; print(json.dumps([*sys.modules]))"
+    assert not {"sklearn", "scipy", "torchvision", "pyarrow"} & set(json.loads(fresh_python(code)))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_are_configurations_of_every_training_job(preset):
+    config = yaml.safe_load(preset.read_text())
+    for job in ("full_pipeline_job", "training_job"):
+        assert dg.validate_run_config(defs.resolve_job_def(job), config)
+    settings = TrainingSettings(**config["ops"]["digit_classifier"]["config"])
+    default = TrainingSettings().model_dump()
+    assert all(default[name] != value for name, value in settings.model_dump(exclude_unset=True).items())
 
 
 def test_machine_learning_imports_no_dagster():

@@ -79,8 +79,9 @@ def test_a_deployment_that_lives(scenario, stub):
 
     # The next good change recovers. In the midst of training everything is killed and started again.
     scenario.checkpoints.unlink()
+    before = scenario.epochs()
     scenario.labelled_digits(100)
-    deployment.wait_for(lambda: scenario.epochs() > 15 + 2, "some epochs", 180)
+    deployment.wait_for(lambda: scenario.epochs() > before + 2, "some epochs", 180)
     [training] = deployment.running()
     deployment.kill()
     before = scenario.epochs()

@@ -11,6 +11,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from mnist_pipeline.ml import atomic
 from mnist_pipeline.ml.records import EpochMetrics
@@ -28,6 +29,8 @@ class TrainingState:
     """
 
     model: nn.Module
+    average: AveragedModel
+    """Running average of the model's weights and buffers: what is validated and kept."""
     optimizer: Optimizer
     schedule: LRScheduler
     best_weights: dict[str, Tensor]
@@ -39,6 +42,7 @@ def save_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> Non
     """Replace the checkpoint in `folder`, all or nothing."""
     optimizer = state.optimizer.state_dict()
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in state.average.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in state.best_weights.items()}
     for index, slots in optimizer["state"].items():
         tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items() if value is not None}
@@ -77,6 +81,7 @@ def restore_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> 
         index, slot = name.split("/")
         slots.setdefault(int(index), {})[slot] = tensor
     state.model.load_state_dict(_below(tensors, "model/"))
+    state.average.load_state_dict(_below(tensors, "average/"))
     state.optimizer.load_state_dict({"state": slots, "param_groups": rest["param_groups"]})
     state.schedule.load_state_dict(rest["schedule"])
     state.best_weights = _below(tensors, "best/")

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from mnist_pipeline.ml.records import Dataset, LabelledImages, Splits
 from mnist_pipeline.ml.settings import CLASSES, SIDE, SplitSettings
@@ -49,6 +48,8 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
 
     Raises DataError if a class has too few images to be in both splits.
     """
+    from sklearn.model_selection import train_test_split  # a second that no other step has to spend
+
     images, labels = dataset.train
     counts = np.bincount(labels, minlength=CLASSES)
     if (present := counts[counts > 0]).min(initial=len(labels)) < 2 or len(labels) < 2 * len(present):

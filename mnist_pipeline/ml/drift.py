@@ -5,7 +5,6 @@ is counted into the same bins, in constant memory, and compared.
 """
 
 import numpy as np
-from scipy import stats
 
 from mnist_pipeline.ml.records import DriftFinding, DriftReference, DriftReport, Histogram
 from mnist_pipeline.ml.settings import CLASSES, DRIFT_P_VALUE, DRIFT_PSI, SIDE
@@ -89,15 +88,19 @@ class DriftMonitor:
 
 def population_stability_index(expected: np.ndarray, found: np.ndarray) -> float:
     """Sum of (p - q) ln(p / q) over bins, from counts; half an image is added to each bin, so that none is empty."""
+    from scipy.stats import entropy  # seconds that the steps that only keep a reference need not spend
+
     p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (expected, found))
-    return float(stats.entropy(p, q) + stats.entropy(q, p))
+    return float(entropy(p, q) + entropy(q, p))
 
 
 def _p_value(expected: np.ndarray, found: np.ndarray) -> float:
     """Of the chi-squared test that both counts come from one distribution."""
+    from scipy.stats import chi2_contingency
+
     table = np.stack([expected, found])
     table = table[:, table.any(0)]
-    return 1.0 if table.shape[1] < 2 else float(stats.chi2_contingency(table).pvalue)
+    return 1.0 if table.shape[1] < 2 else float(chi2_contingency(table).pvalue)
 
 
 def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from mnist_pipeline.ml.data import class_counts
-from mnist_pipeline.ml.evaluation import Mistake
 from mnist_pipeline.ml.records import (
     DriftReference,
     DriftReport,
@@ -17,6 +17,9 @@ from mnist_pipeline.ml.records import (
     SplitEvaluation,
 )
 from mnist_pipeline.ml.settings import CLASSES
+
+if TYPE_CHECKING:  # pictures of data need no torch
+    from mnist_pipeline.ml.evaluation import Mistake
 
 DPI = 80
 GRID_COLUMNS = 10
@@ -92,7 +95,7 @@ def confusion(evaluation: SplitEvaluation) -> bytes:
     return _png(figure)
 
 
-def mistake_grid(split: LabelledImages, mistakes: Sequence[Mistake]) -> bytes:
+def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]") -> bytes:
     """The images of `mistakes` with true label, predicted label and confidence."""
     titles = [f"{m.label}, not {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)

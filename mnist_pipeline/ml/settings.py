@@ -14,7 +14,7 @@ SIDE = 28
 
 MAX_LAYER_WIDTH = 4096
 
-TRAINING_CODE_VERSION = "1"
+TRAINING_CODE_VERSION = "2"
 """Raise it when the same settings and data would give other weights: candidates are trained anew."""
 
 DEFAULT_SGD_MOMENTUM = 0.9
@@ -58,11 +58,18 @@ class TrainingSettings(Settings):
     conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
     hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")
 
-    epochs: int = Field(15, ge=1, le=1000, description="Passes over the training images, at most.")
-    batch_size: int = Field(128, ge=2, le=65536, description="Images in one optimiser step.")
+    epochs: int = Field(16, ge=1, le=1000, description="Passes over the training images, at most.")
+    batch_size: int = Field(256, ge=2, le=65536, description="Images in one optimiser step.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="adam, adamw or sgd (with Nesterov).")
-    learning_rate: float = Field(0.004, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
+    learning_rate: float = Field(0.006, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
+    averaging_epochs: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="The weights that are validated and kept are an exponential moving average over about this many "
+        "epochs (its time constant); 0: the weights of the last step.",
+    )
     momentum: float | None = Field(
         None, ge=0, lt=1, description=f"Only with sgd; {DEFAULT_SGD_MOMENTUM} when not given."
     )

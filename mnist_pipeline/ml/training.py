@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_pipeline.ml.augmentation import augment
 from mnist_pipeline.ml.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
@@ -96,7 +97,8 @@ def train(
         state.history.append(metrics)
         if metrics.validation_loss < best - settings.early_stopping_min_delta:
             state.best_epoch = epoch
-            state.best_weights = {name: tensor.cpu().clone() for name, tensor in state.model.state_dict().items()}
+            weights = state.average.module.state_dict()
+            state.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
         if folder:
             save_checkpoint(folder, fingerprint, state)
         if on_epoch:
@@ -149,6 +151,7 @@ def _run_epoch(
             state.optimizer.zero_grad()
             loss.backward()
             state.optimizer.step()
+            state.average.update_parameters(state.model)
             state.schedule.step()
             # Kept on the device: reading them at every step would stall a GPU.
             total_loss += loss.detach() * len(chosen)
@@ -159,7 +162,7 @@ def _run_epoch(
         raise TrainingDiverged(
             f"the training loss is {train_loss} in epoch {epoch}: lower learning_rate (now {settings.learning_rate})"
         )
-    logits = predict_logits(state.model, validation.images, normalization)
+    logits = predict_logits(state.average, validation.images, normalization)
     return EpochMetrics(
         epoch=epoch,
         train_loss=train_loss,
@@ -179,7 +182,10 @@ def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_e
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(settings, model)
     schedule = _schedule(settings, optimizer, steps_per_epoch)
-    return TrainingState(model, optimizer, schedule, best_weights={}, best_epoch=0, history=[])
+    steps = settings.averaging_epochs * steps_per_epoch
+    decay = math.exp(-1 / steps) if steps else 0.0
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return TrainingState(model, average, optimizer, schedule, best_weights={}, best_epoch=0, history=[])
 
 
 def _optimizer(settings: TrainingSettings, model: nn.Module) -> Optimizer:
@@ -198,11 +204,13 @@ def _schedule(settings: TrainingSettings, optimizer: Optimizer, steps_per_epoch:
     """A schedule that is stepped after every batch."""
     match settings.schedule:
         case "onecycle":
+            steps = settings.epochs * steps_per_epoch + 1  # torch counts the rate before the first step
+            warmup = _or_default(settings.warmup_fraction, DEFAULT_WARMUP_FRACTION)
             return OneCycleLR(
                 optimizer,
                 max_lr=settings.learning_rate,
-                total_steps=settings.epochs * steps_per_epoch + 1,  # torch counts the rate before the first step
-                pct_start=_or_default(settings.warmup_fraction, DEFAULT_WARMUP_FRACTION),
+                total_steps=steps,
+                pct_start=max(warmup, 2 / steps),  # torch divides by zero in a warm-up of no step
                 cycle_momentum=False,  # momentum is a setting of its own
             )
         case "step":

@@ -51,6 +51,7 @@ CHANGES = [
     {"optimizer": "sgd"},
     {"learning_rate": 0.002},
     {"weight_decay": 0.5},
+    {"averaging_epochs": 0.0},
     {"schedule": "step"},
     {"schedule": "none"},
     {"warmup_fraction": 0.6},
@@ -101,6 +102,11 @@ def test_patience_and_min_delta_stop_and_the_best_weights_are_restored(splits):
 def test_a_diverged_training_says_what_to_do(splits):
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         train(settings(optimizer="sgd", learning_rate=10.0, momentum=0.99, schedule="none", epochs=8), splits)
+
+
+@pytest.mark.parametrize("batch_size", [640, 320, 214, 160])
+def test_trainings_of_a_few_steps(splits, batch_size):
+    assert len(train(settings(epochs=1, batch_size=batch_size), splits).history) == 1
 
 
 class Killed(Exception):

@@ -1,0 +1,149 @@
+"""Batch inference beside a float32 DataLoader loop with the same weights over the same files; memory at a million
+images; latency of one image.
+
+    .venv/bin/python -m benchmarks.inference
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.mnist import add_data_option, resized, torchvision_root
+from benchmarks.processes import measure
+from benchmarks.tables import print_table
+from mnist_pipeline.ml import drift
+from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.inference import predict_to_parquet, read_batches
+from mnist_pipeline.ml.network import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.records import LabelledImages, ModelManifest
+from mnist_pipeline.ml.settings import SIDE, BatchPredictionSettings, SplitSettings, TrainingSettings
+from mnist_pipeline.ml.sources import TORCHVISION_FOLDER, load_directory
+from mnist_pipeline.ml.training import train
+
+FILE_IMAGES = 10_000
+"""In each file of the million."""
+
+
+def trained_model(data: Path) -> tuple[ModelManifest, bytes]:
+    """A model of the default architecture, of one short epoch, with all that a stored one has."""
+    splits = split(load_directory(data), no_images(), SplitSettings())
+    settings = TrainingSettings(epochs=1)
+    few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
+    result = train(settings, few)
+    model = model_from_bytes(result.weights, settings)
+    probabilities = predict_probabilities(model, splits.validation.images, result.normalization)
+    manifest = ModelManifest(
+        name="benchmark",
+        weights_sha256="",
+        settings=settings,
+        normalization=result.normalization,
+        history=result.history,
+        best_epoch=result.best_epoch,
+        data_version="",
+        code_version="",
+        run_id="",
+        created_at=datetime.now(timezone.utc),
+        drift_reference=drift.reference(splits.validation.images, probabilities),
+    )
+    return manifest, result.weights
+
+
+def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float, list[int]]:
+    """Images a second and labels of the test images as the tutorial would predict them."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    scale = transforms.Normalize((manifest.normalization.mean,), (manifest.normalization.std,))
+    transform = transforms.Compose([transforms.ToTensor(), scale])
+    images = datasets.MNIST(str(root), train=False, transform=transform)
+    model = model_from_bytes(weights, manifest.settings)
+    labels: list[int] = []
+    began = time.perf_counter()
+    with torch.no_grad():
+        for inputs, _ in DataLoader(images, batch_size=64):
+            labels += model(inputs).argmax(1).tolist()
+    return len(labels) / (time.perf_counter() - began), labels
+
+
+def by_us(paths: list[Path], manifest: ModelManifest, weights: bytes, table: Path) -> float:
+    """Images a second of what `batch_digit_predictions` does, its table and its drift statistics included."""
+    predictor = Predictor(manifest, weights)
+    batches = read_batches(paths, BatchPredictionSettings().batch_size)
+    began = time.perf_counter()
+    result = predict_to_parquet(predictor, batches, table, table.with_suffix(".errors"))
+    return result.images / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_option(parser)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="up to 100,000 images instead of a million")
+    arguments = parser.parse_args()
+    manifest, weights = trained_model(arguments.data)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = torchvision_root(folder, arguments.data)
+        throughput(root, manifest, weights, arguments.rounds)
+        print()
+        memory(folder, arguments.data, manifest, weights, 100_000 if arguments.quick else 1_000_000)
+    print()
+    latency(manifest, weights)
+
+
+def throughput(root: Path, manifest: ModelManifest, weights: bytes, rounds: int) -> None:
+    file, table = root / TORCHVISION_FOLDER / "t10k-images-idx3-ubyte", root / "table.parquet"
+    speeds = []
+    for _ in range(rounds):
+        loop, labels = by_loop(root, manifest, weights)
+        speeds.append((loop, by_us([file], manifest, weights, table)))
+    ours = pq.read_table(table).column("label").to_numpy()
+    loop, us = (statistics.median(values) for values in zip(*speeds, strict=True))
+    print_table(
+        ["10,000 test images, median of rounds", "images/s", "ratio", "same labels"],
+        [
+            ["DataLoader, batches of 64", f"{loop:.0f}", "1.0", ""],
+            ["batch predictions", f"{us:.0f}", f"{us / loop:.1f}", f"{np.mean(ours == labels):.2%}"],
+        ],
+    )
+
+
+def memory(folder: Path, data: Path, manifest: ModelManifest, weights: bytes, most: int) -> None:
+    """Folders of npy files, made by shifting real images; each is predicted in a process of its own."""
+    images = resized(load_directory(data), most).train.images
+    rows = []
+    for count in (FILE_IMAGES, most // 10, most):
+        inputs = folder / str(count)
+        inputs.mkdir()
+        for start in range(0, count, FILE_IMAGES):
+            np.save(inputs / f"{start:07d}.npy", images[start : start + FILE_IMAGES])
+        cost = measure(by_us, [inputs], manifest, weights, folder / "table.parquet")
+        rows.append([f"{count:,}", f"{cost.seconds:.1f}", f"{cost.result:.0f}", f"{cost.peak_mib:.0f}"])
+    print_table(["images", "seconds", "images/s", "peak MiB of the process"], rows)
+
+
+def latency(manifest: ModelManifest, weights: bytes) -> None:
+    predictor = Predictor(manifest, weights)
+    image = np.zeros((1, SIDE, SIDE), np.uint8)
+    seconds = []
+    for _ in range(1100):
+        began = time.perf_counter()
+        predictor.predict(image)
+        seconds.append(time.perf_counter() - began)
+    cuts = statistics.quantiles(seconds[100:], n=100)
+    print_table(
+        ["one image, after 100 to warm up", "ms"],
+        [[f"p{percent}", f"{cuts[percent - 1] * 1000:.2f}"] for percent in (50, 95, 99)],
+    )
+
+
+if __name__ == "__main__":
+    main()

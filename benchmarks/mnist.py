@@ -1,0 +1,37 @@
+"""The full MNIST for benchmarks: where it is, and copies of it in the forms that others read."""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mnist_pipeline.ml.records import Dataset, LabelledImages
+from mnist_pipeline.ml.sources import TORCHVISION_FOLDER, load_directory
+
+PROJECT = Path(__file__).parents[1]
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("MNIST_DIR", str(PROJECT.parent / "shared" / "mnist"))
+    parser.add_argument("--data", type=Path, default=default, help="folder of the four IDX files (%(default)s)")
+
+
+def torchvision_root(root: Path, data: Path) -> Path:
+    """The files of `data`, not compressed, where torchvision.datasets.MNIST looks for them below `root`."""
+    from mnist_pipeline_tests.conftest import write_idx  # not where memory is measured: it loads everything
+
+    folder = root / TORCHVISION_FOLDER
+    folder.mkdir(parents=True)
+    write_idx(folder, load_directory(data))
+    return root
+
+
+def resized(dataset: Dataset, train_images: int) -> Dataset:
+    """With so many training images: the first of them, or all and then copies shifted by up to two pixels."""
+    images, labels = dataset.train
+    copies = -(-train_images // len(labels))
+    shifts = [(0, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (2, 0), (-2, 0), (0, 2), (0, -2)]
+    moved = [np.roll(images, shifts[copy % len(shifts)], axis=(1, 2)) for copy in range(copies)]
+    train = LabelledImages(np.concatenate(moved)[:train_images], np.tile(labels, copies)[:train_images])
+    return dataset._replace(train=train)
