@@ -120,7 +120,7 @@ def memory(folder: Path, data: Path, manifest: ModelManifest, weights: bytes, mo
     """Folders of npy files, made by shifting real images; each is predicted in a process of its own."""
     images = resized(load_directory(data), most).train.images
     rows = []
-    for count in (FILE_IMAGES, most // 10, most):
+    for count in sorted({FILE_IMAGES, most // 10, most}):
         inputs = folder / str(count)
         inputs.mkdir()
         for start in range(0, count, FILE_IMAGES):
