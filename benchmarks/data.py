@@ -22,9 +22,10 @@ def tutorial_raw(root: Path, out: Path) -> None:
     import dagster as dg  # noqa: F401  (the step runs under it)
     import torch
 
-    parts = [torch.stack([image for image, _ in tutorial_images(root, train)]) for train in (True, False)]
-    labels = [torch.tensor([label for _, label in tutorial_images(root, train)]) for train in (True, False)]
-    out.write_bytes(pickle.dumps((*parts, *labels)))
+    parts = [zip(*tutorial_images(root, train), strict=True) for train in (True, False)]
+    (images, labels), (test_images, test_labels) = parts
+    stacked = torch.stack(images), torch.stack(test_images), torch.tensor(labels), torch.tensor(test_labels)
+    out.write_bytes(pickle.dumps(stacked))
 
 
 def tutorial_images(root: Path, train: bool) -> Any:

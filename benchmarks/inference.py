@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.data import tutorial_images
 from benchmarks.mnist import add_data_option, resized, torchvision_root
 from benchmarks.processes import measure
 from benchmarks.tables import print_table
@@ -23,7 +24,7 @@ from mnist_pipeline.ml.data import no_images, split
 from mnist_pipeline.ml.inference import predict_to_parquet, read_batches
 from mnist_pipeline.ml.network import model_from_bytes, predict_probabilities
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.records import LabelledImages, ModelManifest
+from mnist_pipeline.ml.records import Dataset, LabelledImages, ModelManifest
 from mnist_pipeline.ml.settings import SIDE, BatchPredictionSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.ml.sources import TORCHVISION_FOLDER, load_directory
 from mnist_pipeline.ml.training import train
@@ -32,9 +33,9 @@ FILE_IMAGES = 10_000
 """In each file of the million."""
 
 
-def trained_model(data: Path) -> tuple[ModelManifest, bytes]:
+def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes]:
     """A model of the default architecture, of one short epoch, with all that a stored one has."""
-    splits = split(load_directory(data), no_images(), SplitSettings())
+    splits = split(dataset, no_images(), SplitSettings())
     settings = TrainingSettings(epochs=1)
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
     result = train(settings, few)
@@ -59,11 +60,8 @@ def trained_model(data: Path) -> tuple[ModelManifest, bytes]:
 def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float, list[int]]:
     """Images a second and labels of the test images as the tutorial would predict them."""
     from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
 
-    scale = transforms.Normalize((manifest.normalization.mean,), (manifest.normalization.std,))
-    transform = transforms.Compose([transforms.ToTensor(), scale])
-    images = datasets.MNIST(str(root), train=False, transform=transform)
+    images = tutorial_images(root, train=False)
     model = model_from_bytes(weights, manifest.settings)
     labels: list[int] = []
     began = time.perf_counter()
@@ -88,13 +86,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="up to 100,000 images instead of a million")
     arguments = parser.parse_args()
-    manifest, weights = trained_model(arguments.data)
+    dataset = load_directory(arguments.data)
+    manifest, weights = trained_model(dataset)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = torchvision_root(folder, arguments.data)
         throughput(root, manifest, weights, arguments.rounds)
         print()
-        memory(folder, arguments.data, manifest, weights, 100_000 if arguments.quick else 1_000_000)
+        memory(folder, dataset, manifest, weights, 100_000 if arguments.quick else 1_000_000)
     print()
     latency(manifest, weights)
 
@@ -116,9 +115,9 @@ def throughput(root: Path, manifest: ModelManifest, weights: bytes, rounds: int)
     )
 
 
-def memory(folder: Path, data: Path, manifest: ModelManifest, weights: bytes, most: int) -> None:
+def memory(folder: Path, dataset: Dataset, manifest: ModelManifest, weights: bytes, most: int) -> None:
     """Folders of npy files, made by shifting real images; each is predicted in a process of its own."""
-    images = resized(load_directory(data), most).train.images
+    images = resized(dataset, most).train.images
     rows = []
     for count in sorted({FILE_IMAGES, most // 10, most}):
         inputs = folder / str(count)

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import dagster as dg
 
+from benchmarks.mnist import PROJECT
+from benchmarks.tables import print_table
+
 EXECUTORS = {
     "in_process": "one process for all",
     "spawn": "multiprocess, each step a new process",
     "one_by_one": "multiprocess, forked from a server that has loaded the code location",
     "all_steps": "multiprocess, forked from a server that has loaded the machine learning too",
 }
-PROJECT = Path(__file__).parents[1]
 
 
 def run(executor: str, epochs: int) -> tuple[float, float]:
@@ -67,12 +69,14 @@ def main() -> None:
         for executor in EXECUTORS:
             seconds[executor].append(run(executor, arguments.epochs))
             print(executor, seconds[executor][-1], file=sys.stderr, flush=True)
-    print("| executor | wall s | in steps s | outside them s |")
-    print("|---|---|---|---|")
+    rows = []
     for executor, what in EXECUTORS.items():
         walls, works = zip(*seconds[executor], strict=True)
         outside = statistics.median(wall - work for wall, work in seconds[executor])
-        print(f"| {what} | {statistics.median(walls):.1f} | {statistics.median(works):.1f} | {outside:.1f} |")
+        rows.append(
+            [what, *(f"{value:.1f}" for value in (statistics.median(walls), statistics.median(works), outside))]
+        )
+    print_table(["executor", "wall s", "in steps s", "outside them s"], rows)
 
 
 if __name__ == "__main__":

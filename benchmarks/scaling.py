@@ -14,14 +14,6 @@ from benchmarks.processes import Cost, measure
 from benchmarks.tables import print_table
 from mnist_pipeline.ml.sources import load_directory
 
-ASSETS = [
-    "raw_mnist_data",
-    "processed_mnist_data",
-    "digit_classifier",
-    "model_evaluation",
-    "production_digit_classifier",
-    "batch_digit_predictions",
-]
 CONFIG = {"digit_classifier": {"epochs": 1}, "production_digit_classifier": {"accuracy_threshold": 0.1}}
 
 
@@ -42,14 +34,14 @@ def materialize(asset: str, variables: dict[str, str]) -> None:
 
 
 def main() -> None:
-    from mnist_pipeline_tests.conftest import write_idx
+    from mnist_pipeline_tests.conftest import CHAIN, write_idx
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 15_000, 60_000, 240_000])
     arguments = parser.parse_args()
     dataset = load_directory(arguments.data)
-    costs: dict[str, list[Cost]] = {asset: [] for asset in ASSETS}
+    costs: dict[str, list[Cost]] = {asset: [] for asset in CHAIN}
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as name:
             folders = [Path(name) / part for part in ("home", "mnist")]
@@ -62,7 +54,7 @@ def main() -> None:
                 "MNIST_SOURCE": "directory",
                 "MNIST_DIR": str(folders[1]),
             }
-            for asset in ASSETS:
+            for asset in CHAIN:
                 costs[asset].append(measure(materialize, asset, variables))
     print_table(
         ["seconds, peak MiB", *(f"{size:,} images" for size in arguments.sizes)],

@@ -12,7 +12,7 @@ from mnist_pipeline.ml.records import Normalization
 from mnist_pipeline.ml.settings import CLASSES, SIDE, TrainingSettings
 
 KERNEL_SIZES = (5, 3, 3)
-FEATURES_SIDE = ((SIDE - 4) // 2 - 2) // 2 - 2  # 3
+FEATURES_SIDE = ((SIDE - KERNEL_SIZES[0] + 1) // 2 - KERNEL_SIZES[1] + 1) // 2 - KERNEL_SIZES[2] + 1  # 3
 """Height and width of the last feature maps: each convolution takes its kernel size less one, each pooling half."""
 
 
