@@ -29,7 +29,7 @@ serve: install ## Serve what is deployed, and a page to draw on, on http://127.0
 	$(BIN)/python -m mnist_pipeline.serve $(ARGS)
 
 .PHONY: bench
-bench: install ## Measure, beside what users do today (minutes; the long ones are named in benchmarks/)
+bench: install ## Measure, beside what users do today (minutes; MNIST_DIR=folder of all 70,000 images)
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.training --quick --presets default
 	$(BIN)/python -m benchmarks.data

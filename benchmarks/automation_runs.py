@@ -11,6 +11,7 @@ from collections.abc import Callable
 from operator import sub
 from pathlib import Path
 
+from benchmarks.tables import print_table
 from mnist_pipeline_tests.live import Count
 from mnist_pipeline_tests.scenario import Scenario
 
@@ -61,13 +62,13 @@ def main() -> None:
                     print(f"{name}: {event}: {table[event][name]}", file=sys.stderr, flush=True)
             finally:
                 scenario.deployment.stop()
-    print("| runs, steps, trainings | " + " | ".join(MODULES) + " |")
-    print("|---" * (len(MODULES) + 1) + "|")
     table["together"] = {
         name: Count(*map(sum, zip(*(row[name] for row in table.values()), strict=True))) for name in MODULES
     }
-    for event, counts in table.items():
-        print(f"| {event} | " + " | ".join(", ".join(map(str, counts[name])) for name in MODULES) + " |")
+    print_table(
+        ["runs, steps, trainings", *MODULES],
+        [[event, *(", ".join(map(str, counts[name])) for name in MODULES)] for event, counts in table.items()],
+    )
 
 
 if __name__ == "__main__":

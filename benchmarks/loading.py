@@ -1,6 +1,8 @@
 """Loading the code location, beside `import dagster` alone.
 
-.venv/bin/python -m benchmarks.loading
+    .venv/bin/python -m benchmarks.loading
+
+The two in turn, each time in a new interpreter.
 """
 
 import argparse

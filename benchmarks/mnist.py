@@ -13,8 +13,20 @@ PROJECT = Path(__file__).parents[1]
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("MNIST_DIR", str(PROJECT.parent / "shared" / "mnist"))
-    parser.add_argument("--data", type=Path, default=default, help="folder of the four IDX files (%(default)s)")
+    """`--data`, a folder of the four IDX files; without it MNIST_DIR."""
+    default = Path(os.environ.get("MNIST_DIR", PROJECT.parent / "shared" / "mnist"))
+    parser.add_argument(
+        "--data",
+        type=_folder,
+        default=str(default),
+        help="folder of the full MNIST, four IDX files; default: MNIST_DIR (%(default)s)",
+    )
+
+
+def _folder(name: str) -> Path:
+    if not (path := Path(name)).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {name}: name that of the full MNIST, or set MNIST_DIR")
+    return path
 
 
 def torchvision_root(root: Path, data: Path) -> Path:

@@ -1,26 +1,25 @@
-"""The same code location under each executor."""
+"""The same code location under the executor that BENCHMARK_EXECUTOR names."""
 
 import os
 
 import dagster as dg
 
-from mnist_pipeline.automation import ALL_STEPS, STEPS_ONE_BY_ONE
+from mnist_pipeline.automation import LIGHT_FORKSERVER, PRELOADED_FORKSERVER
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
 
+EXECUTORS = {
+    "in_process": dg.in_process_executor,
+    "spawn": dg.multiprocess_executor,
+    "light": LIGHT_FORKSERVER,
+    "preloaded": PRELOADED_FORKSERVER,
+}
 
-def _with(executor: dg.ExecutorDefinition) -> dg.Definitions:
-    usual = build_definitions(Environment.read(os.environ))
-    return dg.Definitions(
-        assets=usual.assets,
-        asset_checks=usual.asset_checks,
-        jobs=[dg.define_asset_job("everything", dg.AssetSelection.all())],
-        executor=executor,
-        resources=usual.resources,
-    )
-
-
-in_process = _with(dg.in_process_executor)
-spawn = _with(dg.multiprocess_executor)
-one_by_one = _with(STEPS_ONE_BY_ONE)
-all_steps = _with(ALL_STEPS)
+usual = build_definitions(Environment.read(os.environ))
+defs = dg.Definitions(
+    assets=usual.assets,
+    asset_checks=usual.asset_checks,
+    jobs=[dg.define_asset_job("everything", dg.AssetSelection.all())],
+    executor=EXECUTORS[os.environ["BENCHMARK_EXECUTOR"]],
+    resources=usual.resources,
+)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.load import Result, multipart_request, run
+from benchmarks.tables import print_table
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.stores.chosen import chosen_store
 from mnist_pipeline_tests.conftest import embedded_digits, png
@@ -49,7 +50,7 @@ def main() -> None:
                     run(port, requests, 8, 2)  # warm
                     for clients in CLIENTS:
                         results.setdefault((name, clients), []).append(run(port, requests, clients, options.seconds))
-    print_table(results)
+    print_table(["clients", "server", "requests/s", "ratio", "p50 ms", "p95 ms", "p99 ms", "failed"], rows(results))
 
 
 def digit_files(count: int) -> list[bytes]:
@@ -83,20 +84,15 @@ def server(command: list[str], store: str, threads: int, log: Path) -> Iterator[
             process.wait()
 
 
-def print_table(results: dict[tuple[str, int], list[Result]]) -> None:
-    print("| clients | server | requests/s | ratio | p50 ms | p95 ms | p99 ms | failed |")
-    print("|---|---|---|---|---|---|---|---|")
+def rows(results: dict[tuple[str, int], list[Result]]) -> Iterator[list[object]]:
     for clients in CLIENTS:
         ours = statistics.median(result.per_second for result in results["this service", clients])
         for name in SERVERS:
             rounds = results[name, clients]
             rate = statistics.median(result.per_second for result in rounds)
-            p50, p95, p99 = (statistics.median(r.percentile(share) for r in rounds) for share in (50, 95, 99))
+            cuts = [statistics.median(r.percentile(share) for r in rounds) for share in (50, 95, 99)]
             failed = sum(result.failures for result in rounds)
-            print(
-                f"| {clients} | {name} | {rate:.0f} | {rate / ours:.2f} | {p50:.1f} | {p95:.1f} | {p99:.1f} | "
-                f"{failed} |"
-            )
+            yield [clients, name, f"{rate:.0f}", f"{rate / ours:.2f}", *(f"{cut:.1f}" for cut in cuts), failed]
 
 
 if __name__ == "__main__":

@@ -16,33 +16,27 @@ from mnist_pipeline.conditions import (
 
 Select = dg.AssetSelection.assets
 
-STEPS_ONE_BY_ONE = dg.multiprocess_executor.configured(
-    {"start_method": {"forkserver": {"preload_modules": ["mnist_pipeline.definitions"]}}}
-)
+MACHINE_LEARNING = [
+    f"mnist_pipeline.ml.{name}" for name in ("data", "drift", "evaluation", "inference", "plots", "training")
+]
+
+
+def _forked_from(*modules: str) -> dg.ExecutorDefinition:
+    """Each step is a process forked from a server that has imported `modules`."""
+    return dg.multiprocess_executor.configured({"start_method": {"forkserver": {"preload_modules": list(modules)}}})
+
+
+LIGHT_FORKSERVER = _forked_from("mnist_pipeline.definitions")
 """For automation's runs, of one or two steps, and for what is materialized by hand: a step imports what it needs."""
 
-ALL_STEPS = dg.multiprocess_executor.configured(
-    {
-        "start_method": {
-            "forkserver": {
-                "preload_modules": [
-                    "mnist_pipeline.definitions",
-                    "mnist_pipeline.ml.evaluation",
-                    "mnist_pipeline.ml.inference",
-                    "mnist_pipeline.ml.plots",
-                    "mnist_pipeline.ml.training",
-                ]
-            }
-        }
-    }
-)
-"""For runs of many steps: the server that steps are forked from imports all, once, instead of every step by itself."""
+PRELOADED_FORKSERVER = _forked_from("mnist_pipeline.definitions", *MACHINE_LEARNING)
+"""For runs of many steps: the server imports most, once, instead of every step by itself."""
 
 training_job = dg.define_asset_job(
     "training_job",
     Select(raw_mnist_data, processed_mnist_data, digit_classifier, model_evaluation),
     description="Data, a new candidate, and its scores. Where automation is on, the gate decides about it next.",
-    executor_def=ALL_STEPS,
+    executor_def=PRELOADED_FORKSERVER,
 )
 deployment_job = dg.define_asset_job(
     "deployment_job",
@@ -58,7 +52,7 @@ full_pipeline_job = dg.define_asset_job(
     "full_pipeline_job",
     dg.AssetSelection.all(),
     description="Everything, from raw data to predictions.",
-    executor_def=ALL_STEPS,
+    executor_def=PRELOADED_FORKSERVER,
 )
 ALL_JOBS = [training_job, deployment_job, inference_job, full_pipeline_job]
 

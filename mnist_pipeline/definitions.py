@@ -59,7 +59,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
                 every,
             ),
         ],
-        executor=automation.STEPS_ONE_BY_ONE,
+        executor=automation.LIGHT_FORKSERVER,
         resources={
             "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
             "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),

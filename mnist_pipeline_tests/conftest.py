@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "batch_size": 16,
     "learning_rate": 0.01,
     "translation_pixels": 0.0,
+    "precision": "float32",
 }
 """A real network that learns within seconds."""
 

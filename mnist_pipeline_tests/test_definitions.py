@@ -13,9 +13,10 @@ import yaml
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 import mnist_pipeline
+from mnist_pipeline.automation import LIGHT_FORKSERVER, MACHINE_LEARNING, PRELOADED_FORKSERVER
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
-from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
 PRESETS = PACKAGE.parent / "presets"
@@ -139,14 +140,24 @@ def test_training_waits_for_no_library_that_it_does_not_use():
     assert not {"sklearn", "scipy", "torchvision", "pyarrow"} & set(json.loads(fresh_python(code)))
 
 
+def test_what_the_executors_import_ahead_can_be_imported():
+    """Python's fork server passes over modules that it cannot find: nobody would notice."""
+    assert {"mnist_pipeline.ml.training", "mnist_pipeline.ml.plots"} < set(MACHINE_LEARNING)
+    assert fresh_python(f"import {', '.join(MACHINE_LEARNING)}; print('all')").strip() == "all"
+    for job in ("full_pipeline_job", "training_job"):
+        assert defs.resolve_job_def(job).executor_def is PRELOADED_FORKSERVER
+    assert defs.resolve_job_def("inference_job").executor_def is LIGHT_FORKSERVER
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_are_configurations_of_every_training_job(preset):
     config = yaml.safe_load(preset.read_text())
     for job in ("full_pipeline_job", "training_job"):
         assert dg.validate_run_config(defs.resolve_job_def(job), config)
-    settings = TrainingSettings(**config["ops"]["digit_classifier"]["config"])
-    default = TrainingSettings().model_dump()
-    assert all(default[name] != value for name, value in settings.model_dump(exclude_unset=True).items())
+    for step, settings in (("digit_classifier", TrainingSettings), ("processed_mnist_data", SplitSettings)):
+        chosen = settings(**config["ops"].get(step, {"config": {}})["config"])
+        default = settings().model_dump()
+        assert all(default[name] != value for name, value in chosen.model_dump(exclude_unset=True).items())
 
 
 def test_machine_learning_imports_no_dagster():

@@ -41,8 +41,8 @@ def digit_classifier(
     model_store: ModelStoreResource,
     checkpoints: CheckpointsResource,
 ) -> dg.Output[ModelRecord]:
-    """A DigitCNN trained on the train split, of the epoch with the least validation loss, as a new immutable
-    version in the model store. A killed training continues after its last whole epoch."""
+    """A DigitCNN trained on the train split, its weights averaged, of the epoch with the least validation loss, as a
+    new immutable version in the model store. A killed training continues after its last whole epoch."""
     from mnist_pipeline.ml import drift
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.network import model_from_bytes, predict_probabilities

@@ -83,6 +83,10 @@ def restore_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> 
     state.model.load_state_dict(_below(tensors, "model/"))
     state.average.load_state_dict(_below(tensors, "average/"))
     state.optimizer.load_state_dict({"state": slots, "param_groups": rest["param_groups"]})
+    for parameter, restored in state.optimizer.state.items():
+        for slot, value in restored.items():
+            if value.shape == parameter.shape:  # laid out in memory as the optimizer would have made it: same kernels
+                restored[slot] = torch.empty_like(parameter).copy_(value)
     state.schedule.load_state_dict(rest["schedule"])
     state.best_weights = _below(tensors, "best/")
     state.best_epoch = rest["best_epoch"]

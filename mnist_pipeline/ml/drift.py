@@ -10,6 +10,8 @@ from mnist_pipeline.ml.records import DriftFinding, DriftReference, DriftReport,
 from mnist_pipeline.ml.settings import CLASSES, DRIFT_P_VALUE, DRIFT_PSI, SIDE
 
 BINS = 20
+PART = 1024
+"""Images whose statistics are computed at a time."""
 SUREST = 1e-6
 """Confidences nearer to 1 are not told apart: single-precision softmax cannot."""
 
@@ -43,8 +45,13 @@ def statistics(images: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
 
 def reference(images: np.ndarray, probabilities: np.ndarray) -> DriftReference:
     """What the statistics look like on the validation images of a model. Same arguments as `statistics`."""
+    parts = [  # all at once would need more memory than the training before
+        statistics(images[start : start + PART], probabilities[start : start + PART])
+        for start in range(0, len(images), PART)
+    ]
     histograms = {}
-    for name, values in statistics(images, probabilities).items():
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts])
         if name == "predicted_label":
             edges = np.arange(1, CLASSES) - 0.5
         else:  # bins of equal share, as many as there are different values

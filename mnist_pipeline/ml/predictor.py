@@ -3,9 +3,8 @@
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from mnist_pipeline.ml.network import choose_device, model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.network import INFERENCE_BATCH_SIZE, choose_device, model_from_bytes, predict_probabilities
 from mnist_pipeline.ml.records import Decision, ModelManifest
 from mnist_pipeline.ml.settings import SIDE
 
@@ -28,8 +27,7 @@ class Predictor:
     def __init__(self, manifest: ModelManifest, weights: bytes, device: str = "auto") -> None:
         """Raises ModelError if the weights are not a finite model of the manifest's architecture."""
         self.manifest = manifest
-        network = model_from_bytes(weights, manifest.settings).to(choose_device(device))
-        self._network = network.to(memory_format=torch.channels_last)  # faster
+        self._network = model_from_bytes(weights, manifest.settings).to(choose_device(device))
 
     @classmethod
     def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":
@@ -50,7 +48,7 @@ class Predictor:
         """Predict a blank and a full image. Raises ModelError if an output is not finite."""
         self.predict(np.stack([np.zeros((SIDE, SIDE), np.uint8), np.full((SIDE, SIDE), 255, np.uint8)]))
 
-    def predict(self, images: np.ndarray, batch_size: int = 1024) -> np.ndarray:
+    def predict(self, images: np.ndarray, batch_size: int = INFERENCE_BATCH_SIZE) -> np.ndarray:
         """Class probabilities, float32 (N, 10), of uint8 images (N, 28, 28), 0 background to 255 ink.
 
         Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already.

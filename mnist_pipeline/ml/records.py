@@ -63,8 +63,8 @@ class EpochMetrics(Record):
     epoch: int = Field(description="Counted from 1.")
     train_loss: float
     train_accuracy: float = Field(description="On augmented images, with dropout.")
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float = Field(description="Of the moving average of the weights (`ema_epochs`).")
+    validation_accuracy: float = Field(description="Of the moving average of the weights.")
     learning_rate: float = Field(description="At the end of the epoch.")
     seconds: float = Field(description="Training and validation, wall clock.")
     images_per_second: float = Field(description="Training images a second, validation left out.")

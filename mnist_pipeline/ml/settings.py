@@ -4,15 +4,19 @@ Plain frozen pydantic models. The assets add `dagster.Config` to them, so that t
 same defaults and descriptions and the steps refuse the same values.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 CLASSES = 10
 SIDE = 28
 """Height and width of an MNIST image in pixels."""
 
 MAX_LAYER_WIDTH = 4096
+MAX_BLOCK_DEPTH = 12
+
+KERNEL_SIZES = (5, 3, 3)
+"""Of the first convolution in each block; further ones are 3x3."""
 
 TRAINING_CODE_VERSION = "2"
 """Raise it when the same settings and data would give other weights: candidates are trained anew."""
@@ -46,11 +50,25 @@ class SplitSettings(Settings):
     seed: int = Field(42, ge=0, description="Seed of the stratified split.")
 
 
+class Convolution(NamedTuple):
+    """One convolution of the network."""
+
+    channels: int
+    kernel_size: int
+    pooled: bool
+    """Whether 2x2 max pooling follows."""
+
+
 class TrainingSettings(Settings):
     """Architecture, optimisation and augmentation of one training run."""
 
     conv_channels: list[int] = Field(
         [32, 64, 128], description="Channels of the three convolution blocks, each 1..4096."
+    )
+    conv_depths: list[int] = Field(
+        [1, 1, 1],
+        description="Convolutions in each of the three blocks, each 1..12; they are not padded, so that the image must "
+        "be large enough for all.",
     )
     hidden_units: list[int] = Field(
         [256, 128], description="Widths of the fully connected layers before the output, each 1..4096; [] for none."
@@ -58,12 +76,12 @@ class TrainingSettings(Settings):
     conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
     hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")
 
-    epochs: int = Field(16, ge=1, le=1000, description="Passes over the training images, at most.")
-    batch_size: int = Field(256, ge=2, le=65536, description="Images in one optimiser step.")
+    epochs: int = Field(20, ge=1, le=1000, description="Passes over the training images, at most.")
+    batch_size: int = Field(256, ge=4, le=65536, description="Images in one optimiser step, at most.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="adam, adamw or sgd (with Nesterov).")
     learning_rate: float = Field(0.006, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
-    averaging_epochs: float = Field(
+    ema_epochs: float = Field(
         0.5,
         ge=0,
         le=100,
@@ -78,7 +96,8 @@ class TrainingSettings(Settings):
         None,
         gt=0,
         lt=1,
-        description=f"Only with onecycle: share of steps with a rising rate; {DEFAULT_WARMUP_FRACTION} when not given.",
+        description="Only with onecycle: share of steps with a rising rate, of which there is at least one; "
+        f"{DEFAULT_WARMUP_FRACTION} when not given.",
     )
     step_size: int | None = Field(
         None, ge=1, description=f"Only with step: epochs between two decays; {DEFAULT_STEP_SIZE} when not given."
@@ -107,12 +126,29 @@ class TrainingSettings(Settings):
         "auto", description="auto: bfloat16 autocast where the device computes in it natively, else float32."
     )
 
-    @field_validator("conv_channels")
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """From input to output. The last of the first and of the second block is pooled."""
+        return [
+            Convolution(channels, KERNEL_SIZES[block] if number == 0 else 3, block < 2 and number == depth - 1)
+            for block, (channels, depth) in enumerate(zip(self.conv_channels, self.conv_depths, strict=True))
+            for number in range(depth)
+        ]
+
+    @property
+    def features_side(self) -> int:
+        """Height and width of the last feature maps in pixels: 3 by default. Not above 0: the blocks do not fit."""
+        side = SIDE
+        for convolution in self.convolutions:
+            side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
+        return side
+
+    @field_validator("conv_channels", "conv_depths")
     @classmethod
-    def _three_blocks(cls, channels: list[int]) -> list[int]:
-        if len(channels) != 3:
-            raise ValueError(f"conv_channels needs exactly 3 numbers, one a block, not {len(channels)}")
-        return channels
+    def _three_blocks(cls, numbers: list[int], field: ValidationInfo) -> list[int]:
+        if len(numbers) != 3:
+            raise ValueError(f"{field.field_name} needs exactly 3 numbers, one a block, not {len(numbers)}")
+        return numbers
 
     @field_validator("conv_channels", "hidden_units")
     @classmethod
@@ -120,6 +156,21 @@ class TrainingSettings(Settings):
         if wrong := [width for width in widths if not 1 <= width <= MAX_LAYER_WIDTH]:
             raise ValueError(f"each width must be in 1..{MAX_LAYER_WIDTH}, not {wrong}")
         return widths
+
+    @field_validator("conv_depths")
+    @classmethod
+    def _depths(cls, depths: list[int]) -> list[int]:
+        if wrong := [depth for depth in depths if not 1 <= depth <= MAX_BLOCK_DEPTH]:
+            raise ValueError(f"each depth must be in 1..{MAX_BLOCK_DEPTH}, not {wrong}")
+        return depths
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "TrainingSettings":
+        if self.features_side < 1:
+            raise ValueError(
+                f"conv_depths {self.conv_depths} are too many convolutions for {SIDE}x{SIDE} pixels: nothing is left"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "TrainingSettings":

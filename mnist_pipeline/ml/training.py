@@ -51,7 +51,7 @@ class TrainingResult(NamedTuple):
     """The best epoch's weights and how they came about."""
 
     weights: bytes
-    """A safetensors file."""
+    """A safetensors file: the moving average (`ema_epochs`) at the end of the best epoch."""
     normalization: Normalization
     history: list[EpochMetrics]
     best_epoch: int
@@ -71,7 +71,7 @@ def train(
     """Train on `splits.train`, choose the epoch of least loss on `splits.validation`; the test split is not touched.
 
     `on_epoch` is called after each epoch. With `checkpoint_dir`, each epoch is saved there, a killed training
-    of the same settings, data and code continues from the last one, and a finished one removes it.
+    of the same settings, data and code continues from the last one; `discard_checkpoint` removes it.
     Equal settings and data give equal weights on the same device, resumed or not.
 
     Raises TrainingDiverged when the loss is not finite, ValueError when the device is not there.
@@ -83,7 +83,7 @@ def train(
     normalization = Normalization()
     images = torch.from_numpy(splits.train.images).to(device)
     labels = torch.from_numpy(splits.train.labels).long().to(device)
-    state = _initial_state(settings, device, steps_per_epoch=math.ceil(len(images) / settings.batch_size))
+    state = _initial_state(settings, device, _steps_per_epoch(settings, len(images)))
     fingerprint = _fingerprint(settings, splits)
     folder = checkpoint_dir / fingerprint[:16] if checkpoint_dir else None
     if folder and restore_checkpoint(folder, fingerprint, state):
@@ -142,11 +142,12 @@ def _run_epoch(
     state.model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(settings.seed, epoch))  # dropout draws from the global generators
-        for chosen in order.to(device).split(settings.batch_size):
+        # In parts of equal size: batch norm learns nothing from a last batch of one image.
+        for chosen in order.to(device).tensor_split(_steps_per_epoch(settings, len(images))):
             inputs = normalize(augment(images[chosen], settings, generator), normalization)
             targets = labels[chosen]
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = state.model(inputs.contiguous(memory_format=torch.channels_last))
+                logits = state.model(inputs)
             loss = F.cross_entropy(logits.float(), targets)
             state.optimizer.zero_grad()
             loss.backward()
@@ -175,14 +176,18 @@ def _run_epoch(
     )
 
 
+def _steps_per_epoch(settings: TrainingSettings, images: int) -> int:
+    return math.ceil(images / settings.batch_size)
+
+
 def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_epoch: int) -> TrainingState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = DigitCNN(settings)  # on the CPU first, so that a seed gives the same weights on every device
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device)
     optimizer = _optimizer(settings, model)
     schedule = _schedule(settings, optimizer, steps_per_epoch)
-    steps = settings.averaging_epochs * steps_per_epoch
+    steps = settings.ema_epochs * steps_per_epoch
     decay = math.exp(-1 / steps) if steps else 0.0
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return TrainingState(model, average, optimizer, schedule, best_weights={}, best_epoch=0, history=[])

@@ -306,7 +306,8 @@ def new_decision(*, incumbent: Decision | None, **fields) -> Decision:
 def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
     """Time first, so that names sort by age; then what tells one recipe from another."""
     time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
-    channels = "-".join(map(str, settings.conv_channels))
+    blocks = zip(settings.conv_channels, settings.conv_depths, strict=True)
+    channels = "-".join(f"{channels}x{depth}" if depth > 1 else f"{channels}" for channels, depth in blocks)
     rate = f"{settings.learning_rate:.0e}".replace("e-0", "e-").replace("e+0", "e")
     return (
         f"mnist_cnn_{time}_c{channels}_bs{settings.batch_size}_{settings.optimizer}"

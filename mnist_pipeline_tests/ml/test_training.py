@@ -7,14 +7,22 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.optim import AdamW
 
 from mnist_pipeline.ml.augmentation import augment
 from mnist_pipeline.ml.checkpoint import FILE_NAME
-from mnist_pipeline.ml.network import ModelError, choose_device, model_from_bytes, predict_logits
+from mnist_pipeline.ml.network import (
+    INFERENCE_BATCH_SIZE,
+    ModelError,
+    choose_device,
+    model_from_bytes,
+    predict_logits,
+    predict_probabilities,
+)
 from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
-from mnist_pipeline_tests.conftest import TINY
+from mnist_pipeline_tests.conftest import TINY, take
 
 
 def settings(**changes) -> TrainingSettings:
@@ -39,8 +47,15 @@ def test_the_same_seed_gives_the_same_weights(splits, reference):
     assert train(settings(epochs=2), splits).weights == reference.weights
 
 
+def test_one_image_more_than_a_batch(splits):
+    """Batch norm over a single 1x1 feature map would have nothing to normalise by."""
+    few = splits._replace(train=take(splits.train, 10))
+    train(settings(conv_depths=[1, 3, 1], batch_size=99, epochs=1), few)
+
+
 CHANGES = [
     {"conv_channels": [8, 8, 8]},
+    {"conv_depths": [1, 2, 1]},
     {"hidden_units": [16]},
     {"hidden_units": []},
     {"conv_dropout": 0.5},
@@ -51,7 +66,7 @@ CHANGES = [
     {"optimizer": "sgd"},
     {"learning_rate": 0.002},
     {"weight_decay": 0.5},
-    {"averaging_epochs": 0.0},
+    {"ema_epochs": 0.0},
     {"schedule": "step"},
     {"schedule": "none"},
     {"warmup_fraction": 0.6},
@@ -104,16 +119,46 @@ def test_a_diverged_training_says_what_to_do(splits):
         train(settings(optimizer="sgd", learning_rate=10.0, momentum=0.99, schedule="none", epochs=8), splits)
 
 
-@pytest.mark.parametrize("batch_size", [640, 320, 214, 160])
-def test_trainings_of_a_few_steps(splits, batch_size):
-    assert len(train(settings(epochs=1, batch_size=batch_size), splits).history) == 1
+@pytest.mark.parametrize(("batch_size", "steps"), [(640, 1), (320, 2), (214, 3), (160, 4)])
+def test_trainings_of_a_few_steps_reach_the_peak_rate_and_end_near_zero(splits, monkeypatch, batch_size, steps):
+    rates = []
+
+    class Watched(AdamW):
+        def step(self, *args, **kwargs):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr("mnist_pipeline.ml.training.AdamW", Watched)
+    result = train(settings(epochs=1, batch_size=batch_size), splits)
+    assert len(rates) == steps
+    assert max([*rates, result.history[0].learning_rate]) == pytest.approx(settings().learning_rate)
+    assert steps == 1 or result.history[0].learning_rate < settings().learning_rate / 1000
+
+
+def test_bfloat16_learns_as_well_as_float32(splits):
+    both = [train(settings(epochs=4, precision=precision), splits) for precision in ("float32", "bfloat16")]
+    accuracies = [result.history[result.best_epoch - 1].validation_accuracy for result in both]
+    assert min(accuracies) > 0.85
+    assert abs(accuracies[0] - accuracies[1]) < 0.05
+    assert [result.precision for result in both] == ["float32", "bfloat16"]
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("change", [{}, {"optimizer": "sgd"}, {"schedule": "step", "step_size": 1}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"optimizer": "sgd"},
+        {"schedule": "step", "step_size": 1},
+        {"ema_epochs": 0.0},
+        {"conv_depths": [1, 2, 1]},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(splits, tmp_path, change):
     chosen = settings(epochs=4, early_stopping_patience=None, **change)
     whole = train(chosen, splits)
@@ -184,6 +229,28 @@ def test_augmentation_warps_by_the_amounts_it_was_given():
     assert heights.max() == 28
 
 
+def test_the_inference_batch_size_changes_no_prediction(splits, trained):
+    model = model_from_bytes(trained.weights, settings())
+    images = splits.test.images
+    one, few, usual = (
+        predict_probabilities(model, images, trained.normalization, size) for size in (1, 7, INFERENCE_BATCH_SIZE)
+    )
+    np.testing.assert_allclose(one, usual, atol=1e-5)
+    np.testing.assert_allclose(few, usual, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_what_a_gpu_trained_predicts_alike_on_the_cpu(splits):
+    on_gpu = settings(device="cuda", precision="auto")
+    result = train(on_gpu, splits)
+    assert train(on_gpu, splits).weights == result.weights
+    model = model_from_bytes(result.weights, on_gpu)
+    on_cpu = predict_logits(model, splits.test.images, result.normalization)
+    np.testing.assert_allclose(
+        predict_logits(model.to("cuda"), splits.test.images, result.normalization), on_cpu, atol=1e-2
+    )
+
+
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
@@ -192,7 +259,9 @@ def test_devices():
             train(settings(device="cuda"), None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"conv_channels": [8, 8, 8]}, {"hidden_units": []}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"conv_channels": [8, 8, 8]}, {"conv_depths": [1, 3, 1]}, {"hidden_units": []}], ids=str
+)
 def test_weights_of_another_architecture_are_refused(trained, change):
     with pytest.raises(ModelError, match="do not fit"):
         model_from_bytes(trained.weights, settings(**change))

@@ -39,10 +39,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStoreResource:
 
 @pytest.fixture
 def save(store: ModelStoreResource, trained: TrainingResult) -> Callable[..., ModelManifest]:
-    def save(weights: bytes = trained.weights) -> ModelManifest:
+    def save(weights: bytes = trained.weights, settings: TrainingSettings = SETTINGS) -> ModelManifest:
         return store.save(
             weights,
-            settings=SETTINGS,
+            settings=settings,
             normalization=trained.normalization,
             history=trained.history,
             best_epoch=trained.best_epoch,
@@ -82,6 +82,8 @@ def test_saved_is_what_is_loaded(store, save, trained):
 def test_the_name_tells_the_recipe(save, trained):
     accuracy = trained.history[trained.best_epoch - 1].validation_accuracy
     assert save().name.endswith(f"_c8-8-16_bs16_adamw_lr1e-2_s0_acc{accuracy:.4f}")
+    deeper = save(settings=SETTINGS.model_copy(update={"conv_depths": [1, 3, 1]}))
+    assert "_c8-8x3-16_bs16" in deeper.name
 
 
 def test_versions_are_listed_newest_first_and_do_not_collide(store, save):
