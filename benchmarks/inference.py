@@ -61,7 +61,8 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes]:
 def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float, list[int]]:
     """Images a second and labels of the test images as the tutorial would predict them."""
     images = tutorial.images(root, train=False)
-    model = model_from_bytes(weights, manifest.settings)
+    # Laid out in memory as networks are unless somebody asks otherwise.
+    model = model_from_bytes(weights, manifest.settings).to(memory_format=torch.contiguous_format)
     labels: list[int] = []
     began = time.perf_counter()
     with torch.no_grad():

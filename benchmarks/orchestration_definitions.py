@@ -15,11 +15,16 @@ EXECUTORS = {
     "preloaded": PRELOADED_FORKSERVER,
 }
 
-usual = build_definitions(Environment.read(os.environ))
-defs = dg.Definitions(
-    assets=usual.assets,
-    asset_checks=usual.asset_checks,
-    jobs=[dg.define_asset_job("everything", dg.AssetSelection.all())],
-    executor=EXECUTORS[os.environ["BENCHMARK_EXECUTOR"]],
-    resources=usual.resources,
-)
+
+def _definitions(executor: str) -> dg.Definitions:
+    usual = build_definitions(Environment.read(os.environ))
+    return dg.Definitions(
+        assets=usual.assets,
+        asset_checks=usual.asset_checks,
+        jobs=[dg.define_asset_job("everything", dg.AssetSelection.all())],
+        executor=EXECUTORS[executor],
+        resources=usual.resources,
+    )
+
+
+defs = _definitions(os.environ["BENCHMARK_EXECUTOR"])
