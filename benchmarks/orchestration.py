@@ -21,7 +21,7 @@ import dagster as dg
 
 from benchmarks.mnist import PROJECT
 from benchmarks.tables import print_table
-from mnist_pipeline.environment import Environment
+from mnist_pipeline_tests.live import OWN_VARIABLES
 
 EXECUTORS = {
     "in_process": "one process for all",
@@ -35,7 +35,7 @@ def run(executor: str, epochs: int) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
-        kept = {name: value for name, value in os.environ.items() if name.lower() not in Environment.model_fields}
+        kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
         variables = kept | {
             "DAGSTER_HOME": folder,
             "STORAGE_ROOT": f"{folder}/storage",

@@ -105,17 +105,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one epoch of each: throughput only")
     arguments = parser.parse_args()
     dataset = load_directory(arguments.data)
+    recipes: dict[str, tuple[TrainingSettings, Splits]] = {}
+    for name in arguments.presets:
+        settings, split_settings = preset(name)
+        recipes[name] = settings, split(dataset, no_images(), split_settings)
     runs: dict[str, list[list[Epoch]]] = {}
     baseline_seeds = arguments.seeds if arguments.baseline_seeds is None else arguments.baseline_seeds
     for seed in range(arguments.seeds):  # all kinds in turn, so that a noisy machine is noisy for all
         if not arguments.no_baseline and seed < baseline_seeds:
             done = run_baseline(arguments.data.resolve(), seed, 1 if arguments.quick else 30)
             runs.setdefault(BASELINE, []).append(done)
-        for name in arguments.presets:
+        for name, (settings, splits) in recipes.items():
             changes: dict[str, Any] = {"seed": seed, "device": "cpu"} | ({"epochs": 1} if arguments.quick else {})
-            settings, split_settings = preset(name)
             changed = TrainingSettings(**settings.model_dump() | changes)
-            splits = split(dataset, no_images(), split_settings)
             runs.setdefault(name, []).append(run_preset(changed, splits))
     results = {name: Result.of(trainings) for name, trainings in runs.items()}
     baseline = results.get(BASELINE)
