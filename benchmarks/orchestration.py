@@ -20,6 +20,7 @@ from pathlib import Path
 import dagster as dg
 
 from benchmarks.mnist import PROJECT
+from benchmarks.steps import CONFIG
 from benchmarks.tables import print_table
 from mnist_pipeline_tests.live import OWN_VARIABLES
 
@@ -44,7 +45,8 @@ def run(executor: str, epochs: int) -> tuple[float, float]:
             "BENCHMARK_EXECUTOR": executor,
         }
         config = Path(folder) / "config.json"  # JSON is YAML
-        config.write_text(json.dumps({"ops": {"digit_classifier": {"config": {"epochs": epochs}}}}))
+        steps = CONFIG | {"digit_classifier": {"epochs": epochs}}
+        config.write_text(json.dumps({"ops": {step: {"config": values} for step, values in steps.items()}}))
         command = ["-m", "dagster", "job", "execute", "-m", "benchmarks.orchestration_definitions"]
         began = time.perf_counter()
         done = subprocess.run(
@@ -61,7 +63,10 @@ def run(executor: str, epochs: int) -> tuple[float, float]:
         with dg.DagsterInstance.from_config(folder) as instance:
             [run_record] = instance.get_runs()
             stats = instance.get_run_step_stats(run_record.run_id)
-    return wall, at_work([(step.start_time or 0, step.end_time or 0) for step in stats])
+    times = [(step.start_time, step.end_time) for step in stats if step.start_time and step.end_time]
+    if len(times) < len(stats):
+        raise RuntimeError(f"not every step ran: {stats}")
+    return wall, at_work(times)
 
 
 def at_work(steps: list[tuple[float, float]]) -> float:
