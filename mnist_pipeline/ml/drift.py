@@ -24,10 +24,11 @@ def statistics(images: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
     image).
     """
     ink = images.sum((1, 2), dtype=np.float64)
-    signed = images.astype(np.int16)
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     # Area over half the length of the outline: exact for straight strokes, larger where edges are blurred.
     outline = sum(
-        np.abs(np.diff(signed, axis=axis, prepend=0, append=0)).sum((1, 2), dtype=np.float64) for axis in (1, 2)
+        (np.maximum(here, there) - np.minimum(here, there)).sum((1, 2), dtype=np.float64)  # within uint8
+        for here, there in ((framed[:, 1:], framed[:, :-1]), (framed[:, :, 1:], framed[:, :, :-1]))
     )
     position = np.arange(SIDE)
     middle = (SIDE - 1) / 2

@@ -150,19 +150,13 @@ class TrainingSettings(Settings):
             raise ValueError(f"{field.field_name} needs exactly 3 numbers, one a block, not {len(numbers)}")
         return numbers
 
-    @field_validator("conv_channels", "hidden_units")
+    @field_validator("conv_channels", "conv_depths", "hidden_units")
     @classmethod
-    def _widths(cls, widths: list[int]) -> list[int]:
-        if wrong := [width for width in widths if not 1 <= width <= MAX_LAYER_WIDTH]:
-            raise ValueError(f"each width must be in 1..{MAX_LAYER_WIDTH}, not {wrong}")
-        return widths
-
-    @field_validator("conv_depths")
-    @classmethod
-    def _depths(cls, depths: list[int]) -> list[int]:
-        if wrong := [depth for depth in depths if not 1 <= depth <= MAX_BLOCK_DEPTH]:
-            raise ValueError(f"each depth must be in 1..{MAX_BLOCK_DEPTH}, not {wrong}")
-        return depths
+    def _within_range(cls, numbers: list[int], field: ValidationInfo) -> list[int]:
+        most = MAX_BLOCK_DEPTH if field.field_name == "conv_depths" else MAX_LAYER_WIDTH
+        if wrong := [number for number in numbers if not 1 <= number <= most]:
+            raise ValueError(f"each of {field.field_name} must be in 1..{most}, not {wrong}")
+        return numbers
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "TrainingSettings":
