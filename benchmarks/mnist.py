@@ -14,12 +14,13 @@ PROJECT = Path(__file__).parents[1]
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
     """`--data`, a folder of the four IDX files; without it MNIST_DIR."""
-    default = Path(os.environ.get("MNIST_DIR", PROJECT.parent / "shared" / "mnist"))
+    default = os.environ.get("MNIST_DIR")
     parser.add_argument(
         "--data",
         type=_folder,
-        default=str(default),
-        help="folder of the full MNIST, four IDX files; default: MNIST_DIR (%(default)s)",
+        default=default,
+        required=default is None,
+        help="folder of the full MNIST, four IDX files; default: MNIST_DIR",
     )
 
 

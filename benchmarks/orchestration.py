@@ -1,8 +1,10 @@
 """What orchestration costs: the full pipeline job's wall time beside the time when a step is at work, by executor.
 
-The embedded digits and a short training, so that little but the cost of orchestration is there. About 3 minutes:
+The embedded digits and a short training, so that little but the cost of orchestration is there, in about 3 minutes; or
+the full data and the default training with the executor that the job has:
 
     .venv/bin/python -m benchmarks.orchestration
+    .venv/bin/python -m benchmarks.orchestration --full-data --epochs 20 --executors preloaded --rounds 1
 
 What a step imports by itself is in its time; what a server imported for all is not. Compare wall times.
 """
@@ -32,7 +34,7 @@ EXECUTORS = {
 }
 
 
-def run(executor: str, epochs: int) -> tuple[float, float]:
+def run(executor: str, epochs: int, source: dict[str, str]) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
@@ -40,7 +42,7 @@ def run(executor: str, epochs: int) -> tuple[float, float]:
         variables = kept | {
             "DAGSTER_HOME": folder,
             "STORAGE_ROOT": f"{folder}/storage",
-            "MNIST_SOURCE": "sample",
+            **source,
             "PYTHONPATH": str(PROJECT),
             "BENCHMARK_EXECUTOR": executor,
         }
@@ -82,18 +84,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
+    parser.add_argument("--full-data", action="store_true", help="the four IDX files in MNIST_DIR")
     arguments = parser.parse_args()
-    seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in EXECUTORS}
+    source = {"MNIST_SOURCE": "sample"}
+    if arguments.full_data:
+        if "MNIST_DIR" not in os.environ:
+            parser.error("--full-data needs MNIST_DIR, the folder of the full MNIST")
+        source = {"MNIST_SOURCE": "directory", "MNIST_DIR": str(Path(os.environ["MNIST_DIR"]).resolve())}
+    seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in arguments.executors}
     for _ in range(arguments.rounds):  # interleaved, so that a noisy machine is noisy for all
-        for executor in EXECUTORS:
-            seconds[executor].append(run(executor, arguments.epochs))
-            print(executor, seconds[executor][-1], file=sys.stderr, flush=True)
+        for executor, both in seconds.items():
+            both.append(run(executor, arguments.epochs, source))
+            print(executor, both[-1], file=sys.stderr, flush=True)
     rows = []
-    for executor, what in EXECUTORS.items():
-        walls, works = zip(*seconds[executor], strict=True)
-        outside = statistics.median(wall - work for wall, work in seconds[executor])
+    for executor, both in seconds.items():
+        walls, works = zip(*both, strict=True)
+        outside = statistics.median(wall - work for wall, work in both)
         rows.append(
-            [what, *(f"{value:.1f}" for value in (statistics.median(walls), statistics.median(works), outside))]
+            [
+                EXECUTORS[executor],
+                *(f"{value:.1f}" for value in (statistics.median(walls), statistics.median(works), outside)),
+            ]
         )
     print_table(["executor", "wall s", "in steps s", "outside steps s"], rows)
 

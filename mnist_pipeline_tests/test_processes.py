@@ -82,7 +82,7 @@ def training_step(variables: dict[str, str]) -> int:
 
 def test_a_killed_training_step_is_retried_and_continues(variables):
     config = {
-        "digit_classifier": {"config": {**TINY, "epochs": 12, "early_stopping_patience": None}},
+        "digit_classifier": {"config": {**TINY, "epochs": 12}},
         "production_digit_classifier": {"config": {"accuracy_threshold": 0.3}},
     }
     run = launch(variables, "full_pipeline_job", config)
@@ -112,7 +112,7 @@ def test_trainings_take_turns_and_nothing_else_waits_for_them(variables):
     Pipeline(Environment.read(variables), instance).run()
 
     def training(seed: int) -> subprocess.Popen[str]:
-        config = {**TINY, "epochs": 10, "early_stopping_patience": None, "seed": seed}
+        config = {**TINY, "epochs": 10, "seed": seed}
         return launch(variables, "training_job", {"digit_classifier": {"config": config}})
 
     trainings = [training(seed) for seed in (1, 2)]

@@ -103,7 +103,7 @@ def choose_device(choice: str) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, so that autocast gains time."""
+    """Whether the device is known to multiply bfloat16 in hardware, so that autocast gains time."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

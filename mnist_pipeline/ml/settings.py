@@ -13,7 +13,7 @@ SIDE = 28
 """Height and width of an MNIST image in pixels."""
 
 MAX_LAYER_WIDTH = 4096
-MAX_BLOCK_DEPTH = 12
+MAX_BLOCK_DEPTH = 5
 
 KERNEL_SIZES = (5, 3, 3)
 """Of the first convolution in each block; further ones are 3x3."""
@@ -67,8 +67,8 @@ class TrainingSettings(Settings):
     )
     conv_depths: list[int] = Field(
         [1, 1, 1],
-        description="Convolutions in each of the three blocks, each 1..12; they are not padded, so that the image must "
-        "be large enough for all.",
+        description="Convolutions in each of the three blocks, each 1..5; they are not padded, so that the image must "
+        "be large enough for all together: [5, 1, 1], [1, 3, 1] and [1, 1, 2] are the deepest in one block.",
     )
     hidden_units: list[int] = Field(
         [256, 128], description="Widths of the fully connected layers before the output, each 1..4096; [] for none."
@@ -80,7 +80,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(256, ge=4, le=65536, description="Images in one optimiser step, at most.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="adam, adamw or sgd (with Nesterov).")
     learning_rate: float = Field(0.006, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
+    weight_decay: float = Field(0.1, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
     ema_epochs: float = Field(
         0.5,
         ge=0,
@@ -114,16 +114,24 @@ class TrainingSettings(Settings):
     shear_degrees: float = Field(5.0, ge=0, le=60, description="Random shear up to this angle; 0: off.")
 
     early_stopping_patience: int | None = Field(
-        5, ge=1, description="Stop after this many epochs without a better validation loss; null: never."
+        None,
+        ge=1,
+        description="Stop after this many epochs without a better validation loss; null: never. With onecycle the best "
+        "epochs are the last ones, which it may cut off.",
     )
     early_stopping_min_delta: float = Field(
-        0.0, ge=0, le=10, description="How much lower (in nats) a validation loss must be to count as better."
+        0.0,
+        ge=0,
+        le=10,
+        description="Only with early_stopping_patience: how much lower (in nats) a validation loss must be to count as "
+        "better.",
     )
 
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, shuffling, augmentation and dropout.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast where the device computes in it natively, else float32."
+        "auto",
+        description="auto: bfloat16 autocast on GPUs and x86 processors that multiply it in hardware, else float32.",
     )
 
     @property
