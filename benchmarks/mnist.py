@@ -17,14 +17,15 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     default = os.environ.get("MNIST_DIR")
     parser.add_argument(
         "--data",
-        type=_folder,
+        type=folder,
         default=default,
         required=default is None,
         help="folder of the full MNIST, four IDX files; default: MNIST_DIR",
     )
 
 
-def _folder(name: str) -> Path:
+def folder(name: str) -> Path:
+    """Type of an option that names an existing folder of IDX files."""
     if not (path := Path(name)).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {name}: name that of the full MNIST, or set MNIST_DIR")
     return path
@@ -34,9 +35,9 @@ def torchvision_root(root: Path, data: Path) -> Path:
     """The files of `data`, not compressed, where torchvision.datasets.MNIST looks for them below `root`."""
     from mnist_pipeline_tests.conftest import write_idx  # not where memory is measured: it loads everything
 
-    folder = root / TORCHVISION_FOLDER
-    folder.mkdir(parents=True)
-    write_idx(folder, load_directory(data))
+    inside = root / TORCHVISION_FOLDER
+    inside.mkdir(parents=True)
+    write_idx(inside, load_directory(data))
     return root
 
 

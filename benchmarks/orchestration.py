@@ -4,7 +4,7 @@ The embedded digits and a short training, so that little but the cost of orchest
 the full data and the default training with the executor that the job has:
 
     .venv/bin/python -m benchmarks.orchestration
-    .venv/bin/python -m benchmarks.orchestration --full-data --epochs 20 --executors preloaded --rounds 1
+    .venv/bin/python -m benchmarks.orchestration --full-data $MNIST_DIR --epochs 20 --executors preloaded --rounds 1
 
 What a step imports by itself is in its time; what a server imported for all is not. Compare wall times.
 """
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from benchmarks.mnist import PROJECT
-from benchmarks.steps import CONFIG
+from benchmarks.mnist import PROJECT, folder
+from benchmarks.steps import CONFIG, environment
 from benchmarks.tables import print_table
 from mnist_pipeline_tests.live import OWN_VARIABLES
 
@@ -34,19 +34,14 @@ EXECUTORS = {
 }
 
 
-def run(executor: str, epochs: int, source: dict[str, str]) -> tuple[float, float]:
+def run(executor: str, epochs: int, data: Path | None) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
         kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-        variables = kept | {
-            "DAGSTER_HOME": folder,
-            "STORAGE_ROOT": f"{folder}/storage",
-            **source,
-            "PYTHONPATH": str(PROJECT),
-            "BENCHMARK_EXECUTOR": executor,
-        }
-        config = Path(folder) / "config.json"  # JSON is YAML
+        own = environment(Path(home), data)
+        variables = kept | own | {"PYTHONPATH": str(PROJECT), "BENCHMARK_EXECUTOR": executor}
+        config = Path(home) / "config.json"  # JSON is YAML
         steps = CONFIG | {"digit_classifier": {"epochs": epochs}}
         config.write_text(json.dumps({"ops": {step: {"config": values} for step, values in steps.items()}}))
         command = ["-m", "dagster", "job", "execute", "-m", "benchmarks.orchestration_definitions"]
@@ -54,7 +49,7 @@ def run(executor: str, epochs: int, source: dict[str, str]) -> tuple[float, floa
         done = subprocess.run(
             [sys.executable, *command, "-j", "everything", "-c", str(config)],
             env=variables,
-            cwd=folder,
+            cwd=home,
             check=False,
             capture_output=True,
             text=True,
@@ -62,7 +57,7 @@ def run(executor: str, epochs: int, source: dict[str, str]) -> tuple[float, floa
         wall = time.perf_counter() - began
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
-        with dg.DagsterInstance.from_config(folder) as instance:
+        with dg.DagsterInstance.from_config(home) as instance:
             [run_record] = instance.get_runs()
             stats = instance.get_run_step_stats(run_record.run_id)
     times = [(step.start_time, step.end_time) for step in stats if step.start_time and step.end_time]
@@ -85,28 +80,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
-    parser.add_argument("--full-data", action="store_true", help="the four IDX files in MNIST_DIR")
+    parser.add_argument(
+        "--full-data", type=folder, help="folder of the full MNIST, four IDX files; without: the sample"
+    )
     arguments = parser.parse_args()
-    source = {"MNIST_SOURCE": "sample"}
-    if arguments.full_data:
-        if "MNIST_DIR" not in os.environ:
-            parser.error("--full-data needs MNIST_DIR, the folder of the full MNIST")
-        source = {"MNIST_SOURCE": "directory", "MNIST_DIR": str(Path(os.environ["MNIST_DIR"]).resolve())}
+    data = arguments.full_data.resolve() if arguments.full_data else None
     seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in arguments.executors}
     for _ in range(arguments.rounds):  # interleaved, so that a noisy machine is noisy for all
         for executor, both in seconds.items():
-            both.append(run(executor, arguments.epochs, source))
+            both.append(run(executor, arguments.epochs, data))
             print(executor, both[-1], file=sys.stderr, flush=True)
     rows = []
     for executor, both in seconds.items():
         walls, works = zip(*both, strict=True)
         outside = statistics.median(wall - work for wall, work in both)
-        rows.append(
-            [
-                EXECUTORS[executor],
-                *(f"{value:.1f}" for value in (statistics.median(walls), statistics.median(works), outside)),
-            ]
-        )
+        medians = (statistics.median(walls), statistics.median(works), outside)
+        rows.append([EXECUTORS[executor], *(f"{value:.1f}" for value in medians)])
     print_table(["executor", "wall s", "in steps s", "outside steps s"], rows)
 
 

@@ -8,14 +8,10 @@ CONFIG = {"digit_classifier": {"epochs": 1}, "production_digit_classifier": {"ac
 """One epoch of training, and what it gives is deployed."""
 
 
-def environment(home: Path, data: Path) -> dict[str, str]:
-    """Everything below `home`, which must exist; the data set is the IDX files in `data`."""
-    return {
-        "DAGSTER_HOME": str(home),
-        "STORAGE_ROOT": str(home / "storage"),
-        "MNIST_SOURCE": "directory",
-        "MNIST_DIR": str(data),
-    }
+def environment(home: Path, data: Path | None) -> dict[str, str]:
+    """Everything below `home`, which must exist; the data set is the IDX files in `data`, or the sample."""
+    source = {"MNIST_SOURCE": "directory", "MNIST_DIR": str(data)} if data else {"MNIST_SOURCE": "sample"}
+    return {"DAGSTER_HOME": str(home), "STORAGE_ROOT": str(home / "storage"), **source}
 
 
 def materialize(asset: str, variables: dict[str, str], preloaded: bool = False) -> float:

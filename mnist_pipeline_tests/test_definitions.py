@@ -162,7 +162,9 @@ def test_presets_are_configurations_of_every_training_job(preset):
     for job in ("full_pipeline_job", "training_job"):
         assert dg.validate_run_config(defs.resolve_job_def(job), config)
     for step, settings in (("digit_classifier", TrainingSettings), ("processed_mnist_data", SplitSettings)):
-        settings(**config["ops"].get(step, {"config": {}})["config"])
+        chosen = settings(**config["ops"].get(step, {"config": {}})["config"])
+        default = settings().model_dump()
+        assert all(default[name] != value for name, value in chosen.model_dump(exclude_unset=True).items())
 
 
 def test_machine_learning_imports_no_dagster():

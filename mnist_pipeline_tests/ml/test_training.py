@@ -122,38 +122,40 @@ def test_a_diverged_training_says_what_to_do(splits):
         train(settings(optimizer="sgd", learning_rate=10.0, momentum=0.99, schedule="none", epochs=8), splits)
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(640, 1), (320, 2), (214, 3), (160, 4)])
-def test_trainings_of_a_few_steps_reach_the_peak_rate_and_end_near_zero(splits, monkeypatch, batch_size, steps):
-    rates = []
-
-    class Watched(AdamW):
-        def step(self, *args, **kwargs):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(*args, **kwargs)
-
-    monkeypatch.setattr("mnist_pipeline.ml.training.AdamW", Watched)
-    result = train(settings(epochs=1, batch_size=batch_size), splits)
-    assert len(rates) == steps
-    if steps > 1:  # a single one is too few for a peak, but not an error
-        assert max(rates) == pytest.approx(settings().learning_rate)
-        assert result.history[0].learning_rate < settings().learning_rate / 1000
-
-
-@pytest.mark.parametrize(("ema_epochs", "decay"), [(0.0, 0.0), (0.5, math.exp(-1 / 2)), (2.0, math.exp(-1 / 8))])
-def test_the_weights_are_an_average_over_the_epochs_asked_for(splits, tmp_path, monkeypatch, ema_epochs, decay):
-    steps = []
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[float, list[torch.Tensor]]]:
+    """The learning rate of each step of AdamW, and the parameters after it."""
+    seen = []
 
     class Watched(AdamW):
         def step(self, *args, **kwargs):
             super().step(*args, **kwargs)
-            steps.append([parameter.detach().clone() for parameter in self.param_groups[0]["params"]])
+            [group] = self.param_groups
+            seen.append((group["lr"], [parameter.detach().clone() for parameter in group["params"]]))
 
     monkeypatch.setattr("mnist_pipeline.ml.training.AdamW", Watched)
+    return seen
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(640, 1), (320, 2), (214, 3), (160, 4)])
+def test_trainings_of_a_few_steps_reach_the_peak_rate_and_end_near_zero(splits, steps, batch_size, count):
+    [epoch] = train(settings(epochs=1, batch_size=batch_size), splits).history
+    rates = [rate for rate, _ in steps]
+    assert len(rates) == count
+    if count == 1:  # the peak comes after it
+        assert epoch.learning_rate == pytest.approx(settings().learning_rate)
+    else:
+        assert max(rates) == pytest.approx(settings().learning_rate)
+        assert epoch.learning_rate < settings().learning_rate / 1000
+
+
+@pytest.mark.parametrize(("ema_epochs", "decay"), [(0.0, 0.0), (0.5, math.exp(-1 / 2)), (2.0, math.exp(-1 / 8))])
+def test_the_weights_are_an_average_over_the_epochs_asked_for(splits, tmp_path, steps, ema_epochs, decay):
     chosen = settings(epochs=1, batch_size=160, ema_epochs=ema_epochs)
     result = train(chosen, splits, checkpoint_dir=tmp_path)
     assert len(steps) == 4
-    average = steps[0]
-    for parameters in steps[1:]:
+    average = steps[0][1]
+    for _, parameters in steps[1:]:
         average = [decay * old + (1 - decay) * new for old, new in zip(average, parameters, strict=True)]
     found = model_from_bytes(result.weights, chosen).parameters()
     for expected, parameter in zip(average, found, strict=True):
