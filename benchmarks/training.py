@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from safetensors.torch import load_file, save
 
 from benchmarks.mnist import PROJECT, add_data_option
@@ -31,6 +30,7 @@ from mnist_pipeline.ml.records import EpochMetrics, Normalization, Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.sources import load_directory
 from mnist_pipeline.ml.training import train
+from mnist_pipeline_tests.presets import preset_config
 
 GOAL = 0.995
 BASELINE = "the recipe users copy"
@@ -51,9 +51,8 @@ def preset(name: str) -> tuple[TrainingSettings, SplitSettings]:
     """The settings of presets/<name>.yaml; `default` has no file."""
     if name == "default":
         return TrainingSettings(), SplitSettings()
-    steps = yaml.safe_load((PROJECT / "presets" / f"{name}.yaml").read_text())["ops"]
-    split_config = steps.get("processed_mnist_data", {"config": {}})["config"]
-    return TrainingSettings(**steps["digit_classifier"]["config"]), SplitSettings(**split_config)
+    config = preset_config(name)
+    return TrainingSettings(**config["digit_classifier"]), SplitSettings(**config.get("processed_mnist_data", {}))
 
 
 def run_preset(settings: TrainingSettings, splits: Splits) -> list[Epoch]:

@@ -17,9 +17,9 @@ from mnist_pipeline.automation import MACHINE_LEARNING
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
+from mnist_pipeline_tests.presets import PRESETS, preset_config
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
-PRESETS = PACKAGE.parent / "presets"
 HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "boto3", "mlxtend", "pyarrow"}
 
 GRAPH = {
@@ -162,7 +162,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
     for job in ("full_pipeline_job", "training_job"):
         assert dg.validate_run_config(defs.resolve_job_def(job), config)
     for step, settings in (("digit_classifier", TrainingSettings), ("processed_mnist_data", SplitSettings)):
-        chosen = settings(**config["ops"].get(step, {"config": {}})["config"])
+        chosen = settings(**preset_config(preset.stem).get(step, {}))
         default = settings().model_dump()
         assert all(default[name] != value for name, value in chosen.model_dump(exclude_unset=True).items())
 
