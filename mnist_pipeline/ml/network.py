@@ -28,7 +28,7 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
 
 
 class DigitCNN(nn.Module):
-    """Three convolution blocks and a small fully connected head: inputs (N, 1, 28, 28) -> logits (N, 10).
+    """Convolution blocks and a small fully connected head: inputs (N, 1, 28, 28) -> logits (N, 10).
 
     No padding: the border of an MNIST image is empty, and most of the work is saved. The feature maps are by default
     (N, 32, 12, 12), (N, 64, 5, 5) and (N, 128, 3, 3).

@@ -13,10 +13,8 @@ SIDE = 28
 """Height and width of an MNIST image in pixels."""
 
 MAX_LAYER_WIDTH = 4096
-MAX_BLOCK_DEPTH = 5
-
-KERNEL_SIZES = (5, 3, 3)
-"""Of the first convolution in each block; further ones are 3x3."""
+MAX_BLOCKS = 3
+MAX_BLOCK_DEPTH = 12
 
 TRAINING_CODE_VERSION = "2"
 """Raise it when the same settings and data would give other weights: candidates are trained anew."""
@@ -63,12 +61,15 @@ class TrainingSettings(Settings):
     """Architecture, optimisation and augmentation of one training run."""
 
     conv_channels: list[int] = Field(
-        [32, 64, 128], description="Channels of the three convolution blocks, each 1..4096."
+        [32, 64, 128],
+        description=f"Channels of each block of convolutions, 1..{MAX_LAYER_WIDTH}; 1..{MAX_BLOCKS} blocks, with 2x2 "
+        "max pooling between them.",
     )
     conv_depths: list[int] = Field(
         [1, 1, 1],
-        description="Convolutions in each of the three blocks, each 1..5; they are not padded, so that the image must "
-        "be large enough for all together: [5, 1, 1], [1, 3, 1] and [1, 1, 2] are the deepest in one block.",
+        description=f"Convolutions in each block, 1..{MAX_BLOCK_DEPTH}, for as many blocks as conv_channels. The first "
+        "of all is 5x5, the others 3x3. They are not padded, so that the image must be large enough for all together: "
+        "[12], [3, 4] and [1, 3, 1] just fit.",
     )
     hidden_units: list[int] = Field(
         [256, 128], description="Widths of the fully connected layers before the output, each 1..4096; [] for none."
@@ -136,9 +137,14 @@ class TrainingSettings(Settings):
 
     @property
     def convolutions(self) -> list[Convolution]:
-        """From input to output. The last of the first and of the second block is pooled."""
+        """From input to output."""
+        last_block = len(self.conv_channels) - 1
         return [
-            Convolution(channels, KERNEL_SIZES[block] if number == 0 else 3, block < 2 and number == depth - 1)
+            Convolution(
+                channels,
+                kernel_size=5 if block == number == 0 else 3,
+                pooled=block < last_block and number == depth - 1,
+            )
             for block, (channels, depth) in enumerate(zip(self.conv_channels, self.conv_depths, strict=True))
             for number in range(depth)
         ]
@@ -151,12 +157,12 @@ class TrainingSettings(Settings):
             side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
         return side
 
-    @field_validator("conv_channels", "conv_depths")
+    @field_validator("conv_channels")
     @classmethod
-    def _three_blocks(cls, numbers: list[int], field: ValidationInfo) -> list[int]:
-        if len(numbers) != 3:
-            raise ValueError(f"{field.field_name} needs exactly 3 numbers, one a block, not {len(numbers)}")
-        return numbers
+    def _some_blocks(cls, channels: list[int]) -> list[int]:
+        if not 1 <= len(channels) <= MAX_BLOCKS:
+            raise ValueError(f"conv_channels needs 1..{MAX_BLOCKS} numbers, one a block, not {len(channels)}")
+        return channels
 
     @field_validator("conv_channels", "conv_depths", "hidden_units")
     @classmethod
@@ -168,6 +174,11 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "TrainingSettings":
+        if len(self.conv_depths) != len(self.conv_channels):
+            raise ValueError(
+                f"conv_depths {self.conv_depths} and conv_channels {self.conv_channels} need one number a block each: "
+                "give both, equally long"
+            )
         if self.features_side < 1:
             raise ValueError(
                 f"conv_depths {self.conv_depths} are too many convolutions for {SIDE}x{SIDE} pixels: nothing is left"
