@@ -19,6 +19,8 @@ MAX_BLOCK_DEPTH = 12
 TRAINING_CODE_VERSION = "2"
 """Raise it when the same settings and data would give other weights: candidates are trained anew."""
 
+DEFAULT_WEIGHT_DECAY = {"adamw": 0.1, "adam": 0.0, "sgd": 0.0005}
+"""By optimizer: an L2 penalty of the size that suits AdamW keeps Adam and SGD from learning."""
 DEFAULT_SGD_MOMENTUM = 0.9
 DEFAULT_WARMUP_FRACTION = 0.25
 DEFAULT_STEP_SIZE = 10
@@ -80,8 +82,16 @@ class TrainingSettings(Settings):
     epochs: int = Field(20, ge=1, le=1000, description="Passes over the training images, at most.")
     batch_size: int = Field(256, ge=4, le=65536, description="Images in one optimiser step, at most.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="adam, adamw or sgd (with Nesterov).")
-    learning_rate: float = Field(0.006, gt=0, le=10, description="Peak learning rate (with `none`: the only one).")
-    weight_decay: float = Field(0.1, ge=0, le=1, description="Decoupled for adamw, L2 penalty for adam and sgd.")
+    learning_rate: float = Field(
+        0.006, gt=0, le=10, description="Peak learning rate (with `none`: the only one); sgd needs more, about 0.1."
+    )
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Decoupled for adamw, L2 penalty for adam and sgd; when not given "
+        f"{', '.join(f'{decay} with {optimizer}' for optimizer, decay in DEFAULT_WEIGHT_DECAY.items())}.",
+    )
     ema_epochs: float = Field(
         0.5,
         ge=0,

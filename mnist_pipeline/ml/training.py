@@ -34,6 +34,7 @@ from mnist_pipeline.ml.settings import (
     DEFAULT_STEP_GAMMA,
     DEFAULT_STEP_SIZE,
     DEFAULT_WARMUP_FRACTION,
+    DEFAULT_WEIGHT_DECAY,
     TRAINING_CODE_VERSION,
     TrainingSettings,
 )
@@ -194,7 +195,8 @@ def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_e
 
 
 def _optimizer(settings: TrainingSettings, model: nn.Module) -> Optimizer:
-    parameters, rate, decay = model.parameters(), settings.learning_rate, settings.weight_decay
+    parameters, rate = model.parameters(), settings.learning_rate
+    decay = _or_default(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer])
     match settings.optimizer:
         case "adam":
             return Adam(parameters, lr=rate, weight_decay=decay)

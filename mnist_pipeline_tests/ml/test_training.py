@@ -56,6 +56,13 @@ def test_one_image_more_than_a_batch(splits):
     train(settings(conv_depths=[1, 3, 1], batch_size=99, epochs=1), few)
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 0.01), ("adam", 0.01), ("sgd", 0.1)])
+def test_every_optimizer_learns_with_its_own_weight_decay(splits, optimizer, rate):
+    """An L2 penalty of AdamW's size would keep Adam and SGD from learning."""
+    result = train(settings(optimizer=optimizer, learning_rate=rate, epochs=4), splits)
+    assert result.history[-1].validation_accuracy > 0.85
+
+
 CHANGES = [
     {"conv_channels": [8, 8, 8]},
     {"conv_depths": [1, 2, 1]},
