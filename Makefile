@@ -30,6 +30,7 @@ serve: install ## Serve what is deployed, and a page to draw on, on http://127.0
 
 .PHONY: bench
 bench: install ## Measure, beside what users do today (minutes; MNIST_DIR=folder of all 70,000 images)
+	@test -d "$${MNIST_DIR:-}" || { echo "set MNIST_DIR to the folder of the full MNIST, four IDX files" >&2; exit 1; }
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.training --quick --presets default
 	$(BIN)/python -m benchmarks.data

@@ -5,6 +5,7 @@ Real daemon, real code server, small real digits. About 15 minutes:
     .venv/bin/python -m benchmarks.automation_runs
 """
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -49,6 +50,7 @@ EVENTS: dict[str, Callable[[Scenario], Count]] = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     table: dict[str, dict[str, Count]] = {event: {} for event in EVENTS}
     for name, module in MODULES.items():
         with tempfile.TemporaryDirectory() as folder:

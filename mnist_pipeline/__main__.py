@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterHomeNotSetError
 from dotenv import load_dotenv
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_summary(store)
         else:
             _store_command(store, options)
+    except DagsterHomeNotSetError:
+        print(
+            "error: set DAGSTER_HOME to the folder of the run history: that of make is .dagster_home", file=sys.stderr
+        )
+        return 1
     except (ModelStoreError, EnvironmentInvalid, NoSummary, dg.DagsterInvariantViolationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

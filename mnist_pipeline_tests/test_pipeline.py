@@ -383,3 +383,13 @@ def test_a_bad_configuration_stops_the_run_before_any_work(pipeline, config, wor
     message = str(error.value).lower()
     assert [word for word in words if word.lower() not in message] == []
     assert data_versions(pipeline) == {}
+
+
+def test_a_setting_can_come_from_the_environment(pipeline, monkeypatch):
+    config = TINY | {"epochs": {"env": "EPOCHS"}}
+    monkeypatch.setenv("EPOCHS", "0")
+    with pytest.raises(dg.Failure, match=r"digit_classifier\.epochs: .*greater than or equal to 1"):
+        pipeline.run(digit_classifier=config)
+    monkeypatch.setenv("EPOCHS", "1")
+    result = pipeline.run("raw_mnist_data", "processed_mnist_data", "digit_classifier", digit_classifier=config)
+    assert metadata(result, "digit_classifier")["epochs"] == 1

@@ -224,6 +224,7 @@ def test_the_command_line_shows_rolls_back_and_prunes(variables, instance):
         ("models", {"MODEL_STORE": "foo"}, "error: MODEL_STORE: Input should be 'local' or 's3'"),
         ("models", {"MODEL_STORE": "s3"}, "error: MODEL_STORE=s3 needs S3_MODEL_BUCKET"),
         ("summary", {"DAGSTER_HOME": "/no/such/folder"}, "error: "),
+        ("summary", {"DAGSTER_HOME": ""}, "error: set DAGSTER_HOME"),
         ("summary", {}, "error: raw_mnist_data was never materialized"),
         ("rollback --reason x", {}, "error: nothing is deployed"),
     ],

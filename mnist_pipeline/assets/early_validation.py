@@ -33,11 +33,17 @@ def validate_run_config(run_config: Mapping[str, Any]) -> None:
     """Raise Failure, naming step, field and allowed values, if a step of this run would refuse its settings."""
     problems = []
     for step, settings in SETTINGS.items():
+        config = run_config.get("ops", {}).get(step, {}).get("config", {})
         try:
-            settings(**run_config.get("ops", {}).get(step, {}).get("config", {}))
+            settings(**{name: _resolved(value) for name, value in config.items()})
         except ValidationError as error:
             for problem in error.errors():
                 field = ".".join(map(str, problem["loc"]))
                 problems.append(f"{step}{'.' if field else ''}{field}: {problem['msg']} (got {problem['input']!r})")
     if problems:
         raise dg.Failure("The run's configuration is not valid:\n" + "\n".join(problems), allow_retries=False)
+
+
+def _resolved(value: object) -> object:
+    """`{env: NAME}` stands for the environment variable; Dagster itself puts it in only when the step begins."""
+    return dg.EnvVar(value["env"]).get_value() if isinstance(value, dict) and value.keys() == {"env"} else value

@@ -121,7 +121,9 @@ class TrainingSettings(Settings):
         8.0, ge=0, le=180, description="Random rotation up to this angle; 0 switches it off."
     )
     translation_pixels: float = Field(2.0, ge=0, le=14, description="Random shift up to this many pixels; 0: off.")
-    scaling_fraction: float = Field(0.1, ge=0, lt=1, description="Random size change up to this share; 0: off.")
+    scaling_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Random size change of width and height, each by up to about this share; 0: off."
+    )
     shear_degrees: float = Field(5.0, ge=0, le=60, description="Random shear up to this angle; 0: off.")
 
     early_stopping_patience: int | None = Field(

@@ -70,6 +70,7 @@ def train(
     checkpoint_dir: Path | None = None,
 ) -> TrainingResult:
     """Train on `splits.train`, choose the epoch of least loss on `splits.validation`; the test split is not touched.
+    (With `early_stopping_min_delta` a loss counts as less only from that much on.)
 
     `on_epoch` is called after each epoch. With `checkpoint_dir`, each epoch is saved there, a killed training
     of the same settings, data and code continues from the last one; `discard_checkpoint` removes it.
