@@ -16,6 +16,7 @@ help: ## Show this list
 
 .PHONY: run
 run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
+	@$(BIN)/python -m mnist_pipeline recover
 	$(BIN)/dg launch --job full_pipeline_job $(if $(CONFIG),--config $(CONFIG),--config-json '$(QUIET)')
 	@echo
 	@$(BIN)/python -m mnist_pipeline summary

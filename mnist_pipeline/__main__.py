@@ -1,4 +1,4 @@
-"""`python -m mnist_pipeline`: look at the model store, roll back, and sum up the last run."""
+"""`python -m mnist_pipeline`: look at the model store, roll back, sum up the last run, end those that died."""
 
 import argparse
 import getpass
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.errors import DagsterHomeNotSetError
+from dagster._core.launcher import WorkerStatus
 from dotenv import load_dotenv
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
+        if options.command == "recover":
+            _recover()
+            return 0
         store = chosen_store(Environment.read(os.environ))
         if options.command == "summary":
             _print_summary(store)
@@ -45,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mnist_pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
+    commands.add_parser("recover", help="end the runs whose processes are gone, as the daemon does while it runs")
     commands.add_parser("models", help="all model versions, newest first; * is deployed")
     commands.add_parser("production", help="what is deployed, and why")
     commands.add_parser("decisions", help="the audit trail, newest first")
@@ -88,6 +93,19 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
         case "prune":
             for name in store.prune(options.keep):
                 print(f"deleted {name}")
+
+
+def _recover() -> None:
+    """A run that was killed counts as in progress, and nobody else can train: it still holds its place in the pool."""
+    with dg.DagsterInstance.get() as instance:
+        if not instance.run_launcher.supports_check_run_worker_health:
+            return
+        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            health = instance.run_launcher.check_run_worker_health(run)
+            if health.status == WorkerStatus.FAILED:
+                instance.report_run_failed(run, health.msg)
+                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+                print(f"run {run.run_id} had died: {health.msg}; what it had not finished is done anew")
 
 
 def _print_summary(store: ModelStoreResource) -> None:

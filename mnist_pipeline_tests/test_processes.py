@@ -30,6 +30,8 @@ def variables(tmp_path, idx_folder) -> dict[str, str]:
     home.mkdir()
     shutil.copy(PROJECT / "dagster.yaml", home)
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)  # by which dg finds the project
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()  # creates the tables: two processes that do it at once are in each other's way
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLACK_", "S3_", "MODEL_"))}
     return kept | {
         "DAGSTER_HOME": str(home),
@@ -55,6 +57,7 @@ def launch(variables: dict[str, str], job: str, config: dict[str, Any]) -> subpr
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # a process group of its own, to be killed whole
     )
 
 
@@ -105,6 +108,25 @@ def test_a_killed_training_step_is_retried_and_continues(variables):
     assert summary.returncode == 0, summary.stderr
     assert f"deployed:         {trained['model']}" in summary.stdout
     assert "images predicted: 200" in summary.stdout
+
+
+def test_a_run_that_was_killed_whole_does_not_keep_the_next_one_from_training(variables):
+    config = {"digit_classifier": {"config": {**TINY, "epochs": 60}}}
+    killed = launch(variables, "training_job", config)
+    deadline = time.monotonic() + 120
+    while len(records(variables, "observations", "digit_classifier")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert python(variables, "recover").stdout == ""  # it lives
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        [run] = instance.get_runs()
+        assert instance.event_log_storage.get_concurrency_info("training").active_run_ids == {run.run_id}
+        assert python(variables, "recover").stdout.startswith(f"run {run.run_id} had died: none of its processes")
+        assert instance.event_log_storage.get_concurrency_info("training").active_run_ids == set()
+        [run] = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.FAILURE
+    assert python(variables, "recover").stdout == ""
 
 
 def test_trainings_take_turns_and_nothing_else_waits_for_them(variables):
