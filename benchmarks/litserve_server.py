@@ -1,4 +1,4 @@
-"""The same model behind LitServe, with its batching."""
+"""The same model behind LitServe, with its batching. Started by `benchmarks.serving`."""
 
 import sys
 from typing import Any

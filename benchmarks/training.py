@@ -30,7 +30,7 @@ from mnist_pipeline.ml.records import EpochMetrics, Normalization, Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.sources import load_directory
 from mnist_pipeline.ml.training import train
-from mnist_pipeline_tests.presets import preset_config
+from mnist_pipeline_tests.presets import PRESETS, preset_config
 
 GOAL = 0.995
 BASELINE = "the recipe users copy"
@@ -55,7 +55,14 @@ def preset(name: str) -> tuple[TrainingSettings, SplitSettings]:
     return TrainingSettings(**config["digit_classifier"]), SplitSettings(**config.get("processed_mnist_data", {}))
 
 
-def run_preset(settings: TrainingSettings, splits: Splits) -> list[Epoch]:
+def report_progress(name: str, seed: int, epoch: int, epochs: int, now: Epoch) -> None:
+    line = (
+        f"{name}, seed {seed}: epoch {epoch}/{epochs} after {now.seconds:.0f} s, {now.samples_per_second:.0f} images/s"
+    )
+    print(f"{line}, test accuracy {now.test_accuracy:.2%}", file=sys.stderr, flush=True)
+
+
+def run_preset(name: str, settings: TrainingSettings, splits: Splits) -> list[Epoch]:
     """Train here."""
     epochs: list[Epoch] = []
     scoring = samples = training = 0.0
@@ -72,7 +79,7 @@ def run_preset(settings: TrainingSettings, splits: Splits) -> list[Epoch]:
             samples += len(splits.train.labels)
             training += len(splits.train.labels) / metrics.images_per_second
             epochs.append(Epoch(reached - began - scoring, samples / training, accuracy))
-            print(metrics.epoch, *epochs[-1], metrics.validation_accuracy, file=sys.stderr, flush=True)
+            report_progress(name, settings.seed, metrics.epoch, settings.epochs, epochs[-1])
             scoring += time.perf_counter() - reached
 
         train(settings, splits, score, Path(folder))
@@ -88,7 +95,7 @@ def run_baseline(data: Path, seed: int, epochs: int) -> list[Epoch]:
         for line in process.stdout:
             now: dict[str, Any] = json.loads(line)
             done.append(Epoch(now["seconds"], now["train_samples_per_s"], now["test_accuracy"]))
-            print("baseline", now, file=sys.stderr, flush=True)
+            report_progress(BASELINE, seed, len(done), epochs, done[-1])
     if process.returncode:
         raise RuntimeError(f"the baseline ended with {process.returncode}")
     return done
@@ -98,7 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind")
-    parser.add_argument("--presets", nargs="*", default=["default", "quick"])
+    known = ["default", *sorted(file.stem for file in PRESETS.glob("*.yaml"))]
+    parser.add_argument("--presets", nargs="*", choices=known, default=["default", "quick"])
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--baseline-seeds", type=int, help="trainings of the baseline, which takes longest; as --seeds")
     parser.add_argument("--quick", action="store_true", help="one epoch of each: throughput only")
@@ -117,7 +125,7 @@ def main() -> None:
         for name, (settings, splits) in recipes.items():
             changes: dict[str, Any] = {"seed": seed, "device": "cpu"} | ({"epochs": 1} if arguments.quick else {})
             changed = TrainingSettings(**settings.model_dump() | changes)
-            runs.setdefault(name, []).append(run_preset(changed, splits))
+            runs.setdefault(name, []).append(run_preset(name, changed, splits))
     results = {name: Result.of(trainings) for name, trainings in runs.items()}
     baseline = results.get(BASELINE)
     header = ["median of seeds (times better)", "images/s"]

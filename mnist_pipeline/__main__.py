@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _store_command(store, options)
     except DagsterHomeNotSetError:
         print(
-            "error: set DAGSTER_HOME to the folder of the run history: that of make is .dagster_home", file=sys.stderr
+            "error: set DAGSTER_HOME to the folder of the run history: that of make is $PWD/.dagster_home",
+            file=sys.stderr,
         )
         return 1
     except (ModelStoreError, EnvironmentInvalid, NoSummary, dg.DagsterInvariantViolationError) as error:
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mnist_pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
-    commands.add_parser("recover", help="end the runs whose processes are gone, as the daemon does while it runs")
+    commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     commands.add_parser("models", help="all model versions, newest first; * is deployed")
     commands.add_parser("production", help="what is deployed, and why")
     commands.add_parser("decisions", help="the audit trail, newest first")
@@ -99,13 +100,20 @@ def _recover() -> None:
     """A run that was killed counts as in progress, and nobody else can train: it still holds its place in the pool."""
     with dg.DagsterInstance.get() as instance:
         if not instance.run_launcher.supports_check_run_worker_health:
+            print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
             return
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             health = instance.run_launcher.check_run_worker_health(run)
+            now = instance.get_run_by_id(run.run_id)
+            if not now or now.status != dg.DagsterRunStatus.STARTED:
+                continue  # it ended while its processes were looked for
             if health.status == WorkerStatus.FAILED:
-                instance.report_run_failed(run, health.msg)
+                # First, so that it is done again if this is killed in between.
                 instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-                print(f"run {run.run_id} had died: {health.msg}; what it had not finished is done anew")
+                instance.report_run_failed(run, health.msg)
+                print(f"run {run.run_id} had died: {health.msg}; it is ended, its place in the training pool is free")
+            else:
+                print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
 
 
 def _print_summary(store: ModelStoreResource) -> None:

@@ -386,7 +386,8 @@ def test_a_bad_configuration_stops_the_run_before_any_work(pipeline, config, wor
 
 
 def test_a_setting_can_come_from_the_environment(pipeline, monkeypatch):
-    config = TINY | {"epochs": {"env": "EPOCHS"}}
+    config = TINY | {"epochs": {"env": "EPOCHS"}, "hidden_units": [{"env": "UNITS"}]}
+    monkeypatch.setenv("UNITS", "32")
     monkeypatch.setenv("EPOCHS", "0")
     with pytest.raises(dg.Failure, match=r"digit_classifier\.epochs: .*greater than or equal to 1"):
         pipeline.run(digit_classifier=config)

@@ -38,12 +38,28 @@ def validate_run_config(run_config: Mapping[str, Any]) -> None:
             settings(**{name: _resolved(value) for name, value in config.items()})
         except ValidationError as error:
             for problem in error.errors():
-                field = ".".join(map(str, problem["loc"]))
-                problems.append(f"{step}{'.' if field else ''}{field}: {problem['msg']} (got {problem['input']!r})")
+                name = ".".join(map(str, [step, *problem["loc"]]))
+                message = problem["msg"].removeprefix("Value error, ")
+                got = f"got {problem['input']!r}{_allowed(settings, problem['loc'])}"
+                problems.append(f"{name}: {message} ({got})")
     if problems:
         raise dg.Failure("The run's configuration is not valid:\n" + "\n".join(problems), allow_retries=False)
 
 
+def _allowed(settings: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Both ends of a number's range; pydantic's message has the one that was passed."""
+    field = settings.model_fields.get(str(location[0])) if location else None
+    limits = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in (field.metadata if field else [])
+        for name, sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}.items()
+        if hasattr(limit, name)
+    ]
+    return f"; allowed: {' and '.join(limits)}" if limits else ""
+
+
 def _resolved(value: object) -> object:
-    """`{env: NAME}` stands for the environment variable; Dagster itself puts it in only when the step begins."""
+    """With environment variables in place of `{env: NAME}`, which the run's record keeps as it was written."""
+    if isinstance(value, list):
+        return [_resolved(item) for item in value]
     return dg.EnvVar(value["env"]).get_value() if isinstance(value, dict) and value.keys() == {"env"} else value

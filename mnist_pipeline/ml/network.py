@@ -58,7 +58,7 @@ def _convolution_unit(channels_in: int, channels: int, kernel_size: int, pooled:
         nn.Conv2d(channels_in, channels, kernel_size, bias=False),  # batch norm has the bias
         nn.MaxPool2d(2) if pooled else nn.Identity(),  # before batch norm and ReLU, which then have a quarter to do
         nn.BatchNorm2d(channels),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
     )
 

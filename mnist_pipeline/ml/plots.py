@@ -97,7 +97,7 @@ def confusion(evaluation: SplitEvaluation) -> bytes:
 
 def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]") -> bytes:
     """The images of `mistakes` with true label, predicted label and confidence."""
-    titles = [f"{m.label}, not {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
+    titles = [f"{m.label} read as {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)
 
 

@@ -74,7 +74,8 @@ class TrainingSettings(Settings):
         "[12], [3, 4] and [1, 3, 1] just fit.",
     )
     hidden_units: list[int] = Field(
-        [256, 128], description="Widths of the fully connected layers before the output, each 1..4096; [] for none."
+        [256, 128],
+        description=f"Widths of the fully connected layers before the output, each 1..{MAX_LAYER_WIDTH}; [] for none.",
     )
     conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
     hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")

@@ -103,6 +103,18 @@ def test_the_statistics_of_a_known_image():
     assert (found["centre_x"], found["centre_y"]) == (11, 13.5)
 
 
+def test_the_statistics_of_an_image_with_ink_on_its_borders(predict):
+    image = np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8)
+    found = {name: values[0] for name, values in drift.statistics(image, predict(image)).items()}
+    pixels = image[0].astype(float)
+    framed = np.pad(pixels, 1)
+    outline = np.abs(np.diff(framed, axis=0)).sum() + np.abs(np.diff(framed, axis=1)).sum()
+    assert found["stroke_width"] == 2 * pixels.sum() / outline
+    rows, columns = np.indices((28, 28))
+    assert found["centre_x"] == np.average(columns, weights=pixels)
+    assert found["centre_y"] == np.average(rows, weights=pixels)
+
+
 def test_the_population_stability_index_by_hand():
     p, q = np.array([0.6, 0.4]), np.array([0.4, 0.6])
     by_hand = float(((p - q) * np.log(p / q)).sum())

@@ -205,6 +205,7 @@ class Killed(Exception):
         {"optimizer": "sgd"},
         {"schedule": "step", "step_size": 1},
         {"ema_epochs": 0.0},
+        {"conv_depths": [1, 2, 1]},
         {"conv_channels": [4, 8], "conv_depths": [3, 4]},
         {"precision": "bfloat16"},
     ],

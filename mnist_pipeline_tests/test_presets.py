@@ -1,10 +1,22 @@
-"""All 70,000 images through the graph, by the preset `quick`; the README has the figures of full trainings."""
+"""The preset `quick` keeps its promises; the README has the figures of full trainings."""
 
 import pytest
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.presets import preset_config
+
+
+def run_quick(variables, instance):
+    """With the gate as it is by default."""
+    pipeline = Pipeline(Environment.read(variables), instance)
+    return pipeline.run(digit_classifier=preset_config("quick")["digit_classifier"], production_digit_classifier={})
+
+
+def test_quick_deploys_a_model_of_the_sample(tmp_path, instance):
+    result = run_quick({"STORAGE_ROOT": str(tmp_path), "MNIST_SOURCE": "sample"}, instance)
+    assert metadata(result, "production_digit_classifier")["outcome"] == "promoted"
+    assert metadata(result, "batch_digit_predictions")["images"] == 1000
 
 
 @pytest.mark.full_mnist
@@ -14,9 +26,7 @@ def test_quick_on_everything(full_mnist_dir, tmp_path, instance):
         "MNIST_SOURCE": "directory",
         "MNIST_DIR": str(full_mnist_dir),
     }
-    result = Pipeline(Environment.read(variables), instance).run(
-        digit_classifier=preset_config("quick")["digit_classifier"]
-    )
+    result = run_quick(variables, instance)
     assert {name for name, passed in check_results(result).items() if not passed} == set()
     processed = metadata(result, "processed_mnist_data")
     sizes = [processed[f"{name}_images"] for name in ("train", "validation", "test")]
