@@ -106,12 +106,15 @@ def memory(root: Path, folder: Path) -> None:
         ratio = f"{cost.peak_mib / other.peak_mib:.2f}" if other else "-"
         rows.append([f"peak MiB: {asset}", f"{other.peak_mib:.0f}" if other else "-", f"{cost.peak_mib:.0f}", ratio])
     peaks = [max(cost.peak_mib for cost in costs.values()) for costs in (theirs, ours)]
-    rows.append(["peak MiB: **the largest**", *(f"{peak:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}"])
     imported = [measure(libraries, *modules).peak_mib for modules in (["benchmarks.tutorial"], OURS_TO_TRAIN)]
     trained = [costs["digit_classifier"].peak_mib for costs in (theirs, ours)]
     beyond = [peak - library for peak, library in zip(trained, imported, strict=True)]
-    for name, mib in (("libraries", imported), ("the rest", beyond)):
-        rows.append([f"of digit_classifier's: {name}", *(f"{value:.0f}" for value in mib), f"{mib[1] / mib[0]:.2f}"])
+    parts = {
+        "peak MiB: **the largest**": peaks,
+        "of digit_classifier's: libraries": imported,
+        "of digit_classifier's: the rest": beyond,
+    }
+    rows += [[name, *(f"{value:.0f}" for value in mib), f"{mib[1] / mib[0]:.2f}"] for name, mib in parts.items()]
     stored = [stored_mib(homes[0] / "values"), stored_mib(homes[1] / "storage" / "data")]
     rows.append(["MiB of images between steps", *(f"{size:.0f}" for size in stored), f"{stored[1] / stored[0]:.3f}"])
     print_table(["step", "float32 tensors, pickled", "this project", "ratio"], rows)

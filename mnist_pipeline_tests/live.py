@@ -33,6 +33,13 @@ class Count(NamedTuple):
     trainings: int
 
 
+def wait_until(condition: Any, what: str, seconds: float = 30, every: float = 0.02) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(every)
+
+
 class Deployment:
     """Starts, kills and stops the processes, and looks at what they did, through the instance only."""
 

@@ -20,6 +20,7 @@ from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import LocalModelStoreResource
 from mnist_pipeline_tests.conftest import TINY, Pipeline
+from mnist_pipeline_tests.live import wait_until
 
 PROJECT = Path(__file__).parents[1]
 DG = Path(sys.executable).with_name("dg")
@@ -108,16 +109,13 @@ def records(variables: dict[str, str], kind: str, asset: str) -> list[dict[str, 
     return [{name: value.value for name, value in event.metadata.items()} for event in events]
 
 
-def wait_until(what: str, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline, f"not within two minutes: {what}"
-        time.sleep(0.1)
-
-
 def epochs_trained(variables: dict[str, str]) -> int:
     """By all trainings together, as they have reported."""
     return len(records(variables, "observations", "digit_classifier"))
+
+
+def wait_for_epochs(variables: dict[str, str], count: int) -> None:
+    wait_until(lambda: epochs_trained(variables) >= count, f"{count} epochs", 120, every=0.1)
 
 
 def training_step(variables: dict[str, str]) -> int:
@@ -138,7 +136,7 @@ def test_a_killed_training_step_is_retried_and_continues(variables, launch):
             "production_digit_classifier": {"accuracy_threshold": 0.3},
         },
     )
-    wait_until("two epochs", lambda: epochs_trained(variables) >= 2)
+    wait_for_epochs(variables, 2)
     os.kill(training_step(variables), signal.SIGKILL)
     run.succeeds()
     [trained] = records(variables, "materializations", "digit_classifier")
@@ -158,7 +156,7 @@ def test_a_killed_training_step_is_retried_and_continues(variables, launch):
 def test_after_a_run_that_was_killed_whole_the_next_one_continues(variables, launch):
     config = {"digit_classifier": {**TINY, "epochs": 30}}
     killed = launch("training_job", config)
-    wait_until("two epochs", lambda: epochs_trained(variables) >= 2)
+    wait_for_epochs(variables, 2)
     killed.kill()
     with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
         [run] = instance.get_runs()
@@ -180,9 +178,9 @@ def test_trainings_take_turns_and_nothing_else_waits_for_them(variables, launch)
         pool = partial(instance.event_log_storage.get_concurrency_info, "training")
         before = epochs_trained(variables)
         endless = launch("training_job", {"digit_classifier": {**TINY, "epochs": 1000}})
-        wait_until("an epoch", lambda: epochs_trained(variables) > before)
+        wait_for_epochs(variables, before + 1)
         waiting = launch("training_job", {"digit_classifier": TINY})
-        wait_until("a training that waits", lambda: pool().pending_step_count == 1)
+        wait_until(lambda: pool().pending_step_count == 1, "a training that waits", 120, every=0.1)
         launch("inference_job", {}).succeeds()
 
         assert endless.process.poll() is None

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from mnist_pipeline.serve.app import create_app
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline.stores import ModelStoreResource
 from mnist_pipeline.stores.base import new_decision
-from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT
+from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT, wait_until
 
 LISTENING = re.compile(r"running on (http://\S+)")
 
@@ -95,13 +94,6 @@ def process(*arguments: str, **variables: str) -> Iterator[Process]:
                 yield Process(found.group(1), server, log)
             finally:
                 server.kill()
-
-
-def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def save(

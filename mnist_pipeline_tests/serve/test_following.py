@@ -14,8 +14,9 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import LocalModelStoreResource, S3ModelStoreResource
 from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS
 from mnist_pipeline_tests.conftest import TINY
+from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
-from mnist_pipeline_tests.serve.service import Service, deploy, save, wait_until
+from mnist_pipeline_tests.serve.service import Service, deploy, save
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
 
 MANY = {"images": [ARRAY] * 40}

@@ -9,8 +9,9 @@ import sys
 import httpx
 import pytest
 
+from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.service import Service, process, wait_until
+from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
 
 TOKEN = "a-secret-of-the-tests"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.drawing import ONE, SEVEN, draw
-from mnist_pipeline_tests.serve.service import Service, wait_until
+from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
 from mnist_pipeline_tests.serve.test_predict import TEST
 

@@ -9,8 +9,9 @@ import torch
 
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline_tests.conftest import png
+from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.service import Service, process, wait_until
+from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
 
 LARGE = encode(seven(size=(4900, 5000), mode="1", paper=1, ink=0))
