@@ -16,13 +16,13 @@ from benchmarks.mnist import add_data_option, torchvision_root
 from benchmarks.processes import Cost, measure
 from benchmarks.steps import environment, materialize
 from benchmarks.tables import print_table
-from mnist_pipeline.ml.sources import TORCHVISION_FOLDER
+from mnist_pipeline.task.sources import TORCHVISION_FOLDER
 
 OURS_TO_TRAIN = [
     "mnist_pipeline.definitions",
-    *(f"mnist_pipeline.ml.{name}" for name in ("data", "drift", "network", "plots", "training")),
+    *(f"mnist_pipeline.ml.{name}" for name in ("data", "drift", "model", "plots", "training")),
 ]
-"""What `digit_classifier` imports, as assets/model.py says."""
+"""What `digit_classifier` imports, as its file in defs/assets says."""
 
 
 def read_by_torchvision(root: Path) -> float:
@@ -39,7 +39,7 @@ def read_by_torchvision(root: Path) -> float:
 
 def read_by_us(data: Path) -> float:
     """Seconds to read and verify them, imports left out."""
-    from mnist_pipeline.ml.sources import load_directory
+    from mnist_pipeline.task.sources import load_directory
 
     began = time.perf_counter()
     load_directory(data)
@@ -89,7 +89,7 @@ def loading(root: Path, rounds: int) -> None:
 
 
 def memory(root: Path, folder: Path) -> None:
-    from mnist_pipeline_tests.conftest import CHAIN  # not in the processes that are measured
+    from mnist_pipeline_tests.live import CHAIN  # not in the processes that are measured
 
     homes = [folder / "tutorial", folder / "ours"]
     for home in homes:

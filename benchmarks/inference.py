@@ -8,7 +8,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,15 @@ from benchmarks.mnist import add_data_option, resized, torchvision_root
 from benchmarks.processes import measure
 from benchmarks.tables import print_table
 from mnist_pipeline.ml import drift
-from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.inference import predict_to_parquet, read_batches
-from mnist_pipeline.ml.network import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
+from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.records import Dataset, LabelledImages, ModelManifest
-from mnist_pipeline.ml.settings import SIDE, BatchPredictionSettings, SplitSettings, TrainingSettings
-from mnist_pipeline.ml.sources import TORCHVISION_FOLDER, load_directory
+from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
+from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
+from mnist_pipeline.task.sources import TORCHVISION_FOLDER, load_directory
 
 FILE_IMAGES = 10_000
 """In each file of the million."""
@@ -36,24 +36,19 @@ FILE_IMAGES = 10_000
 
 def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes]:
     """A model of the default architecture, of one short epoch, with all that a stored one has."""
-    splits = split(dataset, no_images(), SplitSettings())
+    splits = split(dataset, no_images(dataset.spec), SplitSettings())
     settings = TrainingSettings(epochs=1)
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
     result = train(settings, few)
-    model = model_from_bytes(result.weights, settings)
-    probabilities = predict_probabilities(model, splits.validation.images, result.normalization)
+    model = model_from_bytes(result.weights, settings, splits.spec)
+    probabilities = predict_probabilities(model, splits.validation.images, splits.spec)
+    reference = drift.reference(splits.validation.images, probabilities)
     manifest = ModelManifest(
         name="benchmark",
         weights_sha256="",
-        settings=settings,
-        normalization=result.normalization,
-        history=result.history,
-        best_epoch=result.best_epoch,
-        data_version="",
-        code_version="",
-        run_id="",
-        created_at=datetime.now(timezone.utc),
-        drift_reference=drift.reference(splits.validation.images, probabilities),
+        task=splits.spec,
+        network=settings.network(),
+        training=TrainingRecord(drift_reference=reference),
     )
     return manifest, result.weights
 
@@ -62,7 +57,7 @@ def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float,
     """Images a second and labels of the test images as the tutorial would predict them."""
     images = tutorial.images(root, train=False)
     # Laid out in memory as networks are unless somebody asks otherwise.
-    model = model_from_bytes(weights, manifest.settings).to(memory_format=torch.contiguous_format)
+    model = model_from_bytes(weights, manifest.network, manifest.task).to(memory_format=torch.contiguous_format)
     labels: list[int] = []
     began = time.perf_counter()
     with torch.no_grad():
@@ -77,7 +72,7 @@ def by_us(paths: list[Path], manifest: ModelManifest, weights: bytes, table: Pat
     What the asset does besides, the digest of its input and the upload of its tables, is left out.
     """
     predictor = Predictor(manifest, weights, device="cpu")  # as the loop
-    batches = read_batches(paths, BatchPredictionSettings().batch_size)
+    batches = read_batches(paths, manifest.task, BatchPredictionSettings().batch_size)
     began = time.perf_counter()
     result = predict_to_parquet(predictor, batches, table, table.with_suffix(".errors"))
     return result.images / (time.perf_counter() - began)
@@ -134,7 +129,7 @@ def memory(folder: Path, dataset: Dataset, manifest: ModelManifest, weights: byt
 
 def latency(manifest: ModelManifest, weights: bytes) -> None:
     predictor = Predictor(manifest, weights)
-    image = np.zeros((1, SIDE, SIDE), np.uint8)
+    image = np.zeros((1, *manifest.task.array_shape), np.uint8)
     seconds = []
     for _ in range(1100):
         began = time.perf_counter()

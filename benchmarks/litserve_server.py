@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from fastapi import Request
 
-from mnist_pipeline.ml.images import read_image
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.preprocessing import read_image
 
 MAX_BATCH_SIZE = 64
 BATCH_TIMEOUT_SECONDS = 0.002
@@ -25,7 +25,7 @@ class Digits(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         torch.set_num_threads(self.threads)
-        self.predictor = Predictor.from_store(LocalModelStoreResource(base_path=self.store))
+        self.predictor = Predictor.from_store(LocalModelStore(base_path=self.store))
 
     def decode_request(self, request: Request, **kwargs: Any) -> np.ndarray:
         form: Any = request  # the annotation makes LitServe pass the form

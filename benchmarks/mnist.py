@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_pipeline.ml.records import Dataset, LabelledImages
-from mnist_pipeline.ml.sources import TORCHVISION_FOLDER, load_directory
+from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.sources import TORCHVISION_FOLDER, load_directory
 
 PROJECT = Path(__file__).parents[1]
 
@@ -33,11 +33,11 @@ def folder(name: str) -> Path:
 
 def torchvision_root(root: Path, data: Path) -> Path:
     """The files of `data`, not compressed, where torchvision.datasets.MNIST looks for them below `root`."""
-    from mnist_pipeline_tests.conftest import write_idx  # not where memory is measured: it loads everything
+    from mnist_pipeline_tests.task.examples import write_files  # not where memory is measured: it loads everything
 
     inside = root / TORCHVISION_FOLDER
     inside.mkdir(parents=True)
-    write_idx(inside, load_directory(data))
+    write_files(inside, load_directory(data))
     return root
 
 

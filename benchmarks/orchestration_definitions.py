@@ -4,8 +4,8 @@ import os
 
 import dagster as dg
 
-from mnist_pipeline.automation import LIGHT_FORKSERVER, PRELOADED_FORKSERVER
 from mnist_pipeline.definitions import build_definitions
+from mnist_pipeline.defs.jobs import LIGHT_FORKSERVER, PRELOADED_FORKSERVER
 from mnist_pipeline.environment import Environment
 
 EXECUTORS = {

@@ -6,13 +6,13 @@ import torch
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from mnist_pipeline.ml.images import read_image
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.preprocessing import read_image
 
 _, store, port, threads = sys.argv
 torch.set_num_threads(int(threads))
-predictor = Predictor.from_store(LocalModelStoreResource(base_path=store))
+predictor = Predictor.from_store(LocalModelStore(base_path=store))
 app = FastAPI()
 
 

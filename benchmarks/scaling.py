@@ -14,11 +14,12 @@ from benchmarks.mnist import add_data_option, resized
 from benchmarks.processes import Cost, measure
 from benchmarks.steps import environment, materialize
 from benchmarks.tables import print_table
-from mnist_pipeline.ml.sources import load_directory
+from mnist_pipeline.task.sources import load_directory
 
 
 def main() -> None:
-    from mnist_pipeline_tests.conftest import CHAIN, write_idx  # not in the processes that are measured
+    from mnist_pipeline_tests.live import CHAIN  # not in the processes that are measured
+    from mnist_pipeline_tests.task.examples import write_files
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
@@ -31,7 +32,7 @@ def main() -> None:
             home, data = Path(name) / "home", Path(name) / "mnist"
             home.mkdir()
             data.mkdir()
-            write_idx(data, resized(dataset, size))
+            write_files(data, resized(dataset, size))
             for asset in CHAIN:
                 costs[asset].append(measure(materialize, asset, environment(home, data), True))
     print_table(

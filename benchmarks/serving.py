@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.load import Result, multipart_request, run
 from benchmarks.tables import print_table
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.stores.chosen import chosen_store
-from mnist_pipeline_tests.conftest import embedded_digits, png
+from mnist_pipeline.stores.from_environment import store_from_environment
+from mnist_pipeline_tests.task.examples import embedded_images, png
 
 CLIENTS = (1, 8, 32, 128)
 SERVERS = {
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a forward pass, in all three")
     options = parser.parse_args()
     store = Environment.read(os.environ).local_place("model_dir", "models")
-    if chosen_store(Environment.read({"MODEL_DIR": store})).production() is None:
+    if store_from_environment(Environment.read({"MODEL_DIR": store})).production() is None:
         raise SystemExit("no model is deployed: `make run` first")
     requests = [multipart_request("/predict", png) for png in digit_files(500)]
     results: dict[tuple[str, int], list[Result]] = {}
@@ -55,7 +55,7 @@ def main() -> None:
 
 def digit_files(count: int) -> list[bytes]:
     """Real digits as PNG files."""
-    return [png(image) for image in embedded_digits().test.images[:count]]
+    return [png(image) for image in embedded_images().test.images[:count]]
 
 
 @contextmanager

@@ -21,13 +21,16 @@ import psutil
 
 from benchmarks.load import Answered, multipart_request, run
 from benchmarks.serving import digit_files
-from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
-from mnist_pipeline.stores import LocalModelStoreResource
-from mnist_pipeline_tests.conftest import TINY, embedded_digits
-from mnist_pipeline_tests.serve.service import deploy, process, save
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.dataset import no_images
+from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.serve.service import process
+from mnist_pipeline_tests.task.examples import TINY, embedded_images
+from mnist_pipeline_tests.versions import deploy, save
 
 RELOAD_SECONDS = 0.2
 PROMOTION_SECONDS = 1.0
@@ -65,9 +68,9 @@ class Report(NamedTuple):
 
 def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     """Run it. The store and the models are made in `folder`."""
-    store = LocalModelStoreResource(base_path=str(folder / "models"))
-    splits = split(embedded_digits(), no_images(), SplitSettings())
-    images = embedded_digits().test.images[:IMAGES]
+    store = LocalModelStore(base_path=str(folder / "models"))
+    splits = split(embedded_images(), no_images(TASK), SplitSettings())
+    images = embedded_images().test.images[:IMAGES]
     models = []  # of different weights, so that an answer by another model than it says is seen
     for seed in range(MODELS):
         settings = TrainingSettings(**TINY | {"epochs": 1, "seed": seed})
@@ -77,7 +80,7 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
 
     def promote_another() -> None:
         settings, trained = models[len(promotions) % MODELS]
-        name = save(store, trained, settings)  # a version of its own: none is deployed twice
+        name = save(store, trained, settings).name  # a version of its own: none is deployed twice
         confidences[name] = Predictor(*store.load(name)).predict(images).max(1)
         began = time.perf_counter()
         deploy(store, name, trained.weights)

@@ -24,12 +24,13 @@ from safetensors.torch import load_file, save
 from benchmarks.mnist import PROJECT, add_data_option
 from benchmarks.tables import print_table
 from mnist_pipeline.ml.checkpoint import FILE_NAME
-from mnist_pipeline.ml.data import no_images, split
-from mnist_pipeline.ml.network import model_from_bytes, predict_logits
-from mnist_pipeline.ml.records import EpochMetrics, Normalization, Splits
+from mnist_pipeline.ml.data import split
+from mnist_pipeline.ml.model import model_from_bytes, predict_logits
+from mnist_pipeline.ml.records import EpochMetrics, Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
-from mnist_pipeline.ml.sources import load_directory
 from mnist_pipeline.ml.training import train
+from mnist_pipeline.task.dataset import no_images
+from mnist_pipeline.task.sources import load_directory
 from mnist_pipeline_tests.presets import PRESETS, preset_config
 
 GOAL = 0.995
@@ -74,7 +75,8 @@ def run_preset(name: str, settings: TrainingSettings, splits: Splits) -> list[Ep
             reached = time.perf_counter()
             [checkpoint] = Path(folder).rglob(FILE_NAME)
             kept = {name[5:]: tensor for name, tensor in load_file(checkpoint).items() if name.startswith("best/")}
-            logits = predict_logits(model_from_bytes(save(kept), settings), splits.test.images, Normalization())
+            model = model_from_bytes(save(kept), settings, splits.spec)
+            logits = predict_logits(model, splits.test.images, splits.spec)
             accuracy = (logits.argmax(1).numpy() == splits.test.labels).mean().item()
             samples += len(splits.train.labels)
             training += len(splits.train.labels) / metrics.images_per_second
@@ -115,7 +117,7 @@ def main() -> None:
     recipes: dict[str, tuple[TrainingSettings, Splits]] = {}
     for name in arguments.presets:
         settings, split_settings = preset(name)
-        recipes[name] = settings, split(dataset, no_images(), split_settings)
+        recipes[name] = settings, split(dataset, no_images(dataset.spec), split_settings)
     runs: dict[str, list[list[Epoch]]] = {}
     baseline_seeds = arguments.seeds if arguments.baseline_seeds is None else arguments.baseline_seeds
     for seed in range(arguments.seeds):  # all kinds in turn, so that a noisy machine is noisy for all

@@ -1,1 +1,1 @@
-"""A Dagster code location for the whole life of an MNIST digit classifier."""
+"""A Dagster code location for the whole life of a machine-learning model."""

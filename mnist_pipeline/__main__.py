@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterHomeNotSetError
+from dagster._core.errors import DagsterHomeNotSetError  # Dagster has no public names for these two
 from dagster._core.launcher import WorkerStatus
 from dotenv import load_dotenv
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
-from mnist_pipeline.stores import ModelStoreError, ModelStoreResource
-from mnist_pipeline.stores.chosen import chosen_store
+from mnist_pipeline.stores import ModelStore, ModelStoreError
+from mnist_pipeline.stores.from_environment import store_from_environment
 
 
 class NoSummary(Exception):
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "recover":
             _recover()
             return 0
-        store = chosen_store(Environment.read(os.environ))
+        store = store_from_environment(Environment.read(os.environ))
         if options.command == "summary":
             _print_summary(store)
         else:
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     commands.add_parser("models", help="all model versions, newest first; * is deployed")
+    show = commands.add_parser("show", help="all that was recorded about a version")
+    show.add_argument("version", help="its name, as `models` lists it")
     commands.add_parser("production", help="what is deployed, and why")
     commands.add_parser("decisions", help="the audit trail, newest first")
     rollback = commands.add_parser("rollback", help="deploy an earlier version again")
@@ -69,7 +71,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> None:
+def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
     match options.command:
         case "models":
             current = store.production()
@@ -78,6 +80,8 @@ def _store_command(store: ModelStoreResource, options: argparse.Namespace) -> No
                 print("*" if current and current.version == name else " ", name)
             if not versions:
                 print("the store has no version yet")
+        case "show":
+            print(store.manifest(options.version).model_dump_json(indent=2, exclude={"training": {"drift_reference"}}))
         case "production":
             current = store.production()
             print(current.model_dump_json(indent=2) if current else "nothing is deployed")
@@ -116,7 +120,7 @@ def _recover() -> None:
                 print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
 
 
-def _print_summary(store: ModelStoreResource) -> None:
+def _print_summary(store: ModelStore) -> None:
     """One line a fact: from the last materialization of each asset in this DAGSTER_HOME, and from the store."""
     facts = {
         "data": ("raw_mnist_data", "data"),

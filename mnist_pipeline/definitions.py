@@ -1,82 +1,99 @@
-"""The one Definitions object: from the environment to resources."""
+"""The one Definitions object: from the environment to assets, checks, jobs, sensors and resources."""
 
 import os
 
 import dagster as dg
 
-from mnist_pipeline import automation, checks
-from mnist_pipeline.alerts import Slack, slack_sensor
-from mnist_pipeline.assets import data, deployment, model, predictions
-from mnist_pipeline.assets.data import LabelledDigitsResource, RawDataResource
-from mnist_pipeline.assets.model import CheckpointsResource
-from mnist_pipeline.assets.predictions import PredictionInputResource, PredictionsResource
+from mnist_pipeline.defs import assets as asset_files
+from mnist_pipeline.defs.alerts.channels import channels_from_environment
+from mnist_pipeline.defs.alerts.sensor import alert_sensor
+from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifier
+from mnist_pipeline.defs.conditions import scheduled
+from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
+from mnist_pipeline.defs.jobs import JOBS, LIGHT_FORKSERVER, require_complete
+from mnist_pipeline.defs.resources.folders import (
+    CheckpointsResource,
+    LabelledImagesResource,
+    PredictionInputResource,
+    PredictionsResource,
+    RawDataResource,
+)
+from mnist_pipeline.defs.resources.stores import as_resource
+from mnist_pipeline.defs.run_config import configure, read_pipeline_config
+from mnist_pipeline.defs.sensors import automation_sensor, folder_sensor
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.io_managers import RecordIOManager, SafetensorsIOManager
-from mnist_pipeline.stores.chosen import chosen_store
+from mnist_pipeline.stores.from_environment import store_from_environment
 
-ASSETS = [
-    data.raw_mnist_data,
-    data.processed_mnist_data,
-    model.digit_classifier,
-    model.model_evaluation,
-    deployment.production_digit_classifier,
-    predictions.batch_digit_predictions,
-    predictions.digit_predictions,
-]
+WATCHED_FOLDERS = {"labelled_digits": "labelled_digits_dir", "prediction_input": "prediction_input_dir"}
+"""The observed assets and the resources that know their folders."""
 
 
 def build_definitions(environment: Environment) -> dg.Definitions:
-    """All assets, checks, jobs and sensors over the resources of one deployment."""
-    data_dir, endpoint_url = environment.place("data_dir", "data"), environment.s3_endpoint_url
-    conditions = automation.conditions(
-        retrain=environment.model_retrain,
-        retrain_cron=environment.retrain_cron,
-        raw_data_cron=environment.raw_data_cron,
-        predict_cron=environment.predict_cron,
-        timezone=environment.cron_timezone,
-    )
-    automated, every = environment.automation == "on", environment.automation_seconds
+    """Return all assets, checks, jobs and sensors over the resources of one deployment.
+
+    Raises ConfigInvalid for a PIPELINE_CONFIG that the assets would refuse.
+    """
+    assets, sources = load_assets(environment)
+    checks = dg.load_asset_checks_from_package_module(asset_files)
+    require_complete(assets, checks)
+    automated, every = environment.automation, environment.automation_seconds
+    channels = channels_from_environment(environment)
     return dg.Definitions(
-        assets=[
-            data.labelled_digits,
-            predictions.prediction_input,
-            *(asset.with_attributes(automation_condition=conditions.get(asset.key)) for asset in ASSETS),
-        ],
-        asset_checks=checks.ALL_CHECKS,
-        jobs=automation.ALL_JOBS,
+        assets=[*sources, *assets],
+        asset_checks=checks,
+        jobs=JOBS,
         sensors=[
-            automation.automation_sensor(automated, every),
-            automation.folder_sensor(data.labelled_digits, "labelled_digits_dir", automated, every),
-            automation.folder_sensor(predictions.prediction_input, "prediction_input_dir", automated, every),
-            slack_sensor(
-                Slack(
-                    token=environment.slack_bot_token,
-                    channel=environment.slack_channel,
-                    kinds=environment.alert_kinds(),
-                    api_url=environment.slack_api_url,
-                    webserver_url=environment.dagster_webserver_url,
-                ),
-                every,
-            ),
+            automation_sensor(automated, every),
+            *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
+            *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],
-        executor=automation.LIGHT_FORKSERVER,
-        resources={
-            "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
-            "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
-            "model_store": chosen_store(environment),
-            "raw_data": RawDataResource(
-                source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
-            ),
-            "labelled_digits_dir": LabelledDigitsResource(
-                location=environment.place("labelled_dir", "labelled"), endpoint_url=endpoint_url
-            ),
-            "prediction_input_dir": PredictionInputResource(location=environment.input_folder()),
-            "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
-            "predictions_dir": PredictionsResource(
-                location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
-            ),
-        },
+        executor=LIGHT_FORKSERVER,
+        resources=resources(environment)
+        | {channel.resource_key: channel.resource for channel in channels if channel.resource},
     )
+
+
+def load_assets(environment: Environment) -> tuple[list[dg.AssetsDefinition], list[dg.SourceAsset]]:
+    """Return the assets that are built, with the schedules and the defaults of the environment, and those observed."""
+    loaded = dg.load_assets_from_package_module(asset_files)
+    built = [asset for asset in loaded if isinstance(asset, dg.AssetsDefinition)]
+    sources = [asset for asset in loaded if isinstance(asset, dg.SourceAsset)]
+    file = environment.config_file()
+    configured = configure(built, read_pipeline_config(file) if file else {}, f"PIPELINE_CONFIG {file}")
+    return [_automated(asset, environment) for asset in configured], sources
+
+
+def _automated(asset: dg.AssetsDefinition, environment: Environment) -> dg.AssetsDefinition:
+    """The asset with the schedules of the environment in place of the defaults."""
+
+    def automated(spec: dg.AssetSpec) -> dg.AssetSpec:
+        condition = (
+            RETRAIN[environment.model_retrain] if spec.key == digit_classifier.key else spec.automation_condition
+        )
+        return spec.replace_attributes(automation_condition=condition and scheduled(condition, environment))
+
+    return asset.map_asset_specs(automated)
+
+
+def resources(environment: Environment) -> dict[str, object]:
+    """Return the resources of a deployment by their keys."""
+    data_dir, endpoint_url = environment.place("data_dir", "data"), environment.s3_endpoint_url
+    return {
+        "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
+        "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
+        "model_store": as_resource(store_from_environment(environment)),
+        "raw_data": RawDataResource(
+            source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
+        ),
+        "labelled_digits_dir": LabelledImagesResource(
+            location=environment.place("labelled_dir", "labelled"), endpoint_url=endpoint_url
+        ),
+        "prediction_input_dir": PredictionInputResource(location=environment.input_folder()),
+        "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
+        "predictions_dir": PredictionsResource(
+            location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
+        ),
+    }
 
 
 defs = build_definitions(Environment.read(os.environ))

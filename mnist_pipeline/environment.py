@@ -1,4 +1,4 @@
-"""The facts of a deployment: which variables there are, their defaults and what they mean."""
+"""The facts of a deployment: the variables, their defaults and their meaning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,14 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 ALERTS = ("failures", "promotions", "refusals", "drift")
-"""The kinds of messages to Slack."""
+"""The kinds of alerts."""
+
+RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
+"""Values of earlier versions of the code that are still read."""
 
 
 def absolute(path: str) -> str:
-    """`~` stands for the home folder; a relative path begins at the folder of the command."""
+    """Return `path` from the root: `~` is the home folder, a relative path begins at the folder of the command."""
     return str(Path(path).expanduser().absolute())
 
 
@@ -30,7 +33,7 @@ class Environment(BaseModel):
     storage_root: str = Field(str(PROJECT / "storage"), description="Default place of all that follows.")
     data_dir: str = Field("", description="Values between assets: folder or s3://.")
     predictions_dir: str = Field("", description="Tables of predictions: folder or s3://.")
-    labelled_dir: str = Field("", description="Labelled digits: folder or s3://.")
+    labelled_dir: str = Field("", description="Images that people labelled: folder or s3://.")
     checkpoint_dir: str = Field("", description="Unfinished trainings: a local folder.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
@@ -44,9 +47,10 @@ class Environment(BaseModel):
 
     prediction_input: str | None = Field(None, description="Folder of images for the batch predictions.")
 
-    automation: Literal["on", "off"] = "on"
+    automation: bool = Field(True, description="off leaves the sensors of automation stopped.")
     automation_seconds: int = Field(15, ge=5, le=3600, description="Between two looks at conditions, folders, alerts.")
-    model_retrain: Literal["cron", "eager"] = "cron"
+    model_retrain: Literal["on_cron", "eager"] = "on_cron"
+    pipeline_config: str | None = Field(None, description="A file of settings in place of the defaults, YAML.")
     retrain_cron: str = "0 3 * * 0"
     raw_data_cron: str = "0 2 * * *"
     predict_cron: str = "0 4 * * *"
@@ -59,22 +63,26 @@ class Environment(BaseModel):
     dagster_webserver_url: str | None = None
 
     serve_token: SecretStr | None = Field(None, description="Bearer token of the inference service.")
-    feedback: Literal["on", "off"] = Field("on", description="Whether the inference service takes corrections.")
+    feedback: bool = Field(True, description="off: the inference service takes no corrections.")
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
-        """From a process's environment; an empty variable counts as absent.
+        """Read a process's environment; an empty variable counts as absent.
 
         Raises EnvironmentInvalid with the variable's name and the allowed values.
         """
         present = {name: variables[name.upper()] for name in cls.model_fields if variables.get(name.upper())}
+        for name, renamed in RENAMED.items():
+            if (value := present.get(name.lower())) in renamed:
+                present[name.lower()] = renamed[value]
         try:
             return cls(**present)
         except ValidationError as error:
             problems = []
             for problem in error.errors():
                 name = f"{problem['loc'][0]}: ".upper() if problem["loc"] else ""
-                problems.append(name + problem["msg"].removeprefix("Value error, "))
+                expected = "Input should be 'on' or 'off'" if problem["type"] == "bool_parsing" else problem["msg"]
+                problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
 
     @field_validator("model_dir", "mnist_dir", "checkpoint_dir", "prediction_input")
@@ -108,10 +116,12 @@ class Environment(BaseModel):
     @field_validator("retrain_cron", "raw_data_cron", "predict_cron")
     @classmethod
     def _cron(cls, value: str) -> str:
-        from dagster._utils.schedules import is_valid_cron_schedule  # dagster has no public name for it
+        import dagster as dg  # only where a schedule is set: a store or a service needs no Dagster
 
-        if not is_valid_cron_schedule(value):
-            raise ValueError(f"{value!r} is not a cron schedule such as '0 3 * * 0'")
+        try:
+            dg.ScheduleDefinition(name="schedule", cron_schedule=value, job_name="job")
+        except dg.DagsterInvalidDefinitionError:
+            raise ValueError(f"{value!r} is not a cron schedule such as '0 3 * * 0'") from None
         return value
 
     @field_validator("cron_timezone")
@@ -132,20 +142,24 @@ class Environment(BaseModel):
         return self
 
     def alert_kinds(self) -> frozenset[str]:
-        """The kinds of messages to send."""
+        """Return the kinds of alerts to send."""
         return frozenset(kind.strip() for kind in self.slack_alerts.split(","))
 
+    def config_file(self) -> str | None:
+        """Return PIPELINE_CONFIG as an absolute path."""
+        return absolute(self.pipeline_config) if self.pipeline_config else None
+
     def input_folder(self) -> str | None:
-        """PREDICTION_INPUT as an absolute path."""
+        """Return PREDICTION_INPUT as an absolute path."""
         return absolute(self.prediction_input) if self.prediction_input else None
 
     def place(self, name: str, folder: str) -> str:
-        """The variable `name`, or `folder` below the storage root. Local paths come out absolute."""
+        """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""
         value = getattr(self, name) or f"{self.storage_root.rstrip('/')}/{folder}"
         return value if "://" in value else absolute(value)
 
     def local_place(self, name: str, folder: str) -> str:
-        """Like `place`, for what must be a local folder even when the storage root is a bucket."""
+        """Return the same as `place`, but a local folder even when the storage root is a bucket."""
         if not getattr(self, name) and "://" in self.storage_root:
             return str(PROJECT / "storage" / folder)
         return self.place(name, folder)

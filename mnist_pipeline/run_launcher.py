@@ -1,56 +1,6 @@
-"""Dagster's launcher for one machine, with the health check that it lacks."""
+"""The place where the run launcher was; instances that name it are told where it is now."""
 
-import json
-
-import dagster as dg
-import psutil
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
-
-CLOCK_TOLERANCE_SECONDS = 60
-"""The kernel's start of a process and the time of its report differ when the clock is set in between."""
-
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-
-
-class MonitoredRunLauncher(DefaultRunLauncher):
-    """Launches runs as processes of the code server, and tells run monitoring when they are gone.
-
-    Without it a run whose processes died together with the code server (power loss, out of memory, kill -9) counts as
-    in progress for ever, and automation waits for it for ever. A run is alive while any of its processes is: a step
-    that outlived the others is let finish, so that nothing is done twice.
-
-    For code server, daemon and command line on one machine. Runs of a code server elsewhere count as alive; Dagster's
-    launchers for containers have checks of their own.
-    """
-
-    @property
-    def supports_check_run_worker_health(self) -> bool:
-        return True
-
-    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """FAILED once none of the processes that reported themselves in the run's events exists, else RUNNING."""
-        server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host", "localhost")  # none: from a command line
-        if server not in THIS_MACHINE:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, f"on {server}, which cannot be looked into")
-        kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTED}
-        processes = {
-            int(str(event.engine_event_data.metadata["pid"].value)): entry.timestamp
-            for entry in self._instance.all_logs(run.run_id, of_type=kinds)
-            if (event := entry.dagster_event) and "pid" in event.engine_event_data.metadata
-        }
-        if processes and not any(_is_alive(pid, reported_at) for pid, reported_at in processes.items()):
-            gone = ", ".join(map(str, processes))
-            return CheckRunHealthResult(WorkerStatus.FAILED, f"none of its processes ({gone}) is there any more")
-        return CheckRunHealthResult(WorkerStatus.RUNNING)
-
-
-def _is_alive(pid: int, reported_at: float) -> bool:
-    """Whether `pid` is still the process that reported itself then, and not a later one of the same number."""
-    try:
-        process = psutil.Process(pid)
-        return (
-            process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= reported_at + CLOCK_TOLERANCE_SECONDS
-        )
-    except psutil.NoSuchProcess:
-        return False
+raise ImportError(
+    "the run launcher is in mnist_pipeline.defs.run_launcher now: write that into the `run_launcher` of the "
+    "dagster.yaml in DAGSTER_HOME, or copy the project's dagster.yaml there again"
+)

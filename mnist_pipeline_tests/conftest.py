@@ -1,79 +1,44 @@
-"""Real digits, tiny real trainings, real servers on loopback."""
+"""Real images, tiny real trainings, real servers on loopback."""
 
-import io
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
 import dagster as dg
-import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
-from PIL import Image
 
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.ml.data import no_images, split
-from mnist_pipeline.ml.records import Dataset, LabelledImages, Splits
+from mnist_pipeline.ml.data import split
+from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
-from mnist_pipeline.ml.sources import load_sample
 from mnist_pipeline.ml.training import TrainingResult, train
-
-TINY: dict[str, Any] = {
-    "conv_channels": [8, 8, 16],
-    "hidden_units": [32],
-    "epochs": 2,
-    "batch_size": 16,
-    "learning_rate": 0.01,
-    "translation_pixels": 0.0,
-    "precision": "float32",
-}
-"""A real network that learns within seconds."""
-
-CHAIN = [
-    "raw_mnist_data",
-    "processed_mnist_data",
-    "digit_classifier",
-    "model_evaluation",
-    "production_digit_classifier",
-    "batch_digit_predictions",
-]
-"""What automation builds."""
+from mnist_pipeline.task.dataset import Dataset, no_images
+from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests.task import examples
+from mnist_pipeline_tests.task.examples import TINY
 
 BUCKET = "mnist-tests"
 
 
-@cache
-def embedded_digits() -> Dataset:
-    return load_sample("tests")
-
-
-def take(digits: LabelledImages, per_class: int) -> LabelledImages:
-    """The first images of each class."""
-    chosen = np.concatenate([np.flatnonzero(digits.labels == label)[:per_class] for label in range(10)])
-    return LabelledImages(digits.images[chosen], digits.labels[chosen])
-
-
-def png(image: np.ndarray) -> bytes:
-    """The image as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+@pytest.fixture(scope="session")
+def spec(small_dataset: Dataset) -> TaskSpec:
+    """Classes and shape of the images that the tests use."""
+    return small_dataset.spec
 
 
 @pytest.fixture(scope="session")
 def small_dataset() -> Dataset:
-    """800 training and 200 test digits."""
-    full = embedded_digits()
-    return Dataset(take(full.train, 80), take(full.test, 20), "a part of the sample", is_sample=True)
+    """800 training and 200 test images."""
+    return examples.small_dataset()
 
 
 @pytest.fixture(scope="session")
 def splits(small_dataset: Dataset) -> Splits:
-    return split(small_dataset, no_images(), SplitSettings())
+    return split(small_dataset, no_images(small_dataset.spec), SplitSettings())
 
 
 @pytest.fixture(scope="session")
@@ -82,24 +47,17 @@ def trained(splits: Splits) -> TrainingResult:
 
 
 @pytest.fixture(scope="session")
-def idx_folder(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small data set as plain IDX files."""
-    folder = tmp_path_factory.mktemp("idx")
-    write_idx(folder, small_dataset)
+def raw_folder(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small data set as files."""
+    folder = tmp_path_factory.mktemp("raw")
+    examples.write_files(folder, small_dataset)
     return folder
 
 
-def write_idx(folder: Path, dataset: Dataset) -> None:
-    for name, part in (("train", dataset.train), ("t10k", dataset.test)):
-        for kind, array in (("images-idx3", part.images), ("labels-idx1", part.labels)):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
-
-
 @pytest.fixture
-def environment(tmp_path: Path, idx_folder: Path) -> Environment:
+def environment(tmp_path: Path, raw_folder: Path) -> Environment:
     return Environment.read(
-        {"STORAGE_ROOT": str(tmp_path / "storage"), "MNIST_SOURCE": "directory", "MNIST_DIR": str(idx_folder)}
+        {"STORAGE_ROOT": str(tmp_path / "storage"), "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
     )
 
 

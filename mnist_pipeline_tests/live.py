@@ -24,6 +24,17 @@ EVALUATION_SECONDS = 5
 OWN_VARIABLES = {name.upper() for name in Environment.model_fields}
 
 
+CHAIN = [
+    "raw_mnist_data",
+    "processed_mnist_data",
+    "digit_classifier",
+    "model_evaluation",
+    "production_digit_classifier",
+    "batch_digit_predictions",
+]
+"""What automation builds."""
+
+
 class Count(NamedTuple):
     """What was launched so far."""
 

@@ -7,10 +7,9 @@ import dagster as dg
 import numpy as np
 from PIL import Image
 
-from mnist_pipeline.ml.records import Dataset
-from mnist_pipeline.stores import LocalModelStoreResource
-from mnist_pipeline_tests.conftest import CHAIN, embedded_digits, take, write_idx
-from mnist_pipeline_tests.live import Count, Deployment
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline_tests.live import CHAIN, Count, Deployment
+from mnist_pipeline_tests.task.examples import embedded_images, small_dataset, write_files
 
 PER_CLASS = 80
 """Training images in the beginning; those after them come as labelled digits."""
@@ -22,8 +21,8 @@ class Scenario:
     def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: str) -> None:
         self.raw = folder / "raw"
         self.raw.mkdir(parents=True)
-        full = embedded_digits()
-        write_idx(self.raw, Dataset(take(full.train, PER_CLASS), take(full.test, 100), "live", is_sample=True))
+        full = embedded_images()
+        write_files(self.raw, small_dataset(PER_CLASS, 100))
         self.input = folder / "input"
         self.input.mkdir()
         np.save(self.input / "first.npy", full.test.images[:100])
@@ -37,7 +36,7 @@ class Scenario:
         )
         storage = Path(self.deployment.variables["STORAGE_ROOT"])
         self.labelled, self.checkpoints = storage / "labelled", storage / "checkpoints"
-        self.store = LocalModelStoreResource(base_path=str(storage / "models"))
+        self.store = LocalModelStore(base_path=str(storage / "models"))
         self.dropped = PER_CLASS
 
     def first_build(self) -> Count:
@@ -53,12 +52,12 @@ class Scenario:
 
     def images_to_predict(self) -> Count:
         """A new file comes into the folder of the batch predictions."""
-        np.save(self.input / "second.npy", embedded_digits().test.images[100:150])
+        np.save(self.input / "second.npy", embedded_images().test.images[100:150])
         return self.rest()
 
     def labelled_digits(self, per_class: int) -> None:
         """People drop labelled digits into the folder."""
-        train = embedded_digits().train
+        train = embedded_images().train
         for label in range(10):
             (self.labelled / str(label)).mkdir(parents=True, exist_ok=True)
             positions = np.flatnonzero(train.labels == label)[self.dropped : self.dropped + per_class]

@@ -7,10 +7,9 @@ import dagster as dg
 import pytest
 
 from mnist_pipeline.definitions import defs
-from mnist_pipeline_tests.conftest import CHAIN
-from mnist_pipeline_tests.live import Count
+from mnist_pipeline_tests.defs.slack_stub import TOKEN, slack_stub
+from mnist_pipeline_tests.live import CHAIN, Count
 from mnist_pipeline_tests.scenario import Scenario
-from mnist_pipeline_tests.slack_stub import TOKEN, slack_stub
 
 
 @pytest.fixture

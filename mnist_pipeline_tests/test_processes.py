@@ -18,16 +18,17 @@ import pytest
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import LocalModelStoreResource
-from mnist_pipeline_tests.conftest import TINY, Pipeline
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
+from mnist_pipeline_tests.task.examples import TINY
 
 PROJECT = Path(__file__).parents[1]
 DG = Path(sys.executable).with_name("dg")
 
 
 @pytest.fixture
-def variables(tmp_path, idx_folder) -> dict[str, str]:
+def variables(tmp_path, raw_folder) -> dict[str, str]:
     """The environment of a deployment of its own."""
     home = tmp_path / "dagster_home"
     home.mkdir()
@@ -40,7 +41,7 @@ def variables(tmp_path, idx_folder) -> dict[str, str]:
         "DAGSTER_HOME": str(home),
         "STORAGE_ROOT": str(tmp_path / "storage"),
         "MNIST_SOURCE": "directory",
-        "MNIST_DIR": str(idx_folder),
+        "MNIST_DIR": str(raw_folder),
         "VIRTUAL_ENV": sys.prefix,
         "PYTHONWARNINGS": "ignore",
     }
@@ -205,19 +206,20 @@ def test_a_setting_out_of_range_stops_the_run_before_any_work(variables, launch)
 SAVE_AND_PROMOTE = """
 import sys
 from pathlib import Path
-from mnist_pipeline.ml.records import EpochMetrics, Normalization
+from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.stores import LocalModelStoreResource
+from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline.task.spec import TASK
 
-store = LocalModelStoreResource(base_path=sys.argv[1])
+store = LocalModelStore(base_path=sys.argv[1])
 weights = Path(sys.argv[2]).read_bytes()
 settings = TrainingSettings.model_validate_json(sys.argv[3])
 metrics = EpochMetrics(epoch=1, train_loss=1, train_accuracy=0.5, validation_loss=1, validation_accuracy=0.5,
                        learning_rate=0.1, seconds=1, images_per_second=1)
 print("ready", flush=True)
 while True:
-    manifest = store.save(weights, settings=settings, normalization=Normalization(), history=[metrics], best_epoch=1,
+    manifest = store.save(weights, settings=settings, normalization=TASK, history=[metrics], best_epoch=1,
                           data_version="d", code_version="1", run_id="r")
     store.promote(new_decision(outcome="promoted", strategy="force", reason="test", version=manifest.name,
                                weights_sha256=manifest.weights_sha256, incumbent=store.production(), actor="test"))
@@ -227,7 +229,7 @@ while True:
 def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
     weights, settings = tmp_path / "weights", json.dumps(TINY)
     weights.write_bytes(trained.weights)
-    store = LocalModelStoreResource(base_path=str(tmp_path / "models"))
+    store = LocalModelStore(base_path=str(tmp_path / "models"))
     chance = random.Random(0)
     for _ in range(15):
         arguments = [sys.executable, "-c", SAVE_AND_PROMOTE, store.base_path, str(weights), settings]

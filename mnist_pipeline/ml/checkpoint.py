@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_pipeline.ml import atomic
+from mnist_pipeline.files import atomic
 from mnist_pipeline.ml.records import EpochMetrics
 
 log = logging.getLogger(__name__)

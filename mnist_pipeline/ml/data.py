@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mnist_pipeline.ml.records import Dataset, LabelledImages, Splits
-from mnist_pipeline.ml.settings import CLASSES, SIDE, SplitSettings
-
-
-class DataError(ValueError):
-    """The data is not what it must be; the message says what was expected."""
+from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.ml.records import Splits
+from mnist_pipeline.ml.settings import SplitSettings
+from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.spec import TASK, TaskSpec
 
 
 def content_digest(*datasets: LabelledImages) -> str:
-    """SHA-256 (hex) of shapes and bytes: equal for equal content, wherever it came from."""
+    """Return the SHA-256 (hex) of shapes and bytes: equal for equal content, wherever it came from."""
     sha = hashlib.sha256()
     for dataset in datasets:
         for array in dataset:
@@ -24,38 +23,23 @@ def content_digest(*datasets: LabelledImages) -> str:
     return sha.hexdigest()
 
 
-def class_counts(labels: np.ndarray) -> list[int]:
-    """How often each of the ten labels occurs."""
-    return np.bincount(labels, minlength=CLASSES).tolist()
-
-
-def validate(dataset: LabelledImages, name: str) -> LabelledImages:
-    """Return `dataset` unchanged, or raise DataError if it is not uint8 (N, 28, 28) with N labels 0..9, N > 0."""
-    images, labels = dataset
-    if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
-        raise DataError(f"{name}: images must be uint8 (N, {SIDE}, {SIDE}), not {images.dtype} {images.shape}")
-    if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
-        raise DataError(f"{name}: {len(images)} images need as many uint8 labels, not {labels.dtype} {labels.shape}")
-    if not len(images):
-        raise DataError(f"{name}: there is no image")
-    if labels.max() >= CLASSES:
-        raise DataError(f"{name}: labels must be in 0..{CLASSES - 1}, but {labels.max()} occurs")
-    return dataset
+def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
+    """Count how often each label of `spec` occurs."""
+    return np.bincount(labels, minlength=spec.classes).tolist()
 
 
 def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings) -> Splits:
-    """Stratified train and validation splits; `extra_train` joins the training split only.
+    """Divide the training images into stratified splits; `extra_train` joins the training split only.
 
     Raises DataError if a class has too few images to be in both splits.
     """
     from sklearn.model_selection import train_test_split  # a second that no other step has to spend
 
     images, labels = dataset.train
-    counts = np.bincount(labels, minlength=CLASSES)
-    if (present := counts[counts > 0]).min(initial=len(labels)) < 2 or len(labels) < 2 * len(present):
-        raise DataError(
-            f"each class needs at least 2 training images to be split, but the counts are {counts.tolist()}"
-        )
+    counts = class_counts(labels, dataset.spec)
+    present = [count for count in counts if count]
+    if min(present, default=0) < 2 or len(labels) < 2 * len(present):
+        raise DataError(f"each class needs at least 2 training images to be split, but the counts are {counts}")
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=settings.validation_fraction, random_state=settings.seed, stratify=labels
     )
@@ -65,22 +49,18 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
         ),
         validation=LabelledImages(images[validation], labels[validation]),
         test=dataset.test,
+        spec=dataset.spec,
     )
 
 
-def no_images() -> LabelledImages:
-    """An empty set of the right shape."""
-    return LabelledImages(np.empty((0, SIDE, SIDE), np.uint8), np.empty(0, np.uint8))
-
-
 def shared_images(a: LabelledImages, b: LabelledImages) -> int:
-    """How many images of `b` stand, byte for byte, in `a` too."""
+    """Count the images of `b` that stand, byte for byte, in `a` too."""
     known = {image.tobytes() for image in a.images}
     return sum(image.tobytes() in known for image in b.images)
 
 
 def missing_images(whole: LabelledImages, parts: Sequence[LabelledImages]) -> int:
-    """How many labelled images of `whole`, counted with repetition, stand in none of `parts`."""
+    """Count the labelled images of `whole`, with repetition, that stand in none of `parts`."""
     wanted, found = Counter(_labelled_bytes(whole)), Counter(key for part in parts for key in _labelled_bytes(part))
     return (wanted - found).total()
 
@@ -90,31 +70,38 @@ def _labelled_bytes(dataset: LabelledImages) -> Iterator[tuple[bytes, int]]:
 
 
 def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """A data set as named arrays and named words, the two things that a safetensors file holds."""
+    """Return a data set as named arrays and named texts, the two things that a safetensors file holds."""
     arrays: dict[str, np.ndarray] = {}
-    words: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for field, content in value._asdict().items():
         if isinstance(content, LabelledImages):
             arrays |= {f"{field}.{part}": np.ascontiguousarray(array) for part, array in content._asdict().items()}
         else:
-            words[field] = str(content)
-    return arrays, words
+            texts[field] = content.model_dump_json() if isinstance(content, TaskSpec) else str(content)
+    return arrays, texts
 
 
-def splits_from_arrays(arrays: Mapping[str, np.ndarray]) -> Splits:
-    """The inverse of `to_arrays` for Splits."""
-    return Splits(*(_labelled(arrays, name) for name in Splits._fields))
+def splits_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Splits:
+    """Invert `to_arrays` for Splits."""
+    train, validation, test = (_labelled(arrays, name) for name in ("train", "validation", "test"))
+    return Splits(train, validation, test, _spec(texts))
 
 
-def dataset_from_arrays(arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> Dataset:
-    """The inverse of `to_arrays` for a Dataset."""
+def dataset_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Dataset:
+    """Invert `to_arrays` for a Dataset."""
     return Dataset(
         train=_labelled(arrays, "train"),
         test=_labelled(arrays, "test"),
-        description=words["description"],
-        is_sample=words["is_sample"] == str(True),
+        description=texts["description"],
+        is_sample=texts["is_sample"] == str(True),
+        spec=_spec(texts),
     )
 
 
 def _labelled(arrays: Mapping[str, np.ndarray], name: str) -> LabelledImages:
     return LabelledImages(arrays[f"{name}.images"], arrays[f"{name}.labels"])
+
+
+def _spec(texts: Mapping[str, str]) -> TaskSpec:
+    """Read the spec; files from before it was stored with the images are of the default task."""
+    return TaskSpec.model_validate_json(texts["spec"]) if "spec" in texts else TASK

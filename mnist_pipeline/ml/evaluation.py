@@ -6,9 +6,11 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
-from mnist_pipeline.ml.network import cross_entropy, predict_logits
-from mnist_pipeline.ml.records import ClassMetrics, LabelledImages, Normalization, SplitEvaluation
-from mnist_pipeline.ml.settings import CLASSES, EvaluationSettings
+from mnist_pipeline.ml.model import cross_entropy, predict_logits
+from mnist_pipeline.ml.records import ClassMetrics, SplitEvaluation
+from mnist_pipeline.ml.settings import EvaluationSettings
+from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.spec import TaskSpec
 
 
 class Mistake(NamedTuple):
@@ -21,17 +23,17 @@ class Mistake(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, split: LabelledImages, normalization: Normalization, settings: EvaluationSettings
+    model: nn.Module, split: LabelledImages, spec: TaskSpec, settings: EvaluationSettings
 ) -> tuple[SplitEvaluation, list[Mistake]]:
     """Score `model` on `split`; the mistakes come surest first, at most `settings.worst_mistakes`.
 
     Raises ModelError if an output is not finite.
     """
-    logits = predict_logits(model, split.images, normalization)
+    logits = predict_logits(model, split.images, spec)
     probabilities = logits.softmax(1).numpy()
     confidences, predicted = probabilities.max(1), probabilities.argmax(1)
     correct = predicted == split.labels
-    classes = range(CLASSES)
+    classes = range(spec.classes)
     scores = precision_recall_fscore_support(split.labels, predicted, labels=list(classes), zero_division=0.0)
     wrong = np.flatnonzero(~correct)
     worst = wrong[np.argsort(-confidences[wrong], kind="stable")][: settings.worst_mistakes]
@@ -51,7 +53,7 @@ def evaluate(
 
 
 def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:
-    """Mean gap (0..1) between confidence and accuracy over equally wide bins of confidence, weighted by size.
+    """Return the mean gap (0..1) of confidence and accuracy over equally wide bins of confidence, weighted by size.
 
     Equation 3 of Guo et al. 2017, On Calibration of Modern Neural Networks.
     """

@@ -15,7 +15,7 @@ class Contender(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the gate says."""
+    """The answer of the gate."""
 
     outcome: Literal["promoted", "refused", "unchanged"]
     reason: str
@@ -27,7 +27,7 @@ def decide(
     policy: DeploymentSettings,
     rolled_back_because: str | None = None,
 ) -> Verdict:
-    """Whether `candidate` takes the place of `incumbent`, both scored on the same test images.
+    """Decide whether `candidate` takes the place of `incumbent`, both scored on the same test images.
 
     `rolled_back_because` is the reason for which these very weights were taken out of production; then only
     `manual` and `force` bring them back.

@@ -11,15 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
-from mnist_pipeline.ml import atomic, folders
-from mnist_pipeline.ml.data import DataError
+from mnist_pipeline.files import atomic, folders
+from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.files.idx import read_idx
+from mnist_pipeline.files.pictures import ImageError, is_image
+from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.drift import DriftMonitor
-from mnist_pipeline.ml.images import ImageError, is_image, read_image
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import DriftReport, InputError
-from mnist_pipeline.ml.settings import CLASSES, SIDE
-from mnist_pipeline.ml.sources import read_idx
+from mnist_pipeline.task.preprocessing import read_image
+from mnist_pipeline.task.spec import TaskSpec
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 IDX_ENDINGS = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
@@ -42,16 +45,16 @@ class ImageBatch(NamedTuple):
     """Some images and where each stood."""
 
     images: np.ndarray
-    """uint8 (N, 28, 28)."""
+    """uint8 (N, *spec.array_shape)."""
     sources: list[str]
     indices: list[int]
     """Position of each image in its source; 0 for an image file."""
 
 
-def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch | InputError]:
+def read_batches(paths: Sequence[Path], spec: TaskSpec, batch_size: int) -> Iterator[ImageBatch | InputError]:
     """Stream images out of files and folders, at most `batch_size` at a time, in the order of their names.
 
-    Image files are prepared like drawings and photos; IDX, npy and npz hold ready 28x28 uint8 images.
+    Image files are prepared like drawings and photos; IDX, npy and npz hold ready uint8 images of the shape of `spec`.
     What cannot be read comes as an InputError and does not stop the rest. Files in folders that are no images
     by their name (labels, notes) are passed over, but one that is named itself must be readable.
     """
@@ -70,8 +73,9 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
             continue
         try:
             for name, array in _read_arrays(path):
-                if array.dtype != np.uint8 or array.shape[1:] != (SIDE, SIDE):
-                    raise DataError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {array.dtype} {array.shape}")
+                if array.dtype != np.uint8 or array.shape[1:] != spec.array_shape:
+                    expected = ", ".join(map(str, ("N", *spec.array_shape)))
+                    raise DataError(f"images must be uint8 ({expected}), not {array.dtype} {array.shape}")
                 yield from array_batches(array, name, batch_size)
         except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             yield InputError(source=str(path), error=str(error))
@@ -80,14 +84,14 @@ def read_batches(paths: Sequence[Path], batch_size: int) -> Iterator[ImageBatch 
 
 
 def array_batches(images: np.ndarray, name: str, batch_size: int) -> Iterator[ImageBatch | InputError]:
-    """Images already in memory, uint8 (N, 28, 28), in the same form."""
+    """Cut images that are in memory already into the same form."""
     for start in range(0, len(images), batch_size):
         part = np.array(images[start : start + batch_size])  # a copy: torch wants writable memory, mapped is not
         yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
 
 
 class BatchResult(NamedTuple):
-    """What was written."""
+    """A summary of two tables that were written."""
 
     images: int
     errors: list[InputError]
@@ -106,9 +110,9 @@ def predict_to_parquet(
     predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: Path, error_table: Path
 ) -> BatchResult:
     """Predict in constant memory into two Parquet files, which appear whole or not at all."""
-    reference = predictor.manifest.drift_reference
+    reference = predictor.manifest.training.drift_reference
     monitor = DriftMonitor(reference) if reference else None
-    counts, total_confidence, error_count = np.zeros(CLASSES, np.int64), 0.0, 0
+    counts, total_confidence, error_count = np.zeros(predictor.spec.classes, np.int64), 0.0, 0
     listed: list[InputError] = []
     with ExitStack() as stack:
         writers = [
@@ -125,7 +129,7 @@ def predict_to_parquet(
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
             if monitor:
                 monitor.add(batch.images, probabilities)
-            counts += np.bincount(labels, minlength=CLASSES)
+            counts += class_counts(labels, predictor.spec)
             total_confidence += float(confidences.sum(dtype=np.float64))
             columns = [batch.sources, batch.indices, labels, confidences, [predictor.version] * len(labels)]
             writers[1].write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
@@ -141,7 +145,7 @@ def predict_to_parquet(
 
 
 def inputs_digest(paths: Sequence[Path]) -> str:
-    """SHA-256 (hex) of the names and contents of all that `read_batches` would read."""
+    """Return the SHA-256 (hex) of the names and contents of all that `read_batches` would read."""
     sha = hashlib.sha256()
     for path in _expand(paths):
         sha.update(f"{path}\0".encode())
@@ -153,15 +157,15 @@ def inputs_digest(paths: Sequence[Path]) -> str:
 
 
 def is_empty(paths: Sequence[Path]) -> bool:
-    """Whether `read_batches` would find nothing to read."""
+    """Return whether `read_batches` would find nothing to read."""
     return next(_expand(paths), None) is None
 
 
 def _expand(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            inside = (found for found in path.rglob("*") if found.is_file() and not found.name.startswith("."))
-            yield from sorted(found for found in inside if is_image(found) or _is_array(found))
+            inside = (path / name for name in folders.visible_files(UPath(path)))
+            yield from (found for found in inside if is_image(found) or _is_array(found))
         else:
             yield path
 

@@ -1,4 +1,4 @@
-"""Pictures for people: each function returns a PNG, small enough to be kept as metadata."""
+"""Plots for people: each function returns a PNG, small enough to be kept as metadata."""
 
 import io
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from mnist_pipeline.ml.records import (
     DriftReference,
     DriftReport,
     EpochMetrics,
-    LabelledImages,
     Prediction,
     SplitEvaluation,
 )
-from mnist_pipeline.ml.settings import CLASSES
+from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.spec import TaskSpec
 
 if TYPE_CHECKING:  # pictures of data need no torch
     from mnist_pipeline.ml.evaluation import Mistake
@@ -25,35 +25,36 @@ DPI = 80
 GRID_COLUMNS = 10
 
 
-def class_distribution(splits: dict[str, np.ndarray]) -> bytes:
-    """Bars of the share of each label, side by side for each named array of labels."""
+def class_distribution(splits: dict[str, np.ndarray], spec: TaskSpec) -> bytes:
+    """Draw bars of the share of each label, side by side for each named array of labels."""
     figure = Figure(figsize=(7, 3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(splits)
     for position, (name, labels) in enumerate(splits.items()):
-        shares = np.array(class_counts(labels)) / max(len(labels), 1)
-        axes.bar(np.arange(CLASSES) + (position - (len(splits) - 1) / 2) * width, shares, width, label=name)
-    axes.set(xlabel="label", ylabel="share of the images", xticks=range(CLASSES))
+        shares = np.array(class_counts(labels, spec)) / max(len(labels), 1)
+        axes.bar(np.arange(spec.classes) + (position - (len(splits) - 1) / 2) * width, shares, width, label=name)
+    axes.set(xlabel="label", ylabel="share of the images")
+    axes.set_xticks(range(spec.classes), spec.class_names)
     axes.legend(ncols=len(splits), loc="lower center")
     return _png(figure)
 
 
-def digit_grid(split: LabelledImages, rows: int = 4) -> bytes:
-    """The first images of each class, one column a class."""
-    figure = Figure(figsize=(GRID_COLUMNS * 0.7, rows * 0.75), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, CLASSES, squeeze=False)
-    for label in range(CLASSES):
+def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
+    """Draw the first images of each class, one column a class."""
+    figure = Figure(figsize=(spec.classes * 0.7, rows * 0.75), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, spec.classes, squeeze=False)
+    for label, name in enumerate(spec.class_names):
         of_label = np.flatnonzero(split.labels == label)[:rows]
         for row, axis in enumerate(axes[:, label]):
             axis.axis("off")
             if row < len(of_label):
                 axis.imshow(split.images[of_label[row]], cmap="gray_r", vmin=0, vmax=255)
-        axes[0, label].set_title(label)
+        axes[0, label].set_title(name)
     return _png(figure)
 
 
 def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> bytes:
-    """Loss, accuracy and learning rate over the epochs, the chosen epoch marked."""
+    """Draw loss, accuracy and learning rate over the epochs, the chosen epoch marked."""
     figure = Figure(figsize=(11, 3), dpi=DPI, layout="constrained")
     epochs = [metrics.epoch for metrics in history]
     curves: dict[str, dict[str, list[float]]] = {
@@ -78,8 +79,8 @@ def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> bytes:
     return _png(figure)
 
 
-def confusion(evaluation: SplitEvaluation) -> bytes:
-    """The confusion matrix as counts, coloured by the share of the true label."""
+def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
+    """Draw the confusion matrix as counts, coloured by the share of the true label."""
     matrix = np.array(evaluation.confusion_matrix)
     figure = Figure(figsize=(5.5, 5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -90,35 +91,40 @@ def confusion(evaluation: SplitEvaluation) -> bytes:
             axes.text(
                 column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
             )
-    axes.set(xlabel="predicted label", ylabel="true label", xticks=range(CLASSES), yticks=range(CLASSES))
+    axes.set(xlabel="predicted label", ylabel="true label")
+    axes.set_xticks(range(spec.classes), spec.class_names)
+    axes.set_yticks(range(spec.classes), spec.class_names)
     axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
     return _png(figure)
 
 
-def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]") -> bytes:
-    """The images of `mistakes` with true label, predicted label and confidence."""
-    titles = [f"{m.label} read as {m.predicted}\n{m.confidence:.3f}" for m in mistakes]
+def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: TaskSpec) -> bytes:
+    """Draw the images of `mistakes` with true label, predicted label and confidence."""
+    names = spec.class_names
+    titles = [f"{names[m.label]} read as {names[m.predicted]}\n{m.confidence:.3f}" for m in mistakes]
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)
 
 
-def predicted_images(images: np.ndarray, predictions: Sequence[Prediction]) -> bytes:
-    """Each image as the model sees it, with label and confidence; at most the first 100."""
-    titles = [f"{p.label}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
+def predicted_images(images: np.ndarray, predictions: Sequence[Prediction], spec: TaskSpec) -> bytes:
+    """Draw each image as the model sees it, with label and confidence; at most the first 100."""
+    names = spec.class_names
+    titles = [f"{names[p.label]}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
     return _titled_grid(images[:100], titles[:100])
 
 
-def label_counts(counts: Sequence[int]) -> bytes:
-    """Bars of how often each label was predicted."""
+def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:
+    """Draw bars of how often each label was predicted."""
     figure = Figure(figsize=(6, 2.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.bar_label(axes.bar(range(CLASSES), counts))
-    axes.set(xlabel="predicted label", ylabel="images", xticks=range(CLASSES))
+    axes.bar_label(axes.bar(range(spec.classes), counts))
+    axes.set(xlabel="predicted label", ylabel="images")
+    axes.set_xticks(range(spec.classes), spec.class_names)
     axes.margins(y=0.15)
     return _png(figure)
 
 
 def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
-    """The share of each bin, validation split beside batch; the title says where they differ."""
+    """Draw the share of each bin, validation split beside batch; the title says where they differ."""
     rows = -(-len(report.findings) // 3)
     figure = Figure(figsize=(11, 2.5 * rows), dpi=DPI, layout="constrained")
     for axes, finding in zip(figure.subplots(rows, 3, squeeze=False).ravel(), report.findings, strict=False):

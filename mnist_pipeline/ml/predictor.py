@@ -4,13 +4,13 @@ from typing import Protocol
 
 import numpy as np
 
-from mnist_pipeline.ml.network import INFERENCE_BATCH_SIZE, choose_device, model_from_bytes, predict_probabilities
-from mnist_pipeline.ml.records import Decision, ModelManifest
-from mnist_pipeline.ml.settings import SIDE
+from mnist_pipeline.ml.manifest import Decision, ModelManifest
+from mnist_pipeline.ml.model import INFERENCE_BATCH_SIZE, choose_device, model_from_bytes, predict_probabilities
+from mnist_pipeline.task.spec import TaskSpec
 
 
 class DeployedModels(Protocol):
-    """What a predictor needs of a model store."""
+    """The part of a model store that a predictor needs."""
 
     def production(self) -> Decision | None: ...
 
@@ -27,11 +27,11 @@ class Predictor:
     def __init__(self, manifest: ModelManifest, weights: bytes, device: str = "auto") -> None:
         """Raises ModelError if the weights are not a finite model of the manifest's architecture."""
         self.manifest = manifest
-        self._network = model_from_bytes(weights, manifest.settings).to(choose_device(device))
+        self._network = model_from_bytes(weights, manifest.network, manifest.task).to(choose_device(device))
 
     @classmethod
     def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":
-        """The predictor of what is deployed, which need not be the newest version.
+        """Return the predictor of what is deployed, which need not be the newest version.
 
         Raises NoDeployedModel if nothing is, and what `store.load` raises if it is damaged.
         """
@@ -42,19 +42,28 @@ class Predictor:
 
     @property
     def version(self) -> str:
+        """The name of the version in the model store."""
         return self.manifest.name
 
-    def verify(self) -> None:
-        """Predict a blank and a full image. Raises ModelError if an output is not finite."""
-        self.predict(np.stack([np.zeros((SIDE, SIDE), np.uint8), np.full((SIDE, SIDE), 255, np.uint8)]))
+    @property
+    def spec(self) -> TaskSpec:
+        """The classes of the model and the shape of its images."""
+        return self.manifest.task
+
+    def verify(self) -> tuple[float, float]:
+        """Predict a black and a white image and return the confidences. Raises ModelError if they are not finite."""
+        images = np.stack([np.full(self.spec.array_shape, value, np.uint8) for value in (0, 255)])
+        black, white = self.predict(images).max(1).tolist()
+        return black, white
 
     def predict(self, images: np.ndarray, batch_size: int = INFERENCE_BATCH_SIZE) -> np.ndarray:
-        """Class probabilities, float32 (N, 10), of uint8 images (N, 28, 28), 0 background to 255 ink.
+        """Return class probabilities, float32 (N, classes), of uint8 images (N, *spec.array_shape).
 
         Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
-            raise ValueError(f"images must be uint8 (N, {SIDE}, {SIDE}), not {images.dtype} {images.shape}")
+        if images.dtype != np.uint8 or images.shape[1:] != self.spec.array_shape:
+            expected = ", ".join(map(str, ("N", *self.spec.array_shape)))
+            raise ValueError(f"images must be uint8 ({expected}), not {images.dtype} {images.shape}")
         if not len(images):
             raise ValueError("there is no image to predict")
-        return predict_probabilities(self._network, images, self.manifest.normalization, batch_size)
+        return predict_probabilities(self._network, images, self.spec, batch_size)

@@ -1,60 +1,34 @@
-"""The typed records that travel between steps and rest in the model store."""
+"""The typed records that travel between steps."""
 
 import hashlib
-from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from mnist_pipeline.ml.settings import CLASSES, TrainingSettings
-
-if TYPE_CHECKING:  # numpy is needed by those who make or read arrays, not by those who only pass them on
-    import numpy as np
-
-
-class LabelledImages(NamedTuple):
-    """Images and what they show."""
-
-    images: "np.ndarray"
-    """uint8 (N, 28, 28), 0 background to 255 ink."""
-    labels: "np.ndarray"
-    """uint8 (N,), 0..9."""
-
-
-class Dataset(NamedTuple):
-    """The raw data set, untouched."""
-
-    train: LabelledImages
-    test: LabelledImages
-    description: str
-    """Where it comes from, in words."""
-    is_sample: bool
-    """True for the 5,000 embedded digits that stand in for the full data set."""
+from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.spec import TaskSpec
 
 
 class Splits(NamedTuple):
-    """What training, model selection and the final score use; no image is in two of them."""
+    """The images for training, for model selection and for the final score; no image is in two of them."""
 
     train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
+    spec: TaskSpec
+
+    @property
+    def parts(self) -> dict[str, LabelledImages]:
+        """The three splits by their names."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-class Record(BaseModel):
-    """Base of all records: immutable, strict about names, stored as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(BaseModel, frozen=True, extra="forbid"):
+    """The base of all records: immutable, strict about names, stored as JSON."""
 
     def digest(self, *, exclude: set[str] = frozenset()) -> str:  # type: ignore[assignment]
-        """SHA-256 (hex) of the record's JSON without the named fields."""
+        """Return the SHA-256 (hex) of the record's JSON without the named fields."""
         return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()
-
-
-class Normalization(Record):
-    """Constants of `ml.network.normalize`, in units of full ink (0..1)."""
-
-    mean: float = Field(0.1307, description="Mean of the 60,000 MNIST training images.")
-    std: float = Field(0.3081, gt=0, description="Standard deviation of the 60,000 MNIST training images.")
 
 
 class EpochMetrics(Record):
@@ -71,14 +45,14 @@ class EpochMetrics(Record):
 
 
 class Histogram(Record):
-    """How many values fall between the edges, below the first and above the last included."""
+    """Counts of values between the edges, below the first and above the last included."""
 
     edges: list[float]
     counts: list[int] = Field(description="One more than edges; a value on an edge counts above it.")
 
 
 class DriftReference(Record):
-    """What a model saw and said on its validation split, for comparison with what it is asked later."""
+    """Statistics of a model's validation split, for comparison with what it is asked later."""
 
     images: int
     histograms: dict[str, Histogram] = Field(description="By the name of the statistic; see `ml.drift.statistics`.")
@@ -104,27 +78,6 @@ class DriftReport(Record):
     def drifted(self) -> list[str]:
         """The statistics that shifted."""
         return [finding.statistic for finding in self.findings if finding.drifted]
-
-
-class ModelManifest(Record):
-    """Everything about a model version but its weights; it can rebuild the network by itself."""
-
-    format_version: Literal[1] = 1
-    name: str
-    weights_sha256: str = Field(description="SHA-256 (hex) of weights.safetensors.")
-    settings: TrainingSettings = Field(description="Architecture and recipe.")
-    normalization: Normalization
-    best_epoch: int = Field(description="The epoch whose weights these are.")
-    history: list[EpochMetrics]
-    data_version: str = Field(description="Digest of the splits it was trained on.")
-    code_version: str
-    run_id: str = Field(description="The Dagster run that trained it.")
-    created_at: datetime = Field(description="UTC.")
-    drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
-
-    @property
-    def best(self) -> EpochMetrics:
-        return self.history[self.best_epoch - 1]
 
 
 class ModelRecord(Record):
@@ -169,34 +122,17 @@ class Evaluation(Record):
     test_digest: str = Field(description="Content digest of the test images and labels that were scored.")
 
 
-class Decision(Record):
-    """One decision of the gate, or a rollback. The latest one that promoted is what is deployed."""
-
-    id: str = Field(description="Sorts by time.")
-    outcome: Literal["promoted", "refused", "unchanged"]
-    strategy: Literal["quality", "manual", "force", "rollback"]
-    reason: str
-    version: str = Field(description="The version decided about.")
-    weights_sha256: str
-    test_accuracy: float | None = Field(None, description="0..1; None where it was not measured.")
-    incumbent_version: str | None = Field(description="What was deployed before; None: nothing.")
-    incumbent_test_accuracy: float | None = Field(None, description="0..1, on the same test images.")
-    replaces: str | None = Field(description="Id of the decision that had deployed the incumbent.")
-    actor: str = Field(description="Who or which run decided.")
-    decided_at: datetime = Field(description="UTC.")
-
-
 class Prediction(Record):
-    """What the model sees in one image."""
+    """The answer of a model about one image."""
 
     source: str = Field(description="File name, or where in the request the image stood.")
     label: int
     confidence: float = Field(description="Probability of the label, 0..1.")
     needs_review: bool = Field(description="The confidence is below the threshold.")
-    probabilities: list[float] | None = Field(None, description="Of the ten classes; sums to 1.")
+    probabilities: list[float] | None = Field(None, description="Of all classes; sums to 1.")
 
 
-class DigitPredictions(Record):
+class RealTimePredictions(Record):
     """Real-time predictions."""
 
     model: str
@@ -212,7 +148,7 @@ class InputError(Record):
 
 
 class BatchPredictions(Record):
-    """Where a table of predictions is and what it holds."""
+    """A table of predictions: where it is, and a summary of it."""
 
     model: str
     weights_sha256: str
@@ -221,7 +157,7 @@ class BatchPredictions(Record):
     errors_path: str = Field(description="Parquet: source, error; a row for each input that could not be read.")
     images: int
     errors: int
-    label_counts: list[int] = Field(min_length=CLASSES, max_length=CLASSES)
+    label_counts: list[int] = Field(description="How often each label was predicted, in their order.")
     mean_confidence: float | None = Field(description="None when no image could be read.")
     unreadable: list[InputError] = Field([], description="The first hundred; the errors table has all.")
     drift: DriftReport | None = Field(None, description="None where no image or no reference was there to compare.")

@@ -1,20 +1,14 @@
-"""Every setting of the pipeline: its default, its range and its meaning, once.
+"""The settings of the lifecycle: default, range and meaning of each, once.
 
-Plain frozen pydantic models. The assets add `dagster.Config` to them, so that the launchpad shows the
-same defaults and descriptions and the steps refuse the same values.
+Plain frozen pydantic models. The assets add `dagster.Config` to them, so that the launchpad shows the same defaults
+and descriptions, and a run refuses the same values.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-CLASSES = 10
-SIDE = 28
-"""Height and width of an MNIST image in pixels."""
-
-MAX_LAYER_WIDTH = 4096
-MAX_BLOCKS = 3
-MAX_BLOCK_DEPTH = 12
+from mnist_pipeline.task.settings import AugmentationSettings, NetworkSettings, Settings
 
 TRAINING_CODE_VERSION = "2"
 """Raise it when the same settings and data would give other weights: candidates are trained anew."""
@@ -35,14 +29,8 @@ DRIFT_P_VALUE = 0.001
 """Small batches differ by chance: a shift must also be this unlikely under the validation distribution."""
 
 
-class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt name is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class SplitSettings(Settings):
-    """How the training images are divided into training and validation."""
+    """The division of the training images into training and validation."""
 
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="Share of the training images held out for validation (0..1, exclusive)."
@@ -50,35 +38,8 @@ class SplitSettings(Settings):
     seed: int = Field(42, ge=0, description="Seed of the stratified split.")
 
 
-class Convolution(NamedTuple):
-    """One convolution of the network."""
-
-    channels: int
-    kernel_size: int
-    pooled: bool
-    """Whether 2x2 max pooling follows."""
-
-
-class TrainingSettings(Settings):
-    """Architecture, optimisation and augmentation of one training run."""
-
-    conv_channels: list[int] = Field(
-        [32, 64, 128],
-        description=f"Channels of each block of convolutions, 1..{MAX_LAYER_WIDTH}; 1..{MAX_BLOCKS} blocks, with 2x2 "
-        "max pooling between them.",
-    )
-    conv_depths: list[int] = Field(
-        [1, 1, 1],
-        description=f"Convolutions in each block, 1..{MAX_BLOCK_DEPTH}, for as many blocks as conv_channels. The first "
-        "of all is 5x5, the others 3x3. They are not padded, so that the image must be large enough for all together: "
-        "[12], [3, 4] and [1, 3, 1] just fit.",
-    )
-    hidden_units: list[int] = Field(
-        [256, 128],
-        description=f"Widths of the fully connected layers before the output, each 1..{MAX_LAYER_WIDTH}; [] for none.",
-    )
-    conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
-    hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")
+class RecipeSettings(Settings):
+    """The recipe of a training."""
 
     epochs: int = Field(20, ge=1, le=1000, description="Passes over the training images, at most.")
     batch_size: int = Field(256, ge=4, le=65536, description="Images in one optimiser step, at most.")
@@ -118,15 +79,6 @@ class TrainingSettings(Settings):
         None, gt=0, le=1, description=f"Only with step: factor of a decay; {DEFAULT_STEP_GAMMA} when not given."
     )
 
-    rotation_degrees: float = Field(
-        8.0, ge=0, le=180, description="Random rotation up to this angle; 0 switches it off."
-    )
-    translation_pixels: float = Field(2.0, ge=0, le=14, description="Random shift up to this many pixels; 0: off.")
-    scaling_fraction: float = Field(
-        0.1, ge=0, lt=1, description="Random size change of width and height, each by up to about this share; 0: off."
-    )
-    shear_degrees: float = Field(5.0, ge=0, le=60, description="Random shear up to this angle; 0: off.")
-
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
@@ -149,57 +101,13 @@ class TrainingSettings(Settings):
     )
 
     @property
-    def convolutions(self) -> list[Convolution]:
-        """From input to output."""
-        last_block = len(self.conv_channels) - 1
-        return [
-            Convolution(
-                channels,
-                kernel_size=5 if block == number == 0 else 3,
-                pooled=block < last_block and number == depth - 1,
-            )
-            for block, (channels, depth) in enumerate(zip(self.conv_channels, self.conv_depths, strict=True))
-            for number in range(depth)
-        ]
-
-    @property
-    def features_side(self) -> int:
-        """Height and width of the last feature maps in pixels: 3 by default. Not above 0: the blocks do not fit."""
-        side = SIDE
-        for convolution in self.convolutions:
-            side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
-        return side
-
-    @field_validator("conv_channels")
-    @classmethod
-    def _some_blocks(cls, channels: list[int]) -> list[int]:
-        if not 1 <= len(channels) <= MAX_BLOCKS:
-            raise ValueError(f"conv_channels needs 1..{MAX_BLOCKS} numbers, one a block, not {len(channels)}")
-        return channels
-
-    @field_validator("conv_channels", "conv_depths", "hidden_units")
-    @classmethod
-    def _within_range(cls, numbers: list[int], field: ValidationInfo) -> list[int]:
-        most = MAX_BLOCK_DEPTH if field.field_name == "conv_depths" else MAX_LAYER_WIDTH
-        if wrong := [number for number in numbers if not 1 <= number <= most]:
-            raise ValueError(f"each of {field.field_name} must be in 1..{most}, not {wrong}")
-        return numbers
+    def recipe_label(self) -> str:
+        """The part of a version's name that tells its recipe: batch size, optimizer, learning rate and seed."""
+        rate = f"{self.learning_rate:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"bs{self.batch_size}_{self.optimizer}_lr{rate}_s{self.seed}"
 
     @model_validator(mode="after")
-    def _blocks_fit(self) -> "TrainingSettings":
-        if len(self.conv_depths) != len(self.conv_channels):
-            raise ValueError(
-                f"conv_depths {self.conv_depths} and conv_channels {self.conv_channels} need one number a block each: "
-                "give both, equally long"
-            )
-        if self.features_side < 1:
-            raise ValueError(
-                f"conv_depths {self.conv_depths} are too many convolutions for {SIDE}x{SIDE} pixels: nothing is left"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> "TrainingSettings":
+    def _nothing_ignored(self) -> Self:
         """A setting that the chosen combination would ignore is refused."""
         conditions = [
             ("momentum", "optimizer", "sgd"),
@@ -220,8 +128,19 @@ class TrainingSettings(Settings):
         return self
 
 
+class TrainingSettings(NetworkSettings, AugmentationSettings, RecipeSettings):
+    """All settings of one training run: architecture, augmentation and recipe.
+
+    They are inherited, not nested, since dagster.Config refuses nested models.
+    """
+
+    def network(self) -> NetworkSettings:
+        """Return the part that decides the architecture."""
+        return NetworkSettings(**self.model_dump(include=set(NetworkSettings.model_fields)))
+
+
 class EvaluationSettings(Settings):
-    """How a candidate is measured and pictured."""
+    """The measures and pictures of a candidate."""
 
     calibration_bins: int = Field(15, ge=1, le=1000, description="Bins of the expected calibration error.")
     worst_mistakes: int = Field(25, ge=0, le=100, description="How many of the surest mistakes are pictured.")
@@ -252,7 +171,7 @@ class DeploymentSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "DeploymentSettings":
+    def _consistent(self) -> Self:
         if self.strategy == "force" and not (self.reason or "").strip():
             raise ValueError("strategy 'force' needs a reason: say in `reason` why the gate is to be overridden")
         if self.model_name is not None and self.strategy != "manual":
@@ -270,7 +189,7 @@ class DeploymentSettings(Settings):
 
 
 class BatchPredictionSettings(Settings):
-    """What the batch predictions read and how."""
+    """The inputs of the batch predictions."""
 
     input_paths: list[str] = Field(
         [],
@@ -288,4 +207,4 @@ class RealTimePredictionSettings(Settings):
     confidence_threshold: float = Field(
         0.8, ge=0, le=1, description="A prediction below this confidence (0..1) is marked `needs_review`."
     )
-    include_probabilities: bool = Field(False, description="Also give the probabilities of all ten classes.")
+    include_probabilities: bool = Field(False, description="Also give the probabilities of all classes.")

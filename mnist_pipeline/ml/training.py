@@ -1,4 +1,4 @@
-"""Training of DigitCNN: from settings and splits to the weights of the best epoch."""
+"""Training: from settings and splits to the weights of the best epoch."""
 
 import hashlib
 import logging
@@ -16,11 +16,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mnist_pipeline.ml.augmentation import augment
 from mnist_pipeline.ml.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
 from mnist_pipeline.ml.data import content_digest
-from mnist_pipeline.ml.network import (
-    DigitCNN,
+from mnist_pipeline.ml.model import (
+    channels_first,
     choose_device,
     computes_bfloat16,
     cross_entropy,
@@ -28,7 +27,7 @@ from mnist_pipeline.ml.network import (
     predict_logits,
     weights_to_bytes,
 )
-from mnist_pipeline.ml.records import EpochMetrics, LabelledImages, Normalization, Splits
+from mnist_pipeline.ml.records import EpochMetrics, Splits
 from mnist_pipeline.ml.settings import (
     DEFAULT_SGD_MOMENTUM,
     DEFAULT_STEP_GAMMA,
@@ -38,6 +37,9 @@ from mnist_pipeline.ml.settings import (
     TRAINING_CODE_VERSION,
     TrainingSettings,
 )
+from mnist_pipeline.task.augmentation import augment
+from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,6 @@ class TrainingResult(NamedTuple):
 
     weights: bytes
     """A safetensors file: the moving average (`ema_epochs`) at the end of the best epoch."""
-    normalization: Normalization
     history: list[EpochMetrics]
     best_epoch: int
     stopped_early: bool
@@ -69,8 +70,9 @@ def train(
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     checkpoint_dir: Path | None = None,
 ) -> TrainingResult:
-    """Train on `splits.train`, choose the epoch of least loss on `splits.validation`; the test split is not touched.
-    (With `early_stopping_min_delta` a loss counts as less only from that much on.)
+    """Train on `splits.train` and choose the epoch of least loss on `splits.validation`.
+
+    The test split is not touched. With `early_stopping_min_delta` a loss counts as less only from that much on.
 
     `on_epoch` is called after each epoch. With `checkpoint_dir`, each epoch is saved there, a killed training
     of the same settings, data and code continues from the last one; `discard_checkpoint` removes it.
@@ -82,10 +84,9 @@ def train(
     torch.backends.cudnn.deterministic = True  # no effect but on CUDA
     torch.backends.cudnn.benchmark = False
     bfloat16 = _use_bfloat16(settings.precision, device)
-    normalization = Normalization()
-    images = torch.from_numpy(splits.train.images).to(device)
-    labels = torch.from_numpy(splits.train.labels).long().to(device)
-    state = _initial_state(settings, device, _steps_per_epoch(settings, len(images)))
+    images = channels_first(torch.from_numpy(splits.train.images)).to(device)  # (N, C, H, W), uint8
+    labels = torch.from_numpy(splits.train.labels).long().to(device)  # (N,)
+    state = _initial_state(settings, splits.spec, device, _steps_per_epoch(settings, len(images)))
     fingerprint = _fingerprint(settings, splits)
     folder = checkpoint_dir / fingerprint[:16] if checkpoint_dir else None
     if folder and restore_checkpoint(folder, fingerprint, state):
@@ -94,7 +95,7 @@ def train(
 
     while not _finished(settings, state):
         epoch = len(state.history) + 1
-        metrics = _run_epoch(epoch, settings, state, images, labels, splits.validation, normalization, bfloat16)
+        metrics = _run_epoch(epoch, settings, state, images, labels, splits, bfloat16)
         best = state.history[state.best_epoch - 1].validation_loss if state.history else math.inf
         state.history.append(metrics)
         if metrics.validation_loss < best - settings.early_stopping_min_delta:
@@ -109,7 +110,6 @@ def train(
     state.model.load_state_dict(state.best_weights)
     return TrainingResult(
         weights=weights_to_bytes(state.model),
-        normalization=normalization,
         history=state.history,
         best_epoch=state.best_epoch,
         stopped_early=len(state.history) < settings.epochs,
@@ -130,15 +130,14 @@ def _run_epoch(
     state: TrainingState,
     images: Tensor,
     labels: Tensor,
-    validation: LabelledImages,
-    normalization: Normalization,
+    splits: Splits,
     bfloat16: bool,
 ) -> EpochMetrics:
-    """One pass over the training images and one over the validation images."""
+    """Make one pass over the training images, on the device, and one over the validation images."""
     began = time.perf_counter()
     device = images.device
     generator = torch.Generator().manual_seed(_epoch_seed(settings.seed, epoch))
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=generator)  # (N,)
     total_loss = torch.zeros((), device=device)
     hits = torch.zeros((), device=device)
     state.model.train()
@@ -146,11 +145,12 @@ def _run_epoch(
         torch.manual_seed(_epoch_seed(settings.seed, epoch))  # dropout draws from the global generators
         # In parts of equal size: batch norm learns nothing from a last batch of one image.
         for chosen in order.to(device).tensor_split(_steps_per_epoch(settings, len(images))):
-            inputs = normalize(augment(images[chosen], settings, generator), normalization)
-            targets = labels[chosen]
+            # B is the batch: at most batch_size images.
+            inputs = normalize(augment(images[chosen], settings, generator), splits.spec)  # (B, C, H, W), float32
+            targets = labels[chosen]  # (B,)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = state.model(inputs)
-            loss = F.cross_entropy(logits.float(), targets)
+                logits = state.model(inputs)  # (B, classes)
+            loss = F.cross_entropy(logits.float(), targets)  # a scalar
             state.optimizer.zero_grad()
             loss.backward()
             state.optimizer.step()
@@ -165,7 +165,8 @@ def _run_epoch(
         raise TrainingDiverged(
             f"the training loss is {train_loss} in epoch {epoch}: lower learning_rate (now {settings.learning_rate})"
         )
-    logits = predict_logits(state.average, validation.images, normalization)
+    validation = splits.validation
+    logits = predict_logits(state.average, validation.images, splits.spec)  # (N, classes)
     return EpochMetrics(
         epoch=epoch,
         train_loss=train_loss,
@@ -182,10 +183,12 @@ def _steps_per_epoch(settings: TrainingSettings, images: int) -> int:
     return math.ceil(images / settings.batch_size)
 
 
-def _initial_state(settings: TrainingSettings, device: torch.device, steps_per_epoch: int) -> TrainingState:
+def _initial_state(
+    settings: TrainingSettings, spec: TaskSpec, device: torch.device, steps_per_epoch: int
+) -> TrainingState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = DigitCNN(settings)  # on the CPU first, so that a seed gives the same weights on every device
+        model = build_network(settings, spec)  # on the CPU first, so that a seed gives the same weights on every device
     model.to(device)
     optimizer = _optimizer(settings, model)
     schedule = _schedule(settings, optimizer, steps_per_epoch)

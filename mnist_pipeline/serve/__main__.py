@@ -38,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: ServeSettings, environment: Environment) -> None:
     import uvicorn
 
-    from mnist_pipeline.ml.storage import storage_path
+    from mnist_pipeline.files.storage import storage_path
     from mnist_pipeline.serve.app import create_app
-    from mnist_pipeline.stores.chosen import chosen_store
+    from mnist_pipeline.stores.from_environment import store_from_environment
 
     labelled = storage_path(environment.place("labelled_dir", "labelled"), environment.s3_endpoint_url)
     app = create_app(
-        settings, chosen_store(environment), labelled if environment.feedback == "on" else None, environment.serve_token
+        settings,
+        store_from_environment(environment),
+        labelled if environment.feedback else None,
+        environment.serve_token,
     )
     uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False)
 

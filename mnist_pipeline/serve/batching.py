@@ -11,26 +11,26 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mnist_pipeline.serve.deployed import Served
+from mnist_pipeline.serve.decoding import NotQuick
+from mnist_pipeline.serve.deployment import Served
 from mnist_pipeline.serve.errors import no_model, overloaded
-from mnist_pipeline.serve.requests import NotQuick
 from mnist_pipeline.serve.settings import ServeSettings
 
 SMALL_PIXELS = 512 * 512
 
 
 class Answer(NamedTuple):
-    """What one model said about the images of one request."""
+    """The answer of one model about the images of one request."""
 
     served: Served
     images: np.ndarray
-    """uint8 (N, 28, 28)."""
+    """uint8 (N, *spec.array_shape)."""
     probabilities: np.ndarray
-    """float32 (N, 10)."""
+    """float32 (N, classes)."""
 
 
 class Read(Protocol):
-    """Gives the images of one request, uint8 (N, 28, 28); with `quick` it raises NotQuick in place of long work."""
+    """Gives the images of one request, uint8 (N, *spec.array_shape); with `quick`, NotQuick instead of long work."""
 
     def __call__(self, *, quick: bool) -> np.ndarray: ...
 
@@ -67,22 +67,24 @@ class Batcher:
         self._thread = Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
+        """Begin to answer, on the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
-        """After the last request was answered."""
+        """End the threads, after the last request was answered."""
         self._readers.shutdown()
         self._large_readers.shutdown()
         self._queue.put(None)
         self._thread.join()
 
     def is_alive(self) -> bool:
+        """Return whether the thread that predicts works."""
         return self._thread.is_alive()
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place among the requests in work. Raises ServiceError where all are taken. On the event loop only."""
+        """Hold a place among the requests in work. Raises ServiceError where all are taken. On the event loop only."""
         if self._requests >= self._settings.max_requests:
             raise overloaded()
         self._requests += 1
@@ -113,7 +115,7 @@ class Batcher:
                 self._loop.call_soon_threadsafe(_answer, batch, answers)
 
     def _gather(self, first: _Job | _ReadJob) -> list[_ReadJob]:
-        """What is predicted together, read."""
+        """Read and return the requests that are predicted together."""
         batch: list[_ReadJob] = []
         images, deadline = 0, time.monotonic() + self._settings.batch_wait_ms / 1000
         job: _Job | _ReadJob | None = first

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong, for a program and for a person."""
+    """The reason of an error, for a program and for a person."""
 
     code: str = Field(description="Stable, for programs.", examples=["bad_image"])
     message: str = Field(description="A sentence: what was wrong and what is accepted.")
@@ -19,7 +19,7 @@ class ErrorAnswer(BaseModel):
 
 
 def documented(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's `responses`: what each status means, in the one shape."""
+    """Return FastAPI's `responses`: the meaning of each status, in the one shape."""
     return {status: {"model": ErrorAnswer, "description": meaning} for status, meaning in meanings.items()}
 
 
@@ -48,7 +48,7 @@ def too_large(message: str) -> ServiceError:
 
 
 def overloaded() -> ServiceError:
-    """As many requests as are allowed are in work."""
+    """Return the answer where as many requests as are allowed are in work."""
     return ServiceError(503, "overloaded", "too many requests are in work: try again in a second", retry_after=1)
 
 

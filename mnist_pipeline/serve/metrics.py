@@ -1,8 +1,8 @@
-"""What Prometheus may ask. Every name begins with `mnist_`."""
+"""The metrics for Prometheus. Every name begins with `mnist_`, whatever the task: dashboards know them so."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from mnist_pipeline.serve.deployed import Served
+from mnist_pipeline.serve.deployment import Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)

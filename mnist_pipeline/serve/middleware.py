@@ -94,7 +94,7 @@ def _name(host: str) -> str:
 
 
 def _from_another_site(headers: Headers) -> bool:
-    """As the browser says; it asks no page's permission for simple requests. Other clients say nothing."""
+    """Tell by what the browser says; it asks no page's permission for simple requests. Other clients say nothing."""
     if site := headers.get("sec-fetch-site"):
         return site in ("cross-site", "same-site")
     origin = headers.get("origin")

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
-from mnist_pipeline.serve.answers import DeployedModel, Health, Readiness
 from mnist_pipeline.serve.batching import Batcher
-from mnist_pipeline.serve.deployed import DeploymentFollower
+from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import no_model
 from mnist_pipeline.serve.metrics import Metrics
+from mnist_pipeline.serve.schemas import DeployedModel, Health, Readiness
 from mnist_pipeline.serve.settings import ServeSettings
 
 
@@ -27,20 +27,20 @@ def operations_routes(
 
     @router.get("/model", responses=errors, dependencies=bearer)
     async def model() -> DeployedModel:
-        """What is served, its metrics, when and why it was deployed."""
+        """Describe what is served: its metrics, when and why it was deployed."""
         if (served := follower.served) is None:
             raise no_model()
         return DeployedModel.of(served, settings.confidence_threshold)
 
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:
-        """Whether the process works; if not, restart it."""
+        """Tell if the process works; if not, restart it."""
         healthy = batcher.is_alive() and follower.is_alive()
         return JSONResponse(Health(healthy=healthy).model_dump(), 200 if healthy else 503)
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> JSONResponse:
-        """Whether there is a verified model to answer with."""
+        """Tell if there is a verified model to answer with."""
         served, store_error, refused = follower.status
         problems = []
         if store_error:
@@ -54,7 +54,7 @@ def operations_routes(
 
     @router.get("/metrics", response_class=Response, responses=errors, dependencies=bearer)
     async def prometheus() -> Response:
-        """For Prometheus."""
+        """Answer in the text format of Prometheus."""
         return Response(metrics.render(follower.served), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from mnist_pipeline.ml.settings import RealTimePredictionSettings, Settings
+from mnist_pipeline.ml.settings import RealTimePredictionSettings
+from mnist_pipeline.task.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Image formats that are accepted from strangers."""
@@ -12,7 +13,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
 class ServeSettings(Settings):
-    """How the service listens, batches, reloads, and what it refuses."""
+    """The ways in which the service listens, batches, reloads and bounds what it is sent."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, then set SERVE_TOKEN.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -47,6 +48,6 @@ class ServeSettings(Settings):
     review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review, in memory.")
 
     def known_hosts(self) -> frozenset[str] | None:
-        """Host names (without port) that requests may name; None: any."""
+        """Return the host names (without port) that requests may name; None: any."""
         named = frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
         return named | LOOPBACK if self.host in LOOPBACK else named or None

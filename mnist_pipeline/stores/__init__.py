@@ -1,17 +1,29 @@
-"""Model stores: immutable versions, one production pointer, an audit trail."""
+"""Model stores: immutable versions, one production pointer, an audit trail. They import no Dagster."""
 
-from mnist_pipeline.stores.base import ModelStoreResource
+from typing import NoReturn
+
+from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, PromotionConflict, UnknownModel
-from mnist_pipeline.stores.local import LocalModelStoreResource
-from mnist_pipeline.stores.s3 import S3ModelStoreResource
+from mnist_pipeline.stores.local import LocalModelStore
+from mnist_pipeline.stores.s3 import S3ModelStore
 
 __all__ = [
     "CorruptModel",
-    "LocalModelStoreResource",
+    "LocalModelStore",
+    "ModelStore",
     "ModelStoreError",
-    "ModelStoreResource",
     "NothingDeployed",
     "PromotionConflict",
-    "S3ModelStoreResource",
+    "S3ModelStore",
     "UnknownModel",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """Answer the names of before, when a store was a Dagster resource."""
+    if (plain := name.removesuffix("Resource")) != name and plain in __all__:
+        raise AttributeError(
+            f"{name} is made by mnist_pipeline.defs.resources.stores.as_resource now; "
+            f"without Dagster use {__name__}.{plain}"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a model store means, once for all backends.
+"""The meaning of a model store, once for all backends.
 
 Layout of a store:
 
@@ -11,14 +11,12 @@ Layout of a store:
 import hashlib
 import re
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
-import dagster as dg
 from pydantic import ValidationError
 
-from mnist_pipeline.ml.records import Decision, DriftReference, EpochMetrics, ModelManifest, Normalization
+from mnist_pipeline.ml.manifest import PROMOTED, Decision, ModelManifest, TrainingRecord
+from mnist_pipeline.ml.records import DriftReference, EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import (
     CorruptModel,
@@ -29,48 +27,30 @@ from mnist_pipeline.stores.errors import (
     PromotionConflict,
     UnknownModel,
 )
+from mnist_pipeline.stores.objects import ObjectStore
+from mnist_pipeline.task.spec import TaskSpec
 
 WEIGHTS = "weights.safetensors"
 MANIFEST = "manifest.json"
 PRODUCTION = "production.json"
 DECISIONS = "decisions/"
 
-VERSION_NAME = re.compile(r"mnist_cnn_\d{8}T\d{6}\.\d{3}Z_[A-Za-z0-9._-]+")
+VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
 """Names also come from people: nothing that could lead out of the store."""
 
 
-class ModelStoreResource(dg.ConfigurableResource, ABC):
+class ModelStore(ObjectStore):
     """Immutable model versions, the one that is deployed, and the trail of decisions.
 
-    A backend gives five primitives on keys and bytes; each write must be all or nothing.
+    A backend adds the five primitives of `ObjectStore`.
     """
-
-    @abstractmethod
-    def read_object(self, key: str) -> tuple[bytes, str]:
-        """Content and a token that changes with it. Raises ObjectMissing."""
-
-    @abstractmethod
-    def create_object(self, key: str, data: bytes) -> None:
-        """Write a new object. Raises ObjectChanged if there is one."""
-
-    @abstractmethod
-    def replace_object(self, key: str, data: bytes, token: str) -> None:
-        """Write over the object that `token` was read from. Raises ObjectChanged if it is another one by now."""
-
-    @abstractmethod
-    def list_objects(self, prefix: str = "") -> Iterator[str]:
-        """All keys that begin with `prefix`, in any order."""
-
-    @abstractmethod
-    def delete_object(self, key: str) -> None:
-        """Remove an object; nothing happens if there is none."""
 
     def save(
         self,
         weights: bytes,
         *,
+        task: TaskSpec,
         settings: TrainingSettings,
-        normalization: Normalization,
         history: list[EpochMetrics],
         best_epoch: int,
         data_version: str,
@@ -80,20 +60,23 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
     ) -> ModelManifest:
         """Store a new version. A kill on the way leaves no version behind."""
         while True:
-            created_at = datetime.now(timezone.utc)
+            created_at = datetime.now(UTC)
             accuracy = history[best_epoch - 1].validation_accuracy
             manifest = ModelManifest(
                 name=version_name(created_at, settings, accuracy),
                 weights_sha256=hashlib.sha256(weights).hexdigest(),
-                settings=settings,
-                normalization=normalization,
-                history=history,
-                best_epoch=best_epoch,
-                data_version=data_version,
-                code_version=code_version,
-                run_id=run_id,
-                created_at=created_at,
-                drift_reference=drift_reference,
+                task=task,
+                network=settings.network(),
+                training=TrainingRecord(
+                    settings=settings.model_dump(),
+                    history=[metrics.model_dump() for metrics in history],
+                    best_epoch=best_epoch,
+                    data_version=data_version,
+                    code_version=code_version,
+                    run_id=run_id,
+                    created_at=created_at,
+                    drift_reference=drift_reference,
+                ),
             )
             try:  # creating the weights claims the name
                 self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)
@@ -103,12 +86,13 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
             return manifest
 
     def versions(self) -> list[str]:
-        """Names of all complete versions, newest first."""
+        """Return the names of all complete versions, newest first."""
         names = (key.removesuffix(f"/{MANIFEST}") for key in self.list_objects() if key.endswith(f"/{MANIFEST}"))
-        return sorted(filter(VERSION_NAME.fullmatch, names), reverse=True)  # names begin with the time
+        found = [match for name in names if (match := VERSION_NAME.fullmatch(name))]
+        return [match[0] for match in sorted(found, key=lambda match: (match["time"], match[0]), reverse=True)]
 
     def manifest(self, name: str) -> ModelManifest:
-        """Raises UnknownModel or CorruptModel."""
+        """Return the manifest of a version. Raises UnknownModel or CorruptModel."""
         if not VERSION_NAME.fullmatch(name):
             raise UnknownModel(f"{name!r} is not the name of a model version. {self._known_versions()}")
         try:
@@ -124,7 +108,7 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         return manifest
 
     def load(self, name: str) -> tuple[ModelManifest, bytes]:
-        """Manifest and weights of a version, the weights' digest verified.
+        """Return manifest and weights of a version, the weights' digest verified.
 
         Raises UnknownModel, or CorruptModel if the weights are missing or not those of the manifest.
         """
@@ -143,7 +127,10 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         return manifest, weights
 
     def production(self) -> Decision | None:
-        """The decision that deployed what is deployed; None if nothing ever was."""
+        """Return the decision that deployed what is deployed; None if nothing ever was.
+
+        Raises CorruptModel if it is damaged, or of an outcome that this code does not know.
+        """
         return self._read_production()[0]
 
     def promote(self, decision: Decision) -> None:
@@ -151,7 +138,7 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
 
         Raises PromotionConflict if not, UnknownModel or CorruptModel if the version cannot be deployed.
         """
-        if decision.outcome != "promoted":
+        if decision.outcome != PROMOTED:
             raise ValueError(f"only a decision to promote deploys, not {decision.outcome!r}")
         manifest, _ = self.load(decision.version)
         if manifest.weights_sha256 != decision.weights_sha256:
@@ -176,12 +163,12 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
 
     def record(self, decision: Decision) -> None:
         """Add a decision that deploys nothing to the audit trail."""
-        if decision.outcome == "promoted":
+        if decision.outcome == PROMOTED:
             raise ValueError("a decision to promote is recorded by promote()")
         self._file_decision(decision)
 
     def decisions(self) -> list[Decision]:
-        """The audit trail, newest first."""
+        """Return the audit trail, newest first."""
         ids = {key.removeprefix(DECISIONS).removesuffix(".json") for key in self.list_objects(DECISIONS)}
         if (current := self.production()) and current.id not in ids:
             self._file_decision(current)  # the kill described in promote()
@@ -193,11 +180,11 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         return trail
 
     def rolled_back(self, weights_sha256: str) -> Decision | None:
-        """The rollback that took these weights out of production, if they did not come back since."""
+        """Return the rollback that took these weights out of production; None if there is none or they came back."""
         trail = self.decisions()
         by_id = {decision.id: decision for decision in trail}
         for decision in trail:
-            if decision.outcome != "promoted":
+            if decision.outcome != PROMOTED:
                 continue
             if decision.weights_sha256 == weights_sha256:
                 return None
@@ -224,7 +211,7 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
         if target == current.version:
             raise ModelStoreError(f"{target} is deployed already")
         decision = new_decision(
-            outcome="promoted",
+            outcome=PROMOTED,
             strategy="rollback",
             reason=reason,
             version=target,
@@ -258,7 +245,13 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
             data, token = self.read_object(PRODUCTION)
         except ObjectMissing:
             return None, None
-        return self._parse_decision(data, PRODUCTION), token
+        decision = self._parse_decision(data, PRODUCTION)
+        if decision.outcome != PROMOTED:
+            raise CorruptModel(
+                f"{PRODUCTION} has the outcome {decision.outcome!r}, which deploys nothing as far as this code knows: "
+                "use the code that wrote it, or put the decision that deployed the last good version in its place"
+            )
+        return decision, token
 
     def _parse_decision(self, data: bytes, key: str) -> Decision:
         try:
@@ -269,31 +262,10 @@ class ModelStoreResource(dg.ConfigurableResource, ABC):
     def _file_decision(self, decision: Decision) -> None:
         self._create(f"{DECISIONS}{decision.id}.json", decision.model_dump_json(indent=2).encode())
 
-    def _create(self, key: str, data: bytes, retry_is_ours: bool = True) -> None:
-        try:
-            self.create_object(key, data)
-        except ObjectChanged:
-            # A client that retries after a lost answer finds its own first attempt.
-            if not (retry_is_ours and self._holds(key, data)):
-                raise
-
-    def _replace(self, key: str, data: bytes, token: str) -> None:
-        try:
-            self.replace_object(key, data, token)
-        except ObjectChanged:
-            if not self._holds(key, data):
-                raise
-
-    def _holds(self, key: str, data: bytes) -> bool:
-        try:
-            return self.read_object(key)[0] == data
-        except ObjectMissing:
-            return False
-
 
 def new_decision(*, incumbent: Decision | None, **fields) -> Decision:
-    """A decision made now, about what takes the place of `incumbent`."""
-    now = datetime.now(timezone.utc)
+    """Return a decision made now, about what takes the place of `incumbent`."""
+    now = datetime.now(UTC)
     return Decision(
         id=f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}",
         decided_at=now,
@@ -304,12 +276,6 @@ def new_decision(*, incumbent: Decision | None, **fields) -> Decision:
 
 
 def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
-    """Time first, so that names sort by age; then what tells one recipe from another."""
+    """Return a name that tells one training from another: family, time, network, recipe, validation accuracy."""
     time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
-    blocks = zip(settings.conv_channels, settings.conv_depths, strict=True)
-    channels = "-".join(f"{channels}x{depth}" if depth > 1 else f"{channels}" for channels, depth in blocks)
-    rate = f"{settings.learning_rate:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return (
-        f"mnist_cnn_{time}_c{channels}_bs{settings.batch_size}_{settings.optimizer}"
-        f"_lr{rate}_s{settings.seed}_acc{accuracy:.4f}"
-    )
+    return f"{settings.FAMILY}_{time}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"

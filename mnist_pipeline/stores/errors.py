@@ -1,4 +1,4 @@
-"""What can go wrong in a model store."""
+"""The errors of a model store."""
 
 
 class ModelStoreError(Exception):
@@ -10,7 +10,7 @@ class UnknownModel(ModelStoreError):
 
 
 class CorruptModel(ModelStoreError):
-    """What is stored is not what was saved."""
+    """The stored content is not what was saved."""
 
 
 class NothingDeployed(ModelStoreError):

@@ -9,15 +9,21 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mnist_pipeline.ml import atomic
-from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.files import atomic
+from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
 
 LOCK = ".lock"
 
 
-class LocalModelStoreResource(ModelStoreResource):
-    """Model store in a folder of this machine (or one mounted with POSIX locks and links)."""
+def from_environment(environment: Environment) -> ModelStore:
+    """Return the store in the folder MODEL_DIR."""
+    return LocalModelStore(base_path=environment.local_place("model_dir", "models"))
+
+
+class LocalModelStore(ModelStore):
+    """A model store in a folder of this machine (or one mounted with POSIX locks and links)."""
 
     base_path: str = Field(description="The folder; made when first written to.")
 

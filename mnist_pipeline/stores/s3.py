@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field
 
-from mnist_pipeline.stores.base import ModelStoreResource
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectMissing
 
 if TYPE_CHECKING:
@@ -16,8 +17,17 @@ MISSING = {"NoSuchKey", "404"}
 CONDITION_FAILED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 
 
-class S3ModelStoreResource(ModelStoreResource):
-    """Model store below a prefix of an S3 bucket.
+def from_environment(environment: Environment) -> ModelStore:
+    """Return the store below S3_MODEL_PREFIX of S3_MODEL_BUCKET."""
+    return S3ModelStore(
+        bucket=environment.s3_model_bucket or "",  # never empty: Environment requires it
+        prefix=environment.s3_model_prefix,
+        endpoint_url=environment.s3_endpoint_url,
+    )
+
+
+class S3ModelStore(ModelStore):
+    """A model store below a prefix of an S3 bucket.
 
     Credentials and region come the way boto3 finds them (environment, profile, role), never from here.
     """

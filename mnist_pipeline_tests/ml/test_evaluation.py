@@ -7,19 +7,22 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from mnist_pipeline.ml.evaluation import evaluate, expected_calibration_error
-from mnist_pipeline.ml.network import ModelError, model_from_bytes
+from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.records import LabelledImages, Normalization
 from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
-from mnist_pipeline_tests.conftest import TINY
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.versions import save
 
 
 def test_scores_agree_with_scikit_learn(trained, splits):
-    model = model_from_bytes(trained.weights, TrainingSettings(**TINY))
-    scores, mistakes = evaluate(model, splits.test, trained.normalization, EvaluationSettings(worst_mistakes=5))
-    from mnist_pipeline.ml.network import predict_probabilities
+    model = model_from_bytes(trained.weights, TrainingSettings(**TINY), TASK)
+    scores, mistakes = evaluate(model, splits.test, TASK, EvaluationSettings(worst_mistakes=5))
+    from mnist_pipeline.ml.model import predict_probabilities
 
-    probabilities = predict_probabilities(model, splits.test.images, trained.normalization)
+    probabilities = predict_probabilities(model, splits.test.images, TASK)
     predicted = probabilities.argmax(1)
     assert scores.accuracy == accuracy_score(splits.test.labels, predicted)
     assert np.trace(scores.confusion_matrix) == (predicted == splits.test.labels).sum()
@@ -58,7 +61,7 @@ class Broken(nn.Module):
 def test_outputs_that_are_not_finite_are_an_error_and_not_a_score():
     digits = LabelledImages(np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
     with pytest.raises(ModelError, match="not finite"):
-        evaluate(Broken(), digits, Normalization(), EvaluationSettings())
+        evaluate(Broken(), digits, TASK, EvaluationSettings())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,8 @@ def test_outputs_that_are_not_finite_are_an_error_and_not_a_score():
     [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8), np.zeros((1, 1, 28, 28), np.uint8)],
     ids=["float", "one image without a batch", "four dimensions"],
 )
-def test_the_predictor_takes_no_other_scale_or_shape(images, trained):
-    predictor = object.__new__(Predictor)
+def test_the_predictor_takes_no_other_scale_or_shape(images, trained, tmp_path):
+    store = LocalModelStore(base_path=str(tmp_path))
+    predictor = Predictor(save(store, trained, TrainingSettings(**TINY)), trained.weights)
     with pytest.raises(ValueError, match="images must be uint8"):
         predictor.predict(images)

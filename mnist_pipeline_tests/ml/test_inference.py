@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mnist_pipeline.ml.inference import ImageBatch, InputError, inputs_digest, read_batches
+from mnist_pipeline.task.spec import TASK
 
 
 def write_bad_files(folder) -> set[str]:
@@ -24,7 +25,7 @@ def write_bad_files(folder) -> set[str]:
 def test_bad_files_are_reported_and_do_not_stop_the_rest(tmp_path):
     bad = write_bad_files(tmp_path)
     np.savez(tmp_path / "zz_good.npz", a=np.ones((5, 28, 28), np.uint8), b=np.ones((2, 28, 28), np.uint8))
-    found = list(read_batches([tmp_path], batch_size=4))
+    found = list(read_batches([tmp_path], TASK, batch_size=4))
     assert {item.source.rsplit("/", 1)[1] for item in found if isinstance(item, InputError)} == bad
     batches = [item for item in found if isinstance(item, ImageBatch)]
     assert [len(batch.images) for batch in batches] == [4, 1, 2]

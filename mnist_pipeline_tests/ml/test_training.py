@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import AdamW
 
-from mnist_pipeline.ml.augmentation import augment
 from mnist_pipeline.ml.checkpoint import FILE_NAME
-from mnist_pipeline.ml.network import (
+from mnist_pipeline.ml.model import (
     INFERENCE_BATCH_SIZE,
     ModelError,
     choose_device,
@@ -25,7 +24,8 @@ from mnist_pipeline.ml.network import (
 from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
-from mnist_pipeline_tests.conftest import TINY, take
+from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.task.examples import TINY, take
 
 
 def settings(**changes) -> TrainingSettings:
@@ -40,8 +40,8 @@ def reference(splits):
 def test_it_learns_and_reports(splits, trained):
     assert trained.history[-1].validation_accuracy > 0.5
     assert [metrics.epoch for metrics in trained.history] == [1, 2]
-    model = model_from_bytes(trained.weights, settings())
-    logits = predict_logits(model, splits.validation.images, trained.normalization)
+    model = model_from_bytes(trained.weights, settings(), TASK)
+    logits = predict_logits(model, splits.validation.images, TASK)
     accuracy = (logits.argmax(1).numpy() == splits.validation.labels).mean()
     assert accuracy == pytest.approx(trained.history[trained.best_epoch - 1].validation_accuracy)
 
@@ -116,7 +116,7 @@ def test_patience_and_min_delta_stop_and_the_best_weights_are_restored(splits):
     assert len(result.history) < 8
     losses = [metrics.validation_loss for metrics in result.history]
     assert result.best_epoch == losses.index(min(losses)) + 1 < len(losses)
-    logits = predict_logits(model_from_bytes(result.weights, eager), splits.validation.images, result.normalization)
+    logits = predict_logits(model_from_bytes(result.weights, eager, TASK), splits.validation.images, TASK)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(splits.validation.labels).long()).item()
     assert loss == pytest.approx(min(losses), rel=1e-4)
     hard_to_please = settings(epochs=4, early_stopping_patience=2, early_stopping_min_delta=10.0)
@@ -164,7 +164,7 @@ def test_the_weights_are_an_average_over_the_epochs_asked_for(splits, tmp_path, 
     average = steps[0][1]
     for _, parameters in steps[1:]:
         average = [decay * old + (1 - decay) * new for old, new in zip(average, parameters, strict=True)]
-    found = model_from_bytes(result.weights, chosen).parameters()
+    found = model_from_bytes(result.weights, chosen, TASK).parameters()
     for expected, parameter in zip(average, found, strict=True):
         torch.testing.assert_close(parameter, expected)
     [checkpoint] = tmp_path.rglob(FILE_NAME)
@@ -261,32 +261,10 @@ def test_kill_9_loses_at_most_one_epoch(splits, tmp_path):
     assert len(result.history) == 30
 
 
-def test_augmentation_warps_by_the_amounts_it_was_given():
-    dot = torch.zeros(200, 28, 28)
-    dot[:, 13:15, 13:15] = 255
-    none = {"rotation_degrees": 0.0, "scaling_fraction": 0.0, "shear_degrees": 0.0, "translation_pixels": 0.0}
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(augment(dot, TrainingSettings(**none), generator), dot)
-    shifted = augment(dot, TrainingSettings(**{**none, "translation_pixels": 3.0}), generator)
-    rows = (shifted.sum(2) * torch.arange(28.0)).sum(1) / shifted.sum((1, 2))
-    assert 2.5 < (rows - 13.5).abs().max() <= 3.01
-    bar = torch.zeros(200, 28, 28)
-    bar[:, 4:24, 13:15] = 255
-    turned = augment(bar, TrainingSettings(**{**none, "rotation_degrees": 90.0}), generator)
-    assert turned.sum((1, 2)).mean() == pytest.approx(bar.sum((1, 2)).mean().item(), rel=0.05)
-    assert 10 < (turned.amax(1) > 100).sum(1).max() <= 24
-    grown = augment(bar, TrainingSettings(**{**none, "scaling_fraction": 0.5}), generator)
-    heights = (grown.amax(2) > 100).sum(1)
-    assert heights.min() < 15
-    assert heights.max() == 28
-
-
 def test_the_inference_batch_size_changes_no_prediction(splits, trained):
-    model = model_from_bytes(trained.weights, settings())
+    model = model_from_bytes(trained.weights, settings(), TASK)
     images = splits.test.images
-    one, few, usual = (
-        predict_probabilities(model, images, trained.normalization, size) for size in (1, 7, INFERENCE_BATCH_SIZE)
-    )
+    one, few, usual = (predict_probabilities(model, images, TASK, size) for size in (1, 7, INFERENCE_BATCH_SIZE))
     np.testing.assert_allclose(one, usual, atol=1e-5)
     np.testing.assert_allclose(few, usual, atol=1e-5)
 
@@ -296,11 +274,9 @@ def test_what_a_gpu_trained_predicts_alike_on_the_cpu(splits):
     on_gpu = settings(device="cuda", precision="auto")
     result = train(on_gpu, splits)
     assert train(on_gpu, splits).weights == result.weights
-    model = model_from_bytes(result.weights, on_gpu)
-    on_cpu = predict_logits(model, splits.test.images, result.normalization)
-    np.testing.assert_allclose(
-        predict_logits(model.to("cuda"), splits.test.images, result.normalization), on_cpu, atol=1e-2
-    )
+    model = model_from_bytes(result.weights, on_gpu, TASK)
+    on_cpu = predict_logits(model, splits.test.images, TASK)
+    np.testing.assert_allclose(predict_logits(model.to("cuda"), splits.test.images, TASK), on_cpu, atol=1e-2)
 
 
 def test_devices():
@@ -316,7 +292,7 @@ def test_devices():
 )
 def test_weights_of_another_architecture_are_refused(trained, change):
     with pytest.raises(ModelError, match="do not fit"):
-        model_from_bytes(trained.weights, settings(**change))
+        model_from_bytes(trained.weights, settings(**change), TASK)
 
 
 def test_weights_that_are_not_finite_are_refused(trained):
@@ -326,4 +302,4 @@ def test_weights_that_are_not_finite_are_refused(trained):
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
     tensors[name].flat[3] = np.nan
     with pytest.raises(ModelError, match=name):
-        model_from_bytes(save(tensors), settings())
+        model_from_bytes(save(tensors), settings(), TASK)

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from mnist_pipeline.ml.data import no_images, split
+from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult, train
-from mnist_pipeline.stores import LocalModelStoreResource
-from mnist_pipeline_tests.conftest import embedded_digits
-from mnist_pipeline_tests.serve.service import Service, chromium, deploy, save
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.dataset import no_images
+from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.serve.service import Service, chromium
+from mnist_pipeline_tests.task.examples import embedded_images
+from mnist_pipeline_tests.versions import deploy, save
 
 GOOD = TrainingSettings(
     conv_channels=[8, 16, 32], hidden_units=[64], epochs=5, batch_size=64, learning_rate=0.01, conv_dropout=0
@@ -21,17 +24,17 @@ GOOD = TrainingSettings(
 @pytest.fixture(scope="session")
 def good() -> TrainingResult:
     """Trained on all embedded digits."""
-    return train(GOOD, split(embedded_digits(), no_images(), SplitSettings()))
+    return train(GOOD, split(embedded_images(), no_images(TASK), SplitSettings()))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalModelStoreResource:
-    return LocalModelStoreResource(base_path=str(tmp_path / "models"))
+def store(tmp_path: Path) -> LocalModelStore:
+    return LocalModelStore(base_path=str(tmp_path / "models"))
 
 
 @pytest.fixture
-def deployed(store: LocalModelStoreResource, good: TrainingResult) -> str:
-    name = save(store, good, GOOD)
+def deployed(store: LocalModelStore, good: TrainingResult) -> str:
+    name = save(store, good, GOOD).name
     deploy(store, name, good.weights)
     return name
 
@@ -42,7 +45,7 @@ def labelled(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def service(store: LocalModelStoreResource, deployed: str, labelled: Path) -> Iterator[Service]:
+def service(store: LocalModelStore, deployed: str, labelled: Path) -> Iterator[Service]:
     with Service(store, labelled) as service:
         yield service
 

@@ -1,6 +1,5 @@
 """The service over a real socket, and models to deploy in its store."""
 
-import hashlib
 import os
 import re
 import socket
@@ -18,13 +17,9 @@ import uvicorn
 from pydantic import SecretStr
 from upath import UPath
 
-from mnist_pipeline.ml.records import Decision
-from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.ml.training import TrainingResult
 from mnist_pipeline.serve.app import create_app
 from mnist_pipeline.serve.settings import ServeSettings
-from mnist_pipeline.stores import ModelStoreResource
-from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline.stores import ModelStore
 from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT, wait_until
 
 LISTENING = re.compile(r"running on (http://\S+)")
@@ -36,7 +31,7 @@ class Service:
     """One service on a free port of loopback, in a thread of this process."""
 
     def __init__(
-        self, store: ModelStoreResource, labelled: Path | UPath | None = None, token: str | None = None, **settings: Any
+        self, store: ModelStore, labelled: Path | UPath | None = None, token: str | None = None, **settings: Any
     ) -> None:
         secret = SecretStr(token) if token else None
         app = create_app(ServeSettings(**FAST | settings), store, UPath(labelled) if labelled else None, secret)
@@ -94,37 +89,6 @@ def process(*arguments: str, **variables: str) -> Iterator[Process]:
                 yield Process(found.group(1), server, log)
             finally:
                 server.kill()
-
-
-def save(
-    store: ModelStoreResource, trained: TrainingResult, settings: TrainingSettings, weights: bytes | None = None
-) -> str:
-    """The name of the new version; `weights` in place of those that were trained."""
-    return store.save(
-        weights or trained.weights,
-        settings=settings,
-        normalization=trained.normalization,
-        history=trained.history,
-        best_epoch=trained.best_epoch,
-        data_version="d",
-        code_version="1",
-        run_id="r",
-    ).name
-
-
-def deploy(store: ModelStoreResource, name: str, weights: bytes) -> Decision:
-    decision = new_decision(
-        outcome="promoted",
-        strategy="force",
-        reason="a test",
-        version=name,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-        incumbent=store.production(),
-        test_accuracy=0.9,
-        actor="test",
-    )
-    store.promote(decision)
-    return decision
 
 
 @contextmanager

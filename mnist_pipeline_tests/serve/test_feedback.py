@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 from upath import UPath
 
+from mnist_pipeline.files.storage import storage_path
 from mnist_pipeline.ml.labelled import read_labelled
-from mnist_pipeline.ml.storage import storage_path
-from mnist_pipeline_tests.conftest import embedded_digits
+from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.serve.conftest import GOOD
-from mnist_pipeline_tests.serve.service import Service, save
+from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
+from mnist_pipeline_tests.task.examples import embedded_images
+from mnist_pipeline_tests.versions import save
 
 
 def files(folder: Path) -> list[str]:
@@ -33,7 +35,7 @@ def test_a_correction_is_stored_as_the_pipeline_will_read_it(service, labelled):
     stored = correct(service)
     assert stored["status"] == 201
     assert files(labelled) == [f"7/{stored['id']}.png"]
-    digits, skipped = read_labelled(UPath(labelled))
+    digits, skipped = read_labelled(UPath(labelled), TASK)
     assert not skipped
     assert digits.labels.tolist() == [7]
     assert np.array_equal(digits.images[0], TEST.images[0])
@@ -144,7 +146,7 @@ def test_feedback_can_be_switched_off(store, deployed):
 
 
 def test_unsure_predictions_are_kept_for_review_each_once_least_sure_first(store, deployed, labelled):
-    images = embedded_digits().test.images[:20].tolist()
+    images = embedded_images().test.images[:20].tolist()
     with Service(store, labelled, confidence_threshold=1, review_items=15) as service:
         service.client.post("/predict?review=false", json={"images": images})
         assert service.client.get("/review/items").json() == []
@@ -174,6 +176,6 @@ def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
         listed = boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket)["Contents"]
         assert [entry["Key"] for entry in listed] == [f"labelled/7/{stored['id']}.png"]
         assert correct(service)["status"] == 200
-        assert read_labelled(root).digits.labels.tolist() == [7]
+        assert read_labelled(root, TASK).images.labels.tolist() == [7]
         service.client.delete(f"/corrections/{stored['id']}")
         assert not boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket).get("Contents")

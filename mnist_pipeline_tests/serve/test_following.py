@@ -11,13 +11,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.stores import LocalModelStoreResource, S3ModelStoreResource
+from mnist_pipeline.stores import LocalModelStore, S3ModelStore
 from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS
-from mnist_pipeline_tests.conftest import TINY
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
-from mnist_pipeline_tests.serve.service import Service, deploy, save
+from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
+from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.versions import deploy, save
 
 MANY = {"images": [ARRAY] * 40}
 
@@ -30,8 +31,8 @@ def served(service: Service) -> str:
 def two_versions(store, good, trained) -> list[tuple[str, bytes]]:
     """Names and weights; the first is deployed."""
     versions = [
-        (save(store, good, GOOD), good.weights),
-        (save(store, trained, TrainingSettings(**TINY)), trained.weights),
+        (save(store, good, GOOD).name, good.weights),
+        (save(store, trained, TrainingSettings(**TINY)).name, trained.weights),
     ]
     deploy(store, *versions[0])
     return versions
@@ -45,7 +46,7 @@ def test_it_starts_without_a_model_and_serves_as_soon_as_there_is_one(store, goo
         assert ready.status_code == 503
         assert ready.json() == {"ready": False, "model": None, "problems": ["no model is deployed yet"]}
         assert service.client.get("/healthz").status_code == 200
-        name = save(store, good, GOOD)
+        name = save(store, good, GOOD).name
         deploy(store, name, good.weights)
         wait_until(lambda: service.client.get("/readyz").status_code == 200, "the first model")
         assert service.client.post("/predict", json=MANY).json()["model"] == name
@@ -98,7 +99,7 @@ def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on
     with Service(store) as service:
         if damage == "not finite":
             broken = broken_weights(weights)
-            second = save(store, trained, TrainingSettings(**TINY), broken)
+            second = save(store, trained, TrainingSettings(**TINY), broken).name
             deploy(store, second, broken)
         else:
             deploy(store, second, weights)
@@ -131,7 +132,7 @@ def broken_weights(weights: bytes) -> bytes:
     return to_bytes(tensors)
 
 
-def deploy_over(store: LocalModelStoreResource, root: Path, name: str) -> str:
+def deploy_over(store: LocalModelStore, root: Path, name: str) -> str:
     """Deploy, also where the pointer is damaged."""
     (root / PRODUCTION).unlink()
     deploy(store, name, store.load(name)[1])
@@ -152,10 +153,8 @@ def test_on_s3_and_when_s3_is_out_of_reach(s3_bucket, good):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    store = S3ModelStoreResource(
-        bucket=s3_bucket, endpoint_url=f"http://127.0.0.1:{port}", max_attempts=1, timeout_seconds=1
-    )
-    name = save(store, good, GOOD)
+    store = S3ModelStore(bucket=s3_bucket, endpoint_url=f"http://127.0.0.1:{port}", max_attempts=1, timeout_seconds=1)
+    name = save(store, good, GOOD).name
     deploy(store, name, good.weights)
     with Service(store) as service:
         assert service.client.post("/predict", json=MANY).json()["model"] == name

@@ -25,8 +25,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mnist_pipeline.serve.settings import FORMATS
-from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.task.drawing import encode, seven
 
 CHECKS = (
     not_a_server_error,

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
+from mnist_pipeline_tests.task.drawing import encode, seven
 
 TOKEN = "a-secret-of-the-tests"
 
@@ -44,12 +44,12 @@ def test_what_is_deployed_with_its_metrics_when_and_why(service, store, deployed
     assert answer["model"] == deployed
     assert answer["deployed_because"] == "a test"
     assert answer["test_accuracy"] == decision.test_accuracy
-    assert answer["validation_accuracy"] == manifest.best.validation_accuracy
+    assert answer["validation_accuracy"] == manifest.training.best("validation_accuracy")
     assert answer["weights_sha256"] == manifest.weights_sha256
 
 
 def test_it_is_not_healthy_when_a_thread_of_it_died(store, deployed, monkeypatch):
-    from mnist_pipeline.serve.deployed import DeploymentFollower
+    from mnist_pipeline.serve.deployment import DeploymentFollower
 
     with Service(store) as service:
         assert service.client.get("/healthz").json() == {"healthy": True}

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.ml.test_images import encode, seven
-from mnist_pipeline_tests.serve.drawing import ONE, SEVEN, draw
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
 from mnist_pipeline_tests.serve.test_predict import TEST
+from mnist_pipeline_tests.task.drawing import ONE, SEVEN, draw, encode, seven
 
 SIZES: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1100, "height": 800}, "color_scheme": "light"},

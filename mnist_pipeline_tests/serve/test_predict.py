@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_pipeline.ml.images import read_image
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.serve.settings import FORMATS
-from mnist_pipeline_tests.conftest import embedded_digits, png
-from mnist_pipeline_tests.ml.test_images import encode, seven
+from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.examples import embedded_images, png
 
-TEST = embedded_digits().test
+TEST = embedded_images().test
 ARRAY = TEST.images[0].tolist()
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mnist_pipeline.serve.settings import ServeSettings
-from mnist_pipeline_tests.conftest import png
 from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.ml.test_images import encode, seven
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
+from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.examples import png
 
 LARGE = encode(seven(size=(4900, 5000), mode="1", paper=1, ink=0))
 

@@ -8,53 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from mnist_pipeline.ml.network import ModelError, model_from_bytes
-from mnist_pipeline.ml.records import Decision, ModelManifest
+from mnist_pipeline.ml.manifest import Decision, ModelManifest
+from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult
 from mnist_pipeline.stores import (
     CorruptModel,
-    LocalModelStoreResource,
+    LocalModelStore,
+    ModelStore,
     ModelStoreError,
-    ModelStoreResource,
     NothingDeployed,
     PromotionConflict,
-    S3ModelStoreResource,
+    S3ModelStore,
     UnknownModel,
 )
 from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
-from mnist_pipeline_tests.conftest import TINY
+from mnist_pipeline_tests import versions
+from mnist_pipeline_tests.task.examples import TINY
 
 SETTINGS = TrainingSettings(**TINY)
 
 
 @pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStoreResource:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
     if request.param == "local":
-        return LocalModelStoreResource(base_path=str(tmp_path / "models"))
+        return LocalModelStore(base_path=str(tmp_path / "models"))
     bucket, url = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_url")
-    return S3ModelStoreResource(bucket=bucket, prefix="some/models", endpoint_url=url)
+    return S3ModelStore(bucket=bucket, prefix="some/models", endpoint_url=url)
 
 
 @pytest.fixture
-def save(store: ModelStoreResource, trained: TrainingResult) -> Callable[..., ModelManifest]:
-    def save(weights: bytes = trained.weights, settings: TrainingSettings = SETTINGS) -> ModelManifest:
-        return store.save(
-            weights,
-            settings=settings,
-            normalization=trained.normalization,
-            history=trained.history,
-            best_epoch=trained.best_epoch,
-            data_version="data",
-            code_version="1",
-            run_id="run",
-        )
+def save(store: ModelStore, trained: TrainingResult) -> Callable[..., ModelManifest]:
+    def save(weights: bytes | None = None, settings: TrainingSettings = SETTINGS) -> ModelManifest:
+        return versions.save(store, trained, settings, weights)
 
     return save
 
 
-def decision(store: ModelStoreResource, manifest: ModelManifest, outcome: str = "promoted") -> Decision:
+def decision(store: ModelStore, manifest: ModelManifest, outcome: str = "promoted") -> Decision:
     return new_decision(
         outcome=outcome,
         strategy="quality",
@@ -66,7 +58,7 @@ def decision(store: ModelStoreResource, manifest: ModelManifest, outcome: str = 
     )
 
 
-def overwrite(store: ModelStoreResource, key: str, data: bytes) -> None:
+def overwrite(store: ModelStore, key: str, data: bytes) -> None:
     store.replace_object(key, data, store.read_object(key)[1])
 
 
@@ -76,7 +68,7 @@ def test_saved_is_what_is_loaded(store, save, trained):
     assert manifest == saved
     assert weights == trained.weights
     assert manifest.weights_sha256 == hashlib.sha256(weights).hexdigest()
-    assert manifest.best.validation_accuracy == trained.history[trained.best_epoch - 1].validation_accuracy
+    assert manifest.training.best("validation_accuracy") == trained.history[trained.best_epoch - 1].validation_accuracy
 
 
 def test_the_name_tells_the_recipe(save, trained):
@@ -166,7 +158,7 @@ def test_a_pickle_by_the_name_of_weights_is_refused_and_not_executed(store, save
     mark = tmp_path / "executed"
     manifest, weights = store.load(save(pickle.dumps(Bomb(mark))).name)
     with pytest.raises(ModelError, match="not a safetensors file"):
-        model_from_bytes(weights, manifest.settings)
+        model_from_bytes(weights, manifest.network, manifest.task)
     assert not mark.exists()
 
 

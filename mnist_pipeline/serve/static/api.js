@@ -39,24 +39,29 @@ export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 export const waitingText = (count) =>
   `${count} ${count === 1 ? "correction waits" : "corrections wait"} for the next training.`;
 
-// Ten buttons; `chosen` is called with the digit.
-export function digitButtons(place, chosen) {
-  for (let digit = 0; digit < 10; digit++) {
+// A button for each class; `chosen` is called with its label.
+export function classButtons(place, names, chosen) {
+  const buttons = names.map((name, label) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = digit;
-    button.setAttribute("aria-label", `It is a ${digit}`);
-    button.addEventListener("click", () => chosen(digit));
-    place.append(button);
-  }
+    button.textContent = name;
+    button.setAttribute("aria-label", `It is a ${name}`);
+    button.addEventListener("click", () => chosen(label));
+    return button;
+  });
+  place.replaceChildren(...buttons);
 }
 
-// 28 rows of 28 values 0..255 on a canvas of that size.
+// Rows of values 0..255, or of three of them, on a canvas that takes their size.
 export function showPixels(canvas, rows) {
   const context = canvas.getContext("2d");
   if (!rows) return context.clearRect(0, 0, canvas.width, canvas.height);
+  [canvas.width, canvas.height] = [rows[0].length, rows.length];
   const pixels = context.createImageData(canvas.width, canvas.height);
-  rows.flat().forEach((value, i) => pixels.data.set([value, value, value, 255], 4 * i));
+  rows.flat().forEach((value, i) => {
+    const colour = Array.isArray(value) ? value : [value, value, value];
+    pixels.data.set([...colour, 255], 4 * i);
+  });
   context.putImageData(pixels, 0, 0);
 }
 
@@ -75,7 +80,7 @@ function askForToken(wasWrong) {
     input.required = true;
     input.autocomplete = "off";
     input.pattern = "[!-~]+";
-    input.title = "letters, digits and signs, no spaces";
+    input.title = "letters, numbers and signs, no spaces";
     const send = document.createElement("button");
     send.textContent = "Use it";
     label.append(input);

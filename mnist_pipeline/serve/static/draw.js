@@ -1,8 +1,9 @@
-import { call, correct, digitButtons, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classButtons, correct, percent, showPixels, takeBack, waitingText } from "./api.js";
 import { Pad } from "./pad.js";
 
 const element = (id) => document.getElementById(id);
-const bars = [];
+const bars = []; // one a class
+let names = []; // of the classes
 let dropped = null; // the image file that is shown instead of a drawing
 let seen = null; // the prepared picture of the last prediction
 let opened = 0;
@@ -11,11 +12,17 @@ let storing = false;
 let asking = false;
 let again = false;
 
-for (let digit = 0; digit < 10; digit++) {
-  const row = document.createElement("li");
-  row.innerHTML = `<span>${digit}</span><div class="track"><div class="bar"></div></div><span class="share">0.0 %</span>`;
-  element("bars").append(row);
-  bars.push(row);
+function useClasses(classNames) {
+  if (String(classNames) === String(names)) return;
+  names = classNames;
+  bars.splice(0, bars.length, ...names.map((name) => {
+    const row = document.createElement("li");
+    row.innerHTML = `<span></span><div class="track"><div class="bar"></div></div><span class="share">0.0 %</span>`;
+    row.firstChild.textContent = name;
+    return row;
+  }));
+  element("bars").replaceChildren(...bars);
+  classButtons(element("labels"), names, store);
 }
 
 const pad = new Pad(
@@ -45,8 +52,8 @@ async function predict() {
     const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
     const options = { method: "POST", headers: { "Content-Type": type }, body: image };
     const answer = await call("predict?probabilities=true&prepared=true&review=false", options);
+    if (answer.model !== model) await showModel();
     show(answer, !again);
-    if (answer.model !== model) showModel();
   } catch (error) {
     reset(error.message);
   } finally {
@@ -57,16 +64,17 @@ async function predict() {
 }
 
 function show({ predictions: [prediction] }, isLatest) {
-  element("label").textContent = prediction.label;
+  const name = names[prediction.label];
+  element("label").textContent = name;
   element("label").classList.toggle("unsure", prediction.needs_review);
-  prediction.probabilities.forEach((share, digit) => {
-    bars[digit].querySelector(".bar").style.transform = `scaleX(${share})`;
-    bars[digit].querySelector(".share").textContent = percent(share);
-    bars[digit].classList.toggle("best", digit === prediction.label);
+  prediction.probabilities.forEach((share, label) => {
+    bars[label].querySelector(".bar").style.transform = `scaleX(${share})`;
+    bars[label].querySelector(".share").textContent = percent(share);
+    bars[label].classList.toggle("best", label === prediction.label);
   });
   showPixels(element("prepared"), prediction.prepared);
   const doubt = prediction.needs_review ? "Not sure, perhaps a" : "This is a";
-  element("status").textContent = `${doubt} ${prediction.label} (${percent(prediction.confidence)}).`;
+  element("status").textContent = `${doubt} ${name} (${percent(prediction.confidence)}).`;
   if (isLatest) seen = prediction.prepared;
   element("correction").disabled = !isLatest;
 }
@@ -92,7 +100,7 @@ async function store(label) {
     undo.type = "button";
     undo.textContent = "Take it back";
     undo.addEventListener("click", () => undoStored(id));
-    element("stored").replaceChildren(`Thank you: stored as a ${label}. `, undo);
+    element("stored").replaceChildren(`Thank you: stored as a ${names[label]}. `, undo);
   } catch (error) {
     element("stored").textContent = error.message;
   } finally {
@@ -134,6 +142,7 @@ async function showState() {
 async function showModel() {
   try {
     const { test_accuracy: accuracy, deployed_at: since, ...deployed } = await call("model");
+    useClasses(deployed.class_names);
     const isAnother = model && model !== deployed.model;
     model = deployed.model;
     if (isAnother && !asking) predict();
@@ -144,7 +153,6 @@ async function showModel() {
   }
 }
 
-digitButtons(element("labels"), store);
 for (const change of ["undo", "clear"]) {
   element(change).addEventListener("click", () => {
     pad[change]();

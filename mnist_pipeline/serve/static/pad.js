@@ -126,7 +126,8 @@ export class Pad {
 
   #tell() {
     const [across, down] = [this.#pen.x, this.#pen.y].map((place) => Math.round(place / KEY_STEP));
-    this.said(`Pen ${this.#pen.down ? "down" : "up"}, ${across} of 28 across, ${down} of 28 down.`);
+    const steps = Math.round(this.#canvas.width / KEY_STEP);
+    this.said(`Pen ${this.#pen.down ? "down" : "up"}, ${across} of ${steps} across, ${down} of ${steps} down.`);
   }
 
   #hidePen() {

@@ -1,7 +1,8 @@
-import { call, correct, digitButtons, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classButtons, correct, percent, showPixels, takeBack, waitingText } from "./api.js";
 
 const element = (id) => document.getElementById(id);
 let items = [];
+let names = []; // of the classes
 let done = []; // [item, id of its correction, or null if it was skipped]
 let busy = false;
 
@@ -11,7 +12,7 @@ function show() {
   element("undo").disabled = !done.length;
   showPixels(element("image"), item?.image);
   element("guess").textContent = item
-    ? `The model says ${item.label}, ${percent(item.confidence)} sure. ${items.length} to go.`
+    ? `The model says ${names[item.label]}, ${percent(item.confidence)} sure. ${items.length} to go.`
     : "Nothing to review: no unsure prediction is left.";
 }
 
@@ -29,12 +30,12 @@ async function once(act) {
   }
 }
 
-const label = (digit) =>
+const label = (number) =>
   once(async () => {
     if (!items.length) return;
-    const { id, waiting } = await correct(items[0].image, digit);
+    const { id, waiting } = await correct(items[0].image, number);
     done.push([items.shift(), id]);
-    element("stored").textContent = `Stored as a ${digit}.`;
+    element("stored").textContent = `Stored as a ${names[number]}.`;
     element("waiting").textContent = waitingText(waiting);
   });
 
@@ -60,16 +61,20 @@ async function showWaiting() {
   element("waiting").textContent = enabled ? waitingText(waiting) : "Corrections are switched off (FEEDBACK=off).";
 }
 
-digitButtons(element("labels"), label);
 element("skip").addEventListener("click", skip);
 element("undo").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest?.("dialog")) return;
-  if (/^[0-9]$/.test(event.key)) label(Number(event.key));
+  if (/^[0-9]$/.test(event.key) && Number(event.key) < names.length) label(Number(event.key));
   else if (event.key.toLowerCase() === "s") skip();
   else if (event.key.toLowerCase() === "u") undo();
 });
 once(async () => {
   items = await call("review/items");
+  if (items.length) {
+    names = (await call("model")).class_names;
+    classButtons(element("labels"), names, label);
+    element("keys").textContent = `(keys 0 to ${Math.min(names.length, 10) - 1})`;
+  }
   await showWaiting();
 });

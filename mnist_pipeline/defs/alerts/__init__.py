@@ -1,0 +1,1 @@
+"""Alerts, in three parts: what happened (`alert`, `events`), where it is told (`channels`), how far (`sensor`)."""

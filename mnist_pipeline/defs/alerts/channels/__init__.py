@@ -1,0 +1,16 @@
+"""The channels: each module here tells alerts somewhere, and its function `from_environment` sets it up.
+
+Another channel is another module, and its variables in `Environment`.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from mnist_pipeline.defs.alerts.channel import ChannelSetup
+from mnist_pipeline.environment import Environment
+
+
+def channels_from_environment(environment: Environment) -> list[ChannelSetup]:
+    """Return all channels, those that are not configured too: their sensors say what is missing."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    return [module.from_environment(environment) for module in modules]

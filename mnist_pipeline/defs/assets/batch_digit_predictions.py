@@ -1,0 +1,216 @@
+"""A table of predictions for many images."""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from upath import UPath
+
+from mnist_pipeline.defs.assets.digit_classifier import CRASH_RETRIES
+from mnist_pipeline.defs.assets.prediction_input import prediction_input
+from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
+from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
+from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths
+from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.files.storage import storage_path, upload, write_bytes
+from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
+from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings
+
+if TYPE_CHECKING:
+    from mnist_pipeline.ml.inference import ImageBatch
+    from mnist_pipeline.ml.predictor import Predictor
+
+CHANGED_INPUTS_WAIT_SECONDS = 10
+BATCH_POOL = "batch_predictions"
+"""One at a time, so that two runs do not predict the same; apart from the pool of training."""
+
+BATCH_CODE_VERSION = "1"
+"""Raise it when the same inputs and model would give another table."""
+
+PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
+"""One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
+
+
+class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
+    """The inputs of the batch predictions."""
+
+
+@dg.asset(
+    group_name="inference",
+    kinds={"parquet"},
+    code_version=BATCH_CODE_VERSION,
+    pool=BATCH_POOL,
+    io_manager_key="record_io_manager",
+    output_required=False,
+    deps=[production_digit_classifier, prediction_input],
+    dagster_type=dg.PythonObjectDagsterType(BatchPredictions),
+    retry_policy=CRASH_RETRIES,
+    freshness_policy=PREDICTIONS_FRESHNESS,
+    # The test images are read, too, but it is a new model or input that sets predictions off.
+    automation_condition=on_cron_or_eager_if_data_changed(
+        cron_tick("PREDICT_CRON"), ignoring=frozenset({processed_mnist_data.key})
+    ),
+)
+def batch_digit_predictions(
+    context: dg.AssetExecutionContext,
+    config: BatchPredictionConfig,
+    processed_mnist_data: Splits,
+    model_store: ModelStoreResource,
+    predictions_dir: PredictionsResource,
+    prediction_input_dir: PredictionInputResource,
+) -> Iterator[dg.Output[BatchPredictions]]:
+    """A Parquet table of label and confidence for every input image, by the deployed model, in constant memory.
+
+    The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
+    inputs are not predicted twice by the same model. Yields nothing while the folder is empty."""
+    from mnist_pipeline.ml.data import content_digest
+    from mnist_pipeline.ml.inference import array_batches, inputs_digest, is_empty, read_batches
+
+    predictor = deployed_predictor(model_store)
+    test = processed_mnist_data.test
+    folder = [prediction_input_dir.location] if prediction_input_dir.location else []
+    paths = existing_paths("input_paths", config.input_paths) or existing_paths("PREDICTION_INPUT", folder)
+    if paths and is_empty(paths):
+        context.log.info("there is nothing to predict in %s", ", ".join(map(str, paths)))
+        return
+    digest = inputs_digest(paths) if paths else content_digest(test)
+    table_path, errors_path, record_path = predictions_dir.table_paths(
+        f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
+    )
+    predicted_before = record_path.exists() and table_path.exists()
+    if predicted_before:
+        context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)
+        record = BatchPredictions.model_validate_json(record_path.read_bytes())
+    else:
+        batches = (
+            read_batches(paths, predictor.spec, config.batch_size)
+            if paths
+            else array_batches(test.images, TEST_IMAGES, config.batch_size)
+        )
+        record = _predict(predictor, batches, digest, table_path, errors_path)
+        if paths and inputs_digest(paths) != digest:
+            raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
+                "the inputs changed while they were read"
+            )
+        write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
+    version = hashlib.sha256(f"{record.weights_sha256}{digest}".encode()).hexdigest()
+    yield dg.Output(
+        record,
+        data_version=dg.DataVersion(version),
+        metadata={**_metadata(record, predictor), "predicted_before": predicted_before},
+    )
+
+
+def _predict(
+    predictor: "Predictor", batches: "Iterator[ImageBatch | InputError]", digest: str, table: UPath, errors: UPath
+) -> BatchPredictions:
+    import tempfile
+
+    from mnist_pipeline.ml.inference import predict_to_parquet
+
+    with tempfile.TemporaryDirectory() as scratch:
+        table_file, errors_file = Path(scratch) / "table.parquet", Path(scratch) / "errors.parquet"
+        result = predict_to_parquet(predictor, batches, table_file, errors_file)
+        upload(errors_file, errors)
+        upload(table_file, table)
+    return BatchPredictions(
+        model=predictor.version,
+        weights_sha256=predictor.manifest.weights_sha256,
+        inputs_digest=digest,
+        path=str(table),
+        errors_path=str(errors),
+        images=result.images,
+        errors=result.error_count,
+        label_counts=result.label_counts,
+        mean_confidence=result.mean_confidence,
+        unreadable=result.errors,
+        drift=result.drift,
+    )
+
+
+def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.plots import drift_histograms, label_counts
+
+    spec, reference = predictor.spec, predictor.manifest.training.drift_reference
+    metadata: dict[str, dg.RawMetadataValue] = {
+        "predictions": dg.MetadataValue.path(record.path),
+        "images": record.images,
+        "errors": record.errors,
+        "model": record.model,
+        "label_counts": table([{"label": label, "images": count} for label, count in enumerate(record.label_counts)]),
+        "label_distribution": picture(label_counts(record.label_counts, spec), "how often each label was predicted"),
+    }
+    if record.mean_confidence is not None:
+        metadata["mean_confidence"] = record.mean_confidence
+    if record.unreadable:
+        metadata["unreadable"] = table([error.model_dump() for error in record.unreadable])
+        metadata["errors_table"] = dg.MetadataValue.path(record.errors_path)
+    if record.drift and reference:
+        metadata["drifted_statistics"] = len(record.drift.drifted)
+        metadata["drifted"] = ", ".join(record.drift.drifted) or "nothing"
+        metadata["drift"] = table([finding.model_dump(exclude={"counts"}) for finding in record.drift.findings])
+        metadata["drift_histograms"] = picture(drift_histograms(reference, record.drift), "validation split and batch")
+    return metadata
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec(
+            "batch_predictions_are_sane",
+            asset=batch_digit_predictions,
+            description="The table is there, whole, within range, and not empty.",
+        ),
+        dg.AssetCheckSpec(
+            "no_drift",
+            asset=batch_digit_predictions,
+            description="Warns when predictions or images look unlike the validation split of the model: "
+            f"a population stability index above {DRIFT_PSI} with p below {DRIFT_P_VALUE}.",
+        ),
+    ],
+    ins={"batch_digit_predictions": dg.AssetIn("batch_digit_predictions")},
+)
+def batch_prediction_checks(
+    batch_digit_predictions: BatchPredictions, predictions_dir: PredictionsResource
+) -> Iterator[dg.AssetCheckResult]:
+    import pyarrow.parquet as pq
+
+    record = batch_digit_predictions
+    path = storage_path(record.path, predictions_dir.endpoint_url)
+    with path.open("rb") as file, pq.ParquetFile(file) as table:
+        rows, problems = table.metadata.num_rows, []
+        for batch in table.iter_batches():
+            confidence, label = (batch[name].to_numpy() for name in ("confidence", "label"))
+            if not ((confidence > 0) & (confidence <= 1 + 1e-6)).all() or label.max() >= len(record.label_counts):
+                problems.append("labels or confidences are out of range")
+            if batch["model"].unique().to_pylist() != [record.model]:
+                problems.append(f"rows of another model than {record.model}")
+    if not rows:
+        problems.append(f"no image was predicted, {record.errors} could not be read")
+    if rows != record.images:
+        problems.append(f"the table has {rows} rows, but {record.images} images were predicted")
+    yield dg.AssetCheckResult(
+        check_name="batch_predictions_are_sane",
+        passed=not problems,
+        description="; ".join(problems) or None,
+        metadata={"rows": rows, "errors": record.errors},
+    )
+    if record.drift is None:
+        description = f"there is nothing to compare with: no image, or {record.model} was saved without a reference"
+    else:
+        description = f"unlike the validation split: {', '.join(record.drift.drifted) or 'nothing'}"
+    yield dg.AssetCheckResult(
+        check_name="no_drift",
+        passed=record.drift is not None and not record.drift.drifted,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=description,
+        metadata={
+            f"population_stability_index_of_{finding.statistic}": finding.population_stability_index
+            for finding in (record.drift.findings if record.drift else [])
+        },
+    )

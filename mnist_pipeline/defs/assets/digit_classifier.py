@@ -1,0 +1,147 @@
+"""A trained candidate."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, on_cron_if_data_changed
+from mnist_pipeline.defs.metadata import picture
+from mnist_pipeline.defs.resources.folders import CheckpointsResource
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.records import EpochMetrics, ModelRecord, Splits
+from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
+
+if TYPE_CHECKING:
+    from mnist_pipeline.ml.training import TrainingResult
+
+TRAINING_POOL = "training"
+CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
+"""For killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
+
+RETRAIN = {
+    "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON")),
+    "eager": eager_if_data_changed(),
+}
+"""The condition by MODEL_RETRAIN."""
+
+
+class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pydantic's plugin, for three bases
+    """Architecture, augmentation and recipe of the candidate."""
+
+
+@dg.asset(
+    group_name="model_pipeline",
+    kinds={"pytorch"},
+    code_version=TRAINING_CODE_VERSION,
+    io_manager_key="record_io_manager",
+    pool=TRAINING_POOL,
+    retry_policy=CRASH_RETRIES,
+    automation_condition=RETRAIN["on_cron"],
+)
+def digit_classifier(
+    context: dg.AssetExecutionContext,
+    config: ModelConfig,
+    processed_mnist_data: Splits,
+    model_store: ModelStoreResource,
+    checkpoints: CheckpointsResource,
+) -> dg.Output[ModelRecord]:
+    """A network trained on the train split, as a new immutable version in the model store.
+
+    Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
+    whole epoch."""
+    from mnist_pipeline.ml import drift
+    from mnist_pipeline.ml.data import content_digest
+    from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+    from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
+
+    splits, folder = processed_mnist_data, Path(checkpoints.directory)
+    settings = TrainingSettings(**config.model_dump())
+    try:
+        result = train(settings, splits, _reporter(context, settings.epochs), folder)
+    except (TrainingDiverged, ValueError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    network = model_from_bytes(result.weights, settings, splits.spec)
+    probabilities = predict_probabilities(network, splits.validation.images, splits.spec)
+    manifest = model_store.save(
+        result.weights,
+        task=splits.spec,
+        settings=settings,
+        history=result.history,
+        best_epoch=result.best_epoch,
+        data_version=content_digest(*splits.parts.values()),
+        code_version=TRAINING_CODE_VERSION,
+        run_id=context.run_id,
+        drift_reference=drift.reference(splits.validation.images, probabilities),
+    )
+    discard_checkpoint(settings, splits, folder)
+    return _candidate(manifest, result, settings)
+
+
+def _reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochMetrics], None]:
+    def report(metrics: EpochMetrics) -> None:
+        context.log.info(
+            "epoch %d/%d: training loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f images/s",
+            *(metrics.epoch, epochs, metrics.train_loss, metrics.validation_loss),
+            *(metrics.validation_accuracy, metrics.images_per_second),
+        )
+        # An observation is shown while the step still runs, and changes no data version.
+        context.log_event(dg.AssetObservation(context.asset_key, metadata=metrics.model_dump()))
+
+    return report
+
+
+def _candidate(manifest: ModelManifest, result: "TrainingResult", settings: TrainingSettings) -> dg.Output[ModelRecord]:
+    from mnist_pipeline.ml.plots import learning_curves
+
+    best = result.history[result.best_epoch - 1]
+    record = ModelRecord(
+        name=manifest.name,
+        weights_sha256=manifest.weights_sha256,
+        validation_accuracy=best.validation_accuracy,
+        validation_loss=best.validation_loss,
+        best_epoch=result.best_epoch,
+    )
+    return dg.Output(
+        record,
+        data_version=dg.DataVersion(manifest.weights_sha256),
+        metadata={
+            "model": manifest.name,
+            "weights_sha256": manifest.weights_sha256,
+            "validation_accuracy": best.validation_accuracy,
+            "validation_loss": best.validation_loss,
+            "best_epoch": result.best_epoch,
+            "epochs": len(result.history),
+            "stopped_early": result.stopped_early,
+            "resumed_after_epoch": result.resumed_after,
+            "images_per_second": harmonic_mean(epoch.images_per_second for epoch in result.history),
+            "device": result.device,
+            "precision": result.precision,
+            "learning_curves": picture(learning_curves(result.history, result.best_epoch), "learning curves"),
+            "settings": dg.MetadataValue.json(settings.model_dump()),
+        },
+    )
+
+
+@dg.asset_check(asset=digit_classifier, description="The stored candidate is whole, finite, and the one trained.")
+def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelStoreResource) -> dg.AssetCheckResult:
+    from mnist_pipeline.ml.model import ModelError, model_from_bytes
+    from mnist_pipeline.stores.errors import ModelStoreError
+
+    try:
+        manifest, weights = model_store.load(digit_classifier.name)
+        network = model_from_bytes(weights, manifest.network, manifest.task)
+    except (ModelStoreError, ModelError) as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    same = manifest.weights_sha256 == digit_classifier.weights_sha256
+    return dg.AssetCheckResult(
+        passed=same,
+        description=None if same else "the store has other weights by this name",
+        metadata={
+            "weights_bytes": len(weights),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        },
+    )

@@ -1,0 +1,115 @@
+"""Predictions for the images of one run's configuration."""
+
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
+from mnist_pipeline.defs.conditions import NEVER
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.ml.records import Prediction, RealTimePredictions, Splits
+from mnist_pipeline.ml.settings import RealTimePredictionSettings
+
+if TYPE_CHECKING:
+    pass
+
+
+class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
+    """The images to predict now; with none given, one test image of each class."""
+
+
+@dg.asset(
+    group_name="inference",
+    kinds={"pytorch"},
+    code_version="1",
+    io_manager_key="record_io_manager",
+    deps=[production_digit_classifier],
+    automation_condition=NEVER,
+)
+def digit_predictions(
+    config: RealTimePredictionConfig, processed_mnist_data: Splits, model_store: ModelStoreResource
+) -> dg.Output[RealTimePredictions]:
+    """Predictions for the images in the configuration, now, by the deployed model."""
+    import numpy as np
+
+    from mnist_pipeline.files.pictures import ImageError
+    from mnist_pipeline.ml.plots import predicted_images
+    from mnist_pipeline.task.preprocessing import read_image
+
+    predictor = deployed_predictor(model_store)
+    images: list[tuple[str, np.ndarray]] = []
+    for source, data in _requested(config):
+        try:
+            images.append((source, read_image(data)))
+        except ImageError as error:
+            raise dg.Failure(f"{source}: {error}", allow_retries=False) from error
+    if not images:
+        test, names = processed_mnist_data.test, predictor.spec.class_names
+        firsts = [(name, np.flatnonzero(test.labels == label)) for label, name in enumerate(names)]
+        images = [
+            (f"{TEST_IMAGES} {found[0]} (a {name})", test.images[found[0]]) for name, found in firsts if len(found)
+        ]
+    stacked = np.stack([image for _, image in images])
+    probabilities = predictor.predict(stacked)
+    predictions = [
+        Prediction(
+            source=source,
+            label=int(row.argmax()),
+            confidence=float(row.max()),
+            needs_review=bool(row.max() < config.confidence_threshold),
+            probabilities=[float(p) for p in row] if config.include_probabilities else None,
+        )
+        for (source, _), row in zip(images, probabilities, strict=True)
+    ]
+    record = RealTimePredictions(
+        model=predictor.version, weights_sha256=predictor.manifest.weights_sha256, predictions=predictions
+    )
+    seen = predicted_images(stacked, predictions, predictor.spec)
+    return dg.Output(
+        record,
+        data_version=dg.DataVersion(record.digest(exclude={"model"})),
+        metadata={
+            "model": record.model,
+            "predictions": table([prediction.model_dump(exclude={"probabilities"}) for prediction in predictions]),
+            "what_the_model_sees": picture(seen, "prepared images and predictions"),
+        },
+    )
+
+
+def _requested(config: RealTimePredictionSettings) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of each image that the configuration asks for."""
+    for path in existing_paths("image_paths", config.image_paths):
+        try:
+            yield str(path), path.read_bytes()
+        except OSError as error:
+            raise dg.Failure(
+                f"{path} of image_paths cannot be read as a file: {error.strerror}. Folders are for "
+                "input_paths of batch_digit_predictions",
+                allow_retries=False,
+            ) from error
+    for position, text in enumerate(config.images_base64):
+        source = f"images_base64[{position}]"
+        try:
+            yield source, b64decode(text, validate=True)
+        except ValueError as error:  # also what is not ASCII
+            raise dg.Failure(f"{source} is not base64: {error}", allow_retries=False) from error
+
+
+@dg.asset_check(asset=digit_predictions, description="There are predictions, within range.")
+def digit_predictions_are_sane(
+    digit_predictions: RealTimePredictions, model_store: ModelStoreResource
+) -> dg.AssetCheckResult:
+    predictions, classes = digit_predictions.predictions, model_store.manifest(digit_predictions.model).task.classes
+    wrong = [p.source for p in predictions if not (0 <= p.label < classes and 0 < p.confidence <= 1 + 1e-6)]
+    return dg.AssetCheckResult(
+        passed=bool(predictions) and not wrong,
+        description=f"out of range: {', '.join(wrong)}" if wrong else None if predictions else "there is no prediction",
+        metadata={
+            "predictions": len(predictions),
+            "least_confidence": min((p.confidence for p in predictions), default=0.0),
+        },
+    )

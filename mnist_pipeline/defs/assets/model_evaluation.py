@@ -1,0 +1,96 @@
+"""The scores of a candidate."""
+
+import dagster as dg
+
+from mnist_pipeline.defs.conditions import eager_if_data_changed
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
+from mnist_pipeline.ml.settings import EvaluationSettings
+
+ROUNDING = 1e-9
+
+
+class ModelEvaluationConfig(dg.Config, EvaluationSettings):
+    """The measures and pictures of the candidate."""
+
+
+@dg.asset(
+    group_name="model_pipeline",
+    kinds={"scikitlearn"},
+    code_version="1",
+    io_manager_key="record_io_manager",
+    automation_condition=eager_if_data_changed(),
+)
+def model_evaluation(
+    config: ModelEvaluationConfig,
+    digit_classifier: ModelRecord,
+    processed_mnist_data: Splits,
+    model_store: ModelStoreResource,
+) -> dg.Output[Evaluation]:
+    """The scores of exactly the candidate that was just trained, on validation and on test."""
+    from mnist_pipeline.ml.data import content_digest
+    from mnist_pipeline.ml.evaluation import evaluate
+    from mnist_pipeline.ml.model import model_from_bytes
+    from mnist_pipeline.ml.plots import confusion, mistake_grid
+
+    manifest, weights = model_store.load(digit_classifier.name)
+    if manifest.weights_sha256 != digit_classifier.weights_sha256:
+        raise dg.Failure(
+            f"{manifest.name} in the store has other weights than the candidate that was trained", allow_retries=False
+        )
+    network, spec = model_from_bytes(weights, manifest.network, manifest.task), manifest.task
+    validation, _ = evaluate(network, processed_mnist_data.validation, spec, config)
+    test, mistakes = evaluate(network, processed_mnist_data.test, spec, config)
+    evaluation = Evaluation(
+        model=digit_classifier,
+        validation=validation,
+        test=test,
+        test_digest=content_digest(processed_mnist_data.test),
+    )
+    return dg.Output(
+        evaluation,
+        # The name of the version holds the time; the same weights and scores are the same evaluation.
+        data_version=dg.DataVersion(f"{manifest.weights_sha256[:16]}-{evaluation.digest(exclude={'model'})[:16]}"),
+        metadata={
+            "model": manifest.name,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "test_expected_calibration_error": test.expected_calibration_error,
+            "validation_accuracy": validation.accuracy,
+            "validation_loss": validation.loss,
+            "test_images": test.images,
+            "per_class": table([metrics.model_dump() for metrics in test.per_class]),
+            "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
+            "worst_mistakes": picture(
+                mistake_grid(processed_mnist_data.test, mistakes, spec), "worst mistakes on test"
+            ),
+        },
+    )
+
+
+@dg.asset_check(asset=model_evaluation, description="Accuracy, support and counts agree with the confusion matrix.")
+def scores_agree(model_evaluation: Evaluation) -> dg.AssetCheckResult:
+    import numpy as np
+
+    problems = []
+    for name, scores in (("validation", model_evaluation.validation), ("test", model_evaluation.test)):
+        matrix, classes = np.array(scores.confusion_matrix), len(scores.per_class)
+        if matrix.shape != (classes, classes) or matrix.sum() != scores.images or not scores.images:
+            problems.append(f"{name}: the confusion matrix holds {matrix.sum()} of {scores.images} images")
+            continue
+        if abs(np.trace(matrix) / matrix.sum() - scores.accuracy) > ROUNDING:
+            problems.append(f"{name}: accuracy {scores.accuracy} is not {np.trace(matrix) / matrix.sum()}")
+        if matrix.sum(1).tolist() != [metrics.support for metrics in scores.per_class]:
+            problems.append(f"{name}: supports differ from the rows of the confusion matrix")
+        if not np.isfinite([scores.loss, scores.expected_calibration_error]).all():
+            problems.append(f"{name}: loss or calibration error is not finite")
+    return dg.AssetCheckResult(
+        passed=not problems,
+        description="; ".join(problems) or None,
+        metadata={
+            "validation_accuracy": model_evaluation.validation.accuracy,
+            "test_accuracy": model_evaluation.test.accuracy,
+            "test_images": model_evaluation.test.images,
+        },
+    )

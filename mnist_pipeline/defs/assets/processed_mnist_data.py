@@ -1,0 +1,135 @@
+"""The splits: training, validation and test."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from mnist_pipeline.defs.assets.labelled_digits import labelled_digits
+from mnist_pipeline.defs.assets.raw_mnist_data import raw_mnist_data
+from mnist_pipeline.defs.conditions import eager_if_data_changed
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.folders import LabelledImagesResource
+from mnist_pipeline.ml.records import Splits
+from mnist_pipeline.ml.settings import SplitSettings
+from mnist_pipeline.task.dataset import Dataset
+
+MAX_CLASS_SHARE_DIFFERENCE = 0.02
+"""Rounding of a stratified split stays far below; labelled images may move the training shares up to here."""
+
+USUAL_VALIDATION_FRACTION = (0.05, 0.5)
+"""Less chooses the best epoch by chance, more leaves too little to train on."""
+
+
+class SplitConfig(dg.Config, SplitSettings):
+    """The division into train and validation."""
+
+
+@dg.asset(
+    group_name="data_processing",
+    kinds={"python", "safetensors"},
+    code_version="1",
+    io_manager_key="tensor_io_manager",
+    deps=[labelled_digits],
+    automation_condition=eager_if_data_changed(),
+)
+def processed_mnist_data(
+    context: dg.AssetExecutionContext,
+    config: SplitConfig,
+    raw_mnist_data: Dataset,
+    labelled_digits_dir: LabelledImagesResource,
+) -> dg.Output[Splits]:
+    """Train, validation (stratified) and test; labelled images join train only. Images stay uint8, 0..255."""
+    from mnist_pipeline.files.errors import DataError
+    from mnist_pipeline.ml.data import class_counts, content_digest, split
+    from mnist_pipeline.ml.labelled import read_labelled
+    from mnist_pipeline.ml.plots import class_distribution, class_grid
+
+    spec = raw_mnist_data.spec
+    labelled = read_labelled(labelled_digits_dir.path(), spec)
+    for name, why in labelled.skipped.items():
+        context.log.warning("labelled image %s is skipped: %s", name, why)
+    try:
+        splits = split(raw_mnist_data, labelled.images, config)
+    except DataError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    labels = {name: part.labels for name, part in splits.parts.items()}
+    digest = content_digest(*splits.parts.values())
+    metadata: dict[str, dg.RawMetadataValue] = {
+        **{f"{name}_images": len(part) for name, part in labels.items()},
+        "labelled_digits_joined": len(labelled.images.labels),
+        "labelled_digits_skipped": len(labelled.skipped),
+        "sha256": digest,
+        "classes": table(
+            [
+                {"label": label, **dict(zip(labels, counts, strict=True))}
+                for label, counts in enumerate(zip(*(class_counts(p, spec) for p in labels.values()), strict=True))
+            ]
+        ),
+        "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
+    }
+    if labelled.skipped:
+        metadata["skipped_files"] = table([{"file": n, "reason": why} for n, why in labelled.skipped.items()])
+    if len(labelled.images.labels):
+        metadata["labelled_digits"] = picture(class_grid(labelled.images, spec), "images labelled by people")
+    return dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec("class_balance", asset=processed_mnist_data, description="Train and validation alike."),
+        dg.AssetCheckSpec(
+            "nothing_lost",
+            asset=processed_mnist_data,
+            additional_deps=[raw_mnist_data],
+            description="Every raw image is in one split.",
+        ),
+        dg.AssetCheckSpec(
+            "split_proportions",
+            asset=processed_mnist_data,
+            description="Warns of an unusually small or large validation split.",
+        ),
+        dg.AssetCheckSpec(
+            "no_leakage", asset=processed_mnist_data, description="No validation or test image in train."
+        ),
+    ],
+    ins={"processed_mnist_data": dg.AssetIn("processed_mnist_data"), "raw_mnist_data": dg.AssetIn("raw_mnist_data")},
+)
+def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
+    import numpy as np
+
+    from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, shared_images
+
+    train, validation, test, spec = processed_mnist_data
+    shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
+    difference = float(np.abs(shares[0] - shares[1]).max())
+    yield dg.AssetCheckResult(
+        check_name="class_balance",
+        passed=difference <= MAX_CLASS_SHARE_DIFFERENCE,
+        description=f"the share of a class differs by up to {difference:.4f}, allowed {MAX_CLASS_SHARE_DIFFERENCE}",
+        metadata={"largest_difference": difference},
+    )
+    # Labelled images may add to train; nothing may be missing, and test is handed on untouched.
+    missing = missing_images(raw_mnist_data.train, [train, validation])
+    untouched = content_digest(test) == content_digest(raw_mnist_data.test)
+    yield dg.AssetCheckResult(
+        check_name="nothing_lost",
+        passed=not missing and untouched,
+        description=f"{missing} training images are missing; test is {'untouched' if untouched else 'not the raw one'}",
+        metadata={"missing_training_images": missing, "test_untouched": untouched},
+    )
+    fraction = len(validation.labels) / len(raw_mnist_data.train.labels)
+    low, high = USUAL_VALIDATION_FRACTION
+    yield dg.AssetCheckResult(
+        check_name="split_proportions",
+        passed=low <= fraction <= high,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{fraction:.3f} of the training images validate; usual is {low} to {high}",
+        metadata={"validation_fraction": fraction},
+    )
+    in_test, in_validation = shared_images(train, test), shared_images(train, validation)
+    yield dg.AssetCheckResult(
+        check_name="no_leakage",
+        passed=not in_test and not in_validation,
+        description=f"{in_test} test and {in_validation} validation images stand in train too",
+        metadata={"test_images_in_train": in_test, "validation_images_in_train": in_validation},
+    )

@@ -1,0 +1,172 @@
+"""The deployed version, after the gate has decided about the candidate."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import dagster as dg
+
+from mnist_pipeline.defs.assets.digit_classifier import CRASH_RETRIES
+from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
+from mnist_pipeline.defs.conditions import NEVER, eager_if_data_changed
+from mnist_pipeline.defs.metadata import table
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.records import Evaluation, Splits
+from mnist_pipeline.ml.settings import DeploymentSettings
+
+DEPLOYMENT_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=30), fail_window=timedelta(days=90))
+"""By the last decision. Nothing retrains while the data stays the same; a model of three months should be looked at."""
+
+GATE_CHECK = "candidate_accepted"
+
+RETRY_TAG = "dagster/retry_number"
+"""On runs that Dagster started again by itself after a crash, not on those that a person re-executed."""
+
+
+class DeploymentConfig(dg.Config, DeploymentSettings):
+    """The deployment gate's policy."""
+
+
+@dg.asset(
+    group_name="model_pipeline",
+    kinds={"python"},
+    code_version="1",
+    io_manager_key="record_io_manager",
+    output_required=False,
+    freshness_policy=DEPLOYMENT_FRESHNESS,
+    dagster_type=dg.PythonObjectDagsterType(Decision),
+    # The test images are read, too, but it is a new evaluation that sets the gate off.
+    automation_condition=eager_if_data_changed(ignoring=frozenset({processed_mnist_data.key})),
+    check_specs=[
+        dg.AssetCheckSpec(
+            GATE_CHECK,
+            asset="production_digit_classifier",
+            description="Warns when the gate refused the candidate; the incumbent stays deployed.",
+            # A check that is part of its asset's step makes automation leave out the asset's other checks, unless one
+            # of them has a condition of its own (Dagster 1.13, `_build_run_requests_from_partitions_def_mapping`).
+            automation_condition=NEVER,
+        )
+    ],
+    retry_policy=CRASH_RETRIES,
+)
+def production_digit_classifier(
+    context: dg.AssetExecutionContext,
+    config: DeploymentConfig,
+    model_evaluation: Evaluation,
+    processed_mnist_data: Splits,
+    model_store: ModelStoreResource,
+) -> Iterator[dg.Output[Decision] | dg.AssetCheckResult]:
+    """The version that is deployed after the gate decided: the promoted candidate, or still the incumbent.
+
+    Yields nothing where nothing was ever deployed; then predictions are skipped."""
+    from mnist_pipeline.stores.deployment import CannotDecide, decide_and_deploy
+
+    policy = DeploymentSettings(**config.model_dump())
+    if policy.strategy == "manual" and policy.model_name is None:
+        yield from _choice(context, model_store)
+        return
+    try:
+        decision = _decided_before(context, model_store) or decide_and_deploy(
+            model_store, policy, model_evaluation, processed_mnist_data, _actor(context)
+        )
+    except CannotDecide as error:  # a PromotionConflict is left to the step's retry, which decides anew
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.info("%s %s: %s", decision.outcome, decision.version, decision.reason)
+    # Also a refusal is seen among the asset's events, and by the alerts.
+    context.log_event(dg.AssetObservation(context.asset_key, metadata=decision.model_dump(mode="json")))
+    if deployed := model_store.production():
+        yield _deployment(deployed, decision)
+    # After the materialization: a check's result is about the latest one.
+    yield dg.AssetCheckResult(
+        check_name=GATE_CHECK,
+        passed=decision.outcome != "refused",
+        severity=dg.AssetCheckSeverity.WARN,
+        description=decision.reason,
+        metadata={"candidate": decision.version, "outcome": decision.outcome, **_accuracies(decision)},
+    )
+
+
+def _choice(
+    context: dg.AssetExecutionContext, store: ModelStoreResource
+) -> Iterator[dg.Output[Decision] | dg.AssetCheckResult]:
+    """Keep what is deployed, and list in the check the versions to choose from."""
+    from mnist_pipeline.stores.deployment import candidates
+
+    context.log.warning("strategy 'manual' without model_name deploys nothing; choose from the check's table")
+    if current := store.production():
+        yield _deployment(current, current)
+    yield dg.AssetCheckResult(
+        check_name=GATE_CHECK,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="strategy 'manual' needs model_name: the name of one of the candidates",
+        metadata={"candidates": table(candidates(store))},
+    )
+
+
+def _decided_before(context: dg.AssetExecutionContext, store: ModelStoreResource) -> Decision | None:
+    """The decision of an earlier attempt that was killed after it had decided: nothing is decided twice."""
+    if context.retry_number == 0 and RETRY_TAG not in context.run.tags:
+        return None
+    return next((decision for decision in store.decisions() if decision.actor == _actor(context)), None)
+
+
+def _actor(context: dg.AssetExecutionContext) -> str:
+    """The run, or the first of those that Dagster's automatic retries stand for."""
+    run = context.run
+    while RETRY_TAG in run.tags and run.parent_run_id and (parent := context.instance.get_run_by_id(run.parent_run_id)):
+        run = parent
+    return f"run {run.run_id}"
+
+
+def _deployment(deployed: Decision, latest: Decision) -> dg.Output[Decision]:
+    """Return what is deployed, with the last decision as metadata."""
+    return dg.Output(
+        deployed,
+        data_version=dg.DataVersion(deployed.weights_sha256),
+        metadata={
+            "deployed": deployed.version,
+            "deployed_at": dg.MetadataValue.timestamp(deployed.decided_at),
+            "deployed_because": deployed.reason,
+            "weights_sha256": deployed.weights_sha256,
+            "candidate": latest.version,
+            "outcome": latest.outcome,
+            "reason": latest.reason,
+            **_accuracies(latest),
+        },
+    )
+
+
+def _accuracies(decision: Decision) -> dict[str, float]:
+    """The scores that were measured for a decision."""
+    scores = {
+        "candidate_test_accuracy": decision.test_accuracy,
+        "incumbent_test_accuracy": decision.incumbent_test_accuracy,
+    }
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+@dg.asset_check(
+    asset=production_digit_classifier,
+    blocking=True,
+    description="What is deployed loads, has the digest of its manifest, and gives finite outputs; "
+    "otherwise nothing is predicted with it.",
+)
+def deployed_model_works(model_store: ModelStoreResource) -> dg.AssetCheckResult:
+    from mnist_pipeline.ml.model import ModelError
+    from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
+    from mnist_pipeline.stores.errors import ModelStoreError
+
+    try:
+        predictor = Predictor.from_store(model_store)
+        black, white = predictor.verify()
+    except (ModelStoreError, ModelError, NoDeployedModel) as error:
+        return dg.AssetCheckResult(passed=False, description=f"{error}. Roll back, or deploy another version")
+    return dg.AssetCheckResult(
+        passed=True,
+        metadata={
+            "model": predictor.version,
+            "confidence_on_black": black,
+            "confidence_on_white": white,
+        },
+    )

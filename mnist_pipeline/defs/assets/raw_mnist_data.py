@@ -1,0 +1,90 @@
+"""The raw data set, verified and untouched."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.folders import RawDataResource
+from mnist_pipeline.task.dataset import Dataset
+
+
+@dg.asset(
+    group_name="data_processing",
+    kinds={"python", "safetensors"},
+    code_version="1",
+    io_manager_key="tensor_io_manager",
+    automation_condition=on_cron_or_eager_if_data_changed(cron_tick("RAW_DATA_CRON")),
+)
+def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource) -> dg.Output[Dataset]:
+    """The verified data set, untouched: uint8 images (0..255) and labels of train and test."""
+    from mnist_pipeline.files.errors import DataError
+    from mnist_pipeline.ml.data import class_counts, content_digest
+    from mnist_pipeline.ml.plots import class_distribution, class_grid
+    from mnist_pipeline.task.sources import load_dataset
+
+    try:
+        dataset = load_dataset(raw_data.source, Path(raw_data.directory), raw_data.mirrors)
+    except DataError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.info("data: %s", dataset.description)
+    digest, spec = content_digest(dataset.train, dataset.test), dataset.spec
+    labels = {"train": dataset.train.labels, "test": dataset.test.labels}
+    counts = {name: class_counts(part, spec) for name, part in labels.items()}
+    return dg.Output(
+        dataset,
+        data_version=dg.DataVersion(digest),
+        metadata={
+            "data": dataset.description,
+            "train_images": len(dataset.train.labels),
+            "test_images": len(dataset.test.labels),
+            "sha256": digest,
+            "classes": table(
+                [
+                    {"label": label, "train": train, "test": test}
+                    for label, (train, test) in enumerate(zip(*counts.values(), strict=True))
+                ]
+            ),
+            "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
+            "examples": picture(class_grid(dataset.train, spec), "training images of each class"),
+        },
+    )
+
+
+@dg.multi_asset_check(
+    specs=[
+        dg.AssetCheckSpec("complete", asset=raw_mnist_data, description="Shapes, sizes, and every class present."),
+        dg.AssetCheckSpec("full_data_set", asset=raw_mnist_data, description="Warns while the sample stands in."),
+    ],
+    ins={"raw_mnist_data": dg.AssetIn("raw_mnist_data")},
+)
+def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
+    from mnist_pipeline.files.errors import DataError
+    from mnist_pipeline.ml.data import class_counts
+    from mnist_pipeline.task.dataset import validate
+
+    problems: list[str] = []
+    numbers: dict[str, int] = {}
+    for name, part in (("train", raw_mnist_data.train), ("test", raw_mnist_data.test)):
+        try:
+            validate(part, name, raw_mnist_data.spec)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        counts = class_counts(part.labels, raw_mnist_data.spec)
+        numbers |= {f"{name}_images": len(part.labels), f"{name}_images_of_the_rarest_class": min(counts)}
+        if absent := [label for label, count in enumerate(counts) if not count]:
+            problems.append(f"{name} has no image of the classes {absent}")
+    yield dg.AssetCheckResult(
+        check_name="complete", passed=not problems, description="; ".join(problems) or None, metadata=numbers
+    )
+    images = len(raw_mnist_data.train.labels) + len(raw_mnist_data.test.labels)
+    yield dg.AssetCheckResult(
+        check_name="full_data_set",
+        passed=not raw_mnist_data.is_sample,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"only {images:,} images: {raw_mnist_data.description}" if raw_mnist_data.is_sample else None,
+        metadata={"images": images},
+    )

@@ -1,0 +1,83 @@
+"""The files between assets: images as safetensors, records as JSON, in a folder or on s3://."""
+
+import json
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+from upath import UPath
+
+from mnist_pipeline.files.storage import storage_path, write_bytes
+from mnist_pipeline.ml.records import Record, Splits
+from mnist_pipeline.task.dataset import Dataset
+
+
+class _SafetensorsIOManager(dg.UPathIOManager):
+    extension = ".safetensors"
+
+    def dump_to_path(self, context: dg.OutputContext, obj: Dataset | Splits, path: UPath) -> None:
+        from safetensors.numpy import save
+
+        from mnist_pipeline.ml.data import to_arrays
+
+        arrays, texts = to_arrays(obj)
+        data = save(arrays, texts)
+        context.add_output_metadata({"bytes_stored": len(data)})
+        write_bytes(path, data)
+
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Dataset | Splits:
+        from safetensors.numpy import load
+
+        from mnist_pipeline.ml.data import dataset_from_arrays, splits_from_arrays
+
+        data = path.read_bytes()
+        # safetensors gives the texts of a header only for files; the format: length (8 bytes), then JSON
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        arrays, texts = load(data), header.get("__metadata__", {})
+        wanted = _wanted_type(context)
+        if wanted is Splits:
+            return splits_from_arrays(arrays, texts)
+        if wanted is Dataset:
+            return dataset_from_arrays(arrays, texts)
+        raise TypeError(f"{path} holds images; annotate the input as Dataset or Splits, not {wanted}")
+
+
+class _RecordIOManager(dg.UPathIOManager):
+    extension = ".json"
+
+    def dump_to_path(self, context: dg.OutputContext, obj: Record, path: UPath) -> None:
+        write_bytes(path, obj.model_dump_json(indent=2).encode())
+
+    def load_from_path(self, context: dg.InputContext, path: UPath) -> Record:
+        return _wanted_type(context).model_validate_json(path.read_bytes())
+
+
+def _wanted_type(context: dg.InputContext) -> Any:
+    """The type that the input is annotated with; without an annotation the one that the asset gives."""
+    wanted = context.dagster_type.typing_type
+    if wanted is not Any:
+        return wanted
+    output = context.upstream_output
+    assert output, "an input of an asset comes from an asset"
+    return output.op_def.output_def_named(output.name).dagster_type.typing_type
+
+
+class _StorageIOManager(dg.ConfigurableIOManagerFactory):
+    base_path: str = Field(description="Folder, or s3://bucket/prefix.")
+    endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+
+
+class SafetensorsIOManager(_StorageIOManager):
+    """Datasets and splits, one safetensors file an asset."""
+
+    def create_io_manager(self, context: dg.InitResourceContext) -> dg.UPathIOManager:
+        """Return the manager over the base path."""
+        return _SafetensorsIOManager(storage_path(self.base_path, self.endpoint_url))
+
+
+class RecordIOManager(_StorageIOManager):
+    """Records, one JSON file an asset."""
+
+    def create_io_manager(self, context: dg.InitResourceContext) -> dg.UPathIOManager:
+        """Return the manager over the base path."""
+        return _RecordIOManager(storage_path(self.base_path, self.endpoint_url))

@@ -1,0 +1,18 @@
+"""Metadata values that people look at."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+
+def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
+    """Return a PNG inside the metadata itself, so that it is seen wherever the event log is."""
+    return dg.MetadataValue.md(f"![{alternative_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:
+    """Return rows of equal keys as a table, fractions to four places; the stored record keeps them all."""
+    rounded = [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rounded])

@@ -1,0 +1,37 @@
+"""The beginning of all predictions: the deployed model, and the files that a user names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+
+if TYPE_CHECKING:
+    from mnist_pipeline.ml.predictor import Predictor
+
+TEST_IMAGES = "test images"
+"""The source of predictions where a run names none."""
+
+
+def deployed_predictor(store: ModelStore) -> "Predictor":
+    """Return the predictor of what is deployed.
+
+    Raises Failure, not to be tried again, where nothing is or what is cannot be used; a store out of reach may be.
+    """
+    from mnist_pipeline.ml.model import ModelError
+    from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
+
+    try:
+        return Predictor.from_store(store)
+    except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def existing_paths(setting: str, names: list[str]) -> list[Path]:
+    """Return the paths; `~` is the home folder. Raises Failure with the `setting` and those that do not exist."""
+    paths = [Path(name).expanduser() for name in names]
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise dg.Failure(f"{setting} that do not exist: {', '.join(missing)}", allow_retries=False)
+    return paths

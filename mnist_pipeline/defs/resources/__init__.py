@@ -1,0 +1,1 @@
+"""The resources: what a deployment chooses."""

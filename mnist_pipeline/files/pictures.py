@@ -1,0 +1,87 @@
+"""Image files from anybody: decoded within bounds, whatever is wrong with them."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow knows many more, some of which start other programs."""
+
+MAX_PIXELS = 50_000_000
+"""Larger pictures are refused before they are decoded."""
+
+SHRUNK_SIDE = 2048
+"""Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
+
+SHRINKABLE_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
+
+
+class ImageError(ValueError):
+    """The picture cannot be read, or shows nothing; the message says why."""
+
+
+class TooManyPixels(ImageError):
+    """The picture is larger than allowed and was not decoded."""
+
+
+@contextmanager
+def open_picture(
+    data: bytes,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    animated: bool = True,
+    admit: Callable[[int, int], None] | None = None,
+) -> Iterator[Image.Image]:
+    """Open an image file of any of the `formats`, turned as its EXIF data says, no side longer than SHRUNK_SIDE.
+
+    Pixels are decoded when they are first looked at, so do that inside the block: whatever Pillow raises there is
+    an ImageError. Of an animation the first picture is taken; with `animated` False it is refused. `admit` is told
+    width and height before anything is decoded and may raise; by default it refuses more than MAX_PIXELS.
+    """
+    with _damage_refused(formats):
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    with picture:
+        (admit or _at_most_max_pixels)(*picture.size)
+        with _damage_refused(formats):
+            # A photo with previews (MPO) has several pictures too, and the first is the photo.
+            if not animated and picture.format != "MPO" and getattr(picture, "is_animated", False):
+                raise ImageError("the picture is animated: send a single picture")
+            yield _upright(picture)
+
+
+def is_image(path: Path | str) -> bool:
+    """Return whether the name has the ending of an image file."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+@contextmanager
+def _damage_refused(formats: tuple[str, ...]) -> Iterator[None]:
+    """On damaged files Pillow raises almost anything."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image in a known format ({', '.join(formats)})") from None
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(str(error)) from None
+    except Exception as error:
+        raise ImageError(f"broken image: {error}") from error
+
+
+def _at_most_max_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise TooManyPixels(f"{width}x{height} is more than {MAX_PIXELS:,} pixels")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says, and averaged over blocks so that no side is longer than SHRUNK_SIDE."""
+    picture.draft(None, (SHRUNK_SIDE, SHRUNK_SIDE))  # a JPEG is decoded smaller at once
+    picture = ImageOps.exif_transpose(picture)
+    factor = math.ceil(max(picture.size) / SHRUNK_SIDE)
+    return picture.reduce(factor) if factor > 1 and picture.mode in SHRINKABLE_MODES else picture

@@ -1,0 +1,105 @@
+"""The records that rest in a model store and outlive the code that wrote them.
+
+What is needed to predict is strict: a name that is unknown there would be ignored, and the predictions would be
+wrong. The record of how a version or a decision came about is lenient: names that this code does not know are kept
+and shown, names that it misses are None, so that another version of the code can be rolled back to.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+from mnist_pipeline.ml.records import DriftReference, Record
+from mnist_pipeline.task.settings import NetworkSettings
+from mnist_pipeline.task.spec import TASK, TaskSpec
+
+PROMOTED = "promoted"
+"""The one outcome of a decision that deploys."""
+
+
+class TrainingRecord(BaseModel, frozen=True, extra="allow"):
+    """The origin of a version, as far as the code that wrote it recorded it."""
+
+    settings: dict[str, Any] = Field({}, description="All settings of the training, by their names at that time.")
+    history: list[dict[str, Any]] = Field([], description="`records.EpochMetrics` of each epoch.")
+    best_epoch: int | None = Field(None, description="The epoch whose weights these are, counted from 1.")
+    data_version: str | None = Field(None, description="Digest of the splits it was trained on.")
+    code_version: str | None = None
+    run_id: str | None = Field(None, description="The Dagster run that trained it.")
+    created_at: datetime | None = Field(None, description="UTC.")
+    drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _unreadable_counts_as_missing(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            return cls.model_fields[str(info.field_name)].default
+
+    def best(self, metric: str) -> float | None:
+        """Return a metric of the best epoch; None if it was not recorded."""
+        if self.best_epoch is None or not 1 <= self.best_epoch <= len(self.history):
+            return None
+        return self.history[self.best_epoch - 1].get(metric)
+
+    @property
+    def began_at(self) -> datetime | None:
+        """The beginning of the training, UTC; None if that was not recorded."""
+        return self.created_at and self.created_at - timedelta(seconds=sum(e.get("seconds", 0) for e in self.history))
+
+
+class ModelManifest(Record):
+    """Everything about a model version but its weights."""
+
+    format_version: Literal[2] = 2
+    name: str
+    weights_sha256: str = Field(description="SHA-256 (hex) of weights.safetensors.")
+    task: TaskSpec = Field(description="Classes, shape and scale of the images.")
+    network: NetworkSettings = Field(description="The architecture, from which the network is built again.")
+    training: TrainingRecord = TrainingRecord()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_1(cls, content: Any) -> Any:
+        """Format 1 had all settings in one object and no task but the normalization."""
+        if not isinstance(content, dict) or content.get("format_version") != 1:
+            return content
+        old = dict(content)
+        del old["format_version"]
+        strict = {name: old.pop(name, None) for name in ("name", "weights_sha256")}
+        scale = {name: (value,) for name, value in old.pop("normalization", {}).items()}
+        settings = old.get("settings", {})
+        return strict | {
+            "task": TASK.model_dump() | scale,
+            "network": {name: settings[name] for name in NetworkSettings.model_fields if name in settings},
+            "training": old,
+        }
+
+
+class Decision(BaseModel, frozen=True, extra="allow"):
+    """One decision of the gate, or a rollback. The latest one that promoted is what is deployed."""
+
+    id: str = Field(description="Sorts by time.")
+    outcome: str = Field(description="promoted, refused or unchanged; another one is shown, and deploys nothing.")
+    strategy: str = Field("unknown", description="quality, manual, force or rollback.")
+    reason: str = ""
+    version: str = Field(description="The version decided about.")
+    weights_sha256: str
+    test_accuracy: float | None = Field(None, description="0..1; None where it was not measured.")
+    incumbent_version: str | None = Field(None, description="The version deployed before; None: nothing.")
+    incumbent_test_accuracy: float | None = Field(None, description="0..1, on the same test images.")
+    replaces: str | None = Field(None, description="Id of the decision that had deployed the incumbent.")
+    actor: str = Field("unknown", description="The person or the run that decided.")
+    decided_at: datetime = Field(description="UTC.")

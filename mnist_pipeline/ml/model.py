@@ -1,0 +1,123 @@
+"""A network of the task as bytes, on a device, and what it says about images."""
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.settings import NetworkSettings
+from mnist_pipeline.task.spec import TaskSpec
+
+INFERENCE_BATCH_SIZE = 256
+"""Images in one forward pass without gradients: few enough that what is in work stays in a processor's cache."""
+
+
+class ModelError(ValueError):
+    """The weights are not what the manifest promises, or compute nonsense."""
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """View images (N, H, W) as (N, 1, H, W), and images (N, H, W, C) as (N, C, H, W)."""
+    return images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+
+
+def normalize(images: Tensor, spec: TaskSpec) -> Tensor:
+    """Scale `images` (N, C, H, W), uint8 or float 0..255, to `inputs`, float32 of the same shape.
+
+    Over the training images that mean and std of `spec` were computed from, inputs have mean 0 and variance 1.
+    """
+    mean, std = (_per_channel(values, images.device) for values in (spec.mean, spec.std))
+    return (images.float() / 255 - mean) / std
+
+
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor | float:
+    """Return, of a single channel, the plain number: unlike a tensor it need not be copied to a GPU at every step."""
+    return values[0] if len(values) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def weights_to_bytes(model: nn.Module) -> bytes:
+    """Return the state dict as a safetensors file."""
+    return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def model_from_bytes(weights: bytes, settings: NetworkSettings, spec: TaskSpec) -> nn.Module:
+    """Rebuild a network, in evaluation mode on the CPU.
+
+    Raises ModelError if the bytes are not a safetensors file with exactly the tensors of this architecture,
+    or if one of them is not finite. Nothing in the bytes is ever executed.
+    """
+    try:
+        state = load_safetensors(weights)
+    except SafetensorError as error:
+        raise ModelError(f"the weights are not a safetensors file: {error}") from error
+    if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(f"the weights are not finite: {', '.join(broken)}")
+    model = build_network(settings, spec)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            "the weights do not fit the architecture in the manifest; if they are of an older version of the code, "
+            f"train anew and deploy by strategy `force`: {error}"
+        ) from error
+    return model.eval()
+
+
+def choose_device(choice: str) -> torch.device:
+    """Return the device of that name; `auto` takes cuda, else mps, else cpu. Raises ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        choice = next(name for name, there in available.items() if there)
+    if not available[choice]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ValueError(f"device '{choice}' is not available here; there is {there}")
+    return torch.device(choice)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether the device is known to multiply bfloat16 in hardware, so that autocast gains time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_size: int = INFERENCE_BATCH_SIZE
+) -> np.ndarray:
+    """Return class probabilities, float32 (N, classes), of uint8 images (N, *spec.array_shape).
+
+    They are computed on the device of the model. Raises ModelError if one is not finite.
+    """
+    return torch.softmax(predict_logits(model, images, spec, batch_size), dim=1).numpy()
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_size: int = INFERENCE_BATCH_SIZE
+) -> Tensor:
+    """Return logits on the CPU, float32 (N, classes), of uint8 images (N, *spec.array_shape).
+
+    Raises ModelError if one is not finite.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    batches = channels_first(torch.from_numpy(images)).split(batch_size)  # each (batch_size, C, H, W)
+    logits = torch.cat([model(normalize(batch.to(device), spec)).cpu() for batch in batches])  # (N, classes)
+    model.train(was_training)
+    if not torch.isfinite(logits).all():
+        raise ModelError("the model gives outputs that are not finite")
+    return logits
+
+
+def cross_entropy(logits: Tensor, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats of logits (N, classes) and uint8 labels (N,)."""
+    return F.cross_entropy(logits, torch.from_numpy(labels).long()).item()

@@ -1,0 +1,119 @@
+"""The settings of the network and of its augmentation: default, range and meaning, once. Loads without torch."""
+
+from typing import ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from mnist_pipeline.task.spec import TASK
+
+MAX_LAYER_WIDTH = 4096
+MAX_BLOCKS = 3
+MAX_BLOCK_DEPTH = 12
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """The base of all settings: immutable, and a misspelt name is an error."""
+
+
+class Convolution(NamedTuple):
+    """One convolution of the network."""
+
+    channels: int
+    kernel_size: int
+    pooled: bool
+    """Whether 2x2 max pooling follows."""
+
+
+class NetworkSettings(Settings):
+    """The architecture of DigitCNN."""
+
+    FAMILY: ClassVar[str] = "mnist_cnn"
+    """The beginning of the names of versions."""
+
+    conv_channels: list[int] = Field(
+        [32, 64, 128],
+        description=f"Channels of each block of convolutions, 1..{MAX_LAYER_WIDTH}; 1..{MAX_BLOCKS} blocks, with 2x2 "
+        "max pooling between them.",
+    )
+    conv_depths: list[int] = Field(
+        [1, 1, 1],
+        description=f"Convolutions in each block, 1..{MAX_BLOCK_DEPTH}, for as many blocks as conv_channels. The first "
+        "of all is 5x5, the others 3x3. They are not padded, so that the image must be large enough for all together: "
+        "[12], [3, 4] and [1, 3, 1] just fit.",
+    )
+    hidden_units: list[int] = Field(
+        [256, 128],
+        description=f"Widths of the fully connected layers before the output, each 1..{MAX_LAYER_WIDTH}; [] for none.",
+    )
+    conv_dropout: float = Field(0.1, ge=0, lt=1, description="Probability of dropping a whole feature map.")
+    hidden_dropout: float = Field(0.2, ge=0, lt=1, description="Probability of dropping a hidden unit.")
+
+    @property
+    def network_label(self) -> str:
+        """The part of a version's name that tells its network: `c32-64x3` for 32, then three times 64 channels."""
+        blocks = zip(self.conv_channels, self.conv_depths, strict=True)
+        return "c" + "-".join(f"{channels}x{depth}" if depth > 1 else f"{channels}" for channels, depth in blocks)
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """All convolutions, from input to output."""
+        last_block = len(self.conv_channels) - 1
+        return [
+            Convolution(
+                channels,
+                kernel_size=5 if block == number == 0 else 3,
+                pooled=block < last_block and number == depth - 1,
+            )
+            for block, (channels, depth) in enumerate(zip(self.conv_channels, self.conv_depths, strict=True))
+            for number in range(depth)
+        ]
+
+    @property
+    def features_side(self) -> int:
+        """Height and width of the last feature maps in pixels: 3 by default. Not above 0: the blocks do not fit."""
+        side = TASK.image_shape[0]
+        for convolution in self.convolutions:
+            side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
+        return side
+
+    @field_validator("conv_channels")
+    @classmethod
+    def _some_blocks(cls, channels: list[int]) -> list[int]:
+        if not 1 <= len(channels) <= MAX_BLOCKS:
+            raise ValueError(f"conv_channels needs 1..{MAX_BLOCKS} numbers, one a block, not {len(channels)}")
+        return channels
+
+    @field_validator("conv_channels", "conv_depths", "hidden_units")
+    @classmethod
+    def _within_range(cls, numbers: list[int], field: ValidationInfo) -> list[int]:
+        most = MAX_BLOCK_DEPTH if field.field_name == "conv_depths" else MAX_LAYER_WIDTH
+        if wrong := [number for number in numbers if not 1 <= number <= most]:
+            raise ValueError(f"each of {field.field_name} must be in 1..{most}, not {wrong}")
+        return numbers
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if len(self.conv_depths) != len(self.conv_channels):
+            raise ValueError(
+                f"conv_depths {self.conv_depths} and conv_channels {self.conv_channels} need one number a block each: "
+                "give both, equally long"
+            )
+        if self.features_side < 1:
+            height, width, _ = TASK.image_shape
+            raise ValueError(
+                f"conv_depths {self.conv_depths} are too many convolutions for {height}x{width} pixels: nothing is left"
+            )
+        return self
+
+
+class AugmentationSettings(Settings):
+    """The variation of training images."""
+
+    rotation_degrees: float = Field(
+        8.0, ge=0, le=180, description="Random rotation up to this angle; 0 switches it off."
+    )
+    translation_pixels: float = Field(2.0, ge=0, le=14, description="Random shift up to this many pixels; 0: off.")
+    scaling_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Random size change of width and height, each by up to about this share; 0: off."
+    )
+    shear_degrees: float = Field(5.0, ge=0, le=60, description="Random shear up to this angle; 0: off.")

@@ -1,0 +1,199 @@
+"""Stores outlive the code: what earlier formats wrote is listed, scored, rolled back to and served."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_pipeline.environment import Environment
+from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.stores import CorruptModel, LocalModelStore
+from mnist_pipeline.stores.base import MANIFEST, PRODUCTION
+from mnist_pipeline_tests.conftest import Pipeline
+from mnist_pipeline_tests.live import wait_until
+from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.task.examples import TINY, png
+
+STORES = Path(__file__).parent
+FORMATS = ["format_1", "format_2"]
+"""Small stores, written by `definitions.py` of the time: format_1 by commit 162d92f, format_2 by the one after it. Each
+has a version that the gate deployed, one that it refused, one deployed by force, and a rollback to the first."""
+
+
+@pytest.fixture(params=FORMATS)
+def models(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of an old store where a deployment of today has its store."""
+    return Path(shutil.copytree(STORES / request.param, tmp_path / "storage" / "models"))
+
+
+@pytest.fixture
+def store(models: Path) -> LocalModelStore:
+    return LocalModelStore(base_path=str(models))
+
+
+def test_versions_are_listed_and_described(store, spec):
+    assert [name.split("_acc")[0][-2:] for name in store.versions()] == ["s1", "s0", "s0"]
+    manifests = [store.manifest(name) for name in store.versions()]
+    assert {manifest.task for manifest in manifests} == {spec}
+    assert [manifest.training.settings["optimizer"] for manifest in manifests] == ["sgd", "adamw", "adamw"]
+    assert [manifest.training.best("validation_accuracy") for manifest in manifests] == [0.75, 0.0375, 0.73125]
+    assert all(manifest.training.drift_reference and manifest.training.began_at for manifest in manifests)
+
+
+def test_the_audit_trail_is_read(store):
+    outcomes = [(decision.strategy, decision.outcome) for decision in store.decisions()]
+    assert outcomes == [
+        ("rollback", "promoted"),
+        ("force", "promoted"),
+        ("quality", "refused"),
+        ("quality", "promoted"),
+    ]
+    assert store.production() == store.decisions()[0]
+    assert store.rolled_back(store.decisions()[1].weights_sha256) == store.production()
+
+
+def test_every_version_predicts_as_it_did(store, small_dataset):
+    images, labels = small_dataset.test
+    scores = {d.version: d.test_accuracy for d in store.decisions() if d.test_accuracy is not None}
+    assert len(scores) == 3
+    for version, accuracy in scores.items():
+        assert (Predictor(*store.load(version)).predict(images).argmax(1) == labels).mean() == accuracy
+
+
+def test_a_new_candidate_is_compared_with_it_and_it_is_rolled_back_to(environment, instance, models):
+    pipeline = Pipeline(environment, instance)
+    first = pipeline.store.production()
+    pipeline.run(digit_classifier={**TINY, "epochs": 4})
+    decision = pipeline.store.decisions()[0]
+    assert (decision.outcome, decision.incumbent_version) == ("promoted", first.version)
+    assert decision.incumbent_test_accuracy == 0.755
+    assert pipeline.store.rollback("customers complain", "kim").version == first.version
+    batch = pipeline.run("batch_digit_predictions").output_for_node("batch_digit_predictions")
+    assert batch.model == first.version
+    assert batch.drift
+
+
+def test_it_is_served_and_corrected(store, small_dataset, tmp_path):
+    with Service(store, tmp_path / "labelled") as service:
+        answer = service.predict(png(small_dataset.test.images[0])).json()
+        assert answer["model"] == store.production().version
+        model = service.client.get("/model").json()
+        assert model["class_names"] == list(small_dataset.spec.class_names)
+        assert model["validation_accuracy"] == 0.73125
+        correction = {"image": small_dataset.test.images[0].tolist(), "label": 3}
+        assert service.client.post("/corrections", json=correction).json()["waiting"] == 1
+
+
+def test_pruning_keeps_what_is_deployed(store):
+    deployed, replaced = store.production().version, store.production().incumbent_version
+    assert len(store.prune(keep=1)) == 1
+    assert set(store.versions()) == {deployed, replaced}
+
+
+def rewrite(models: Path, key: str, change: Any) -> None:
+    path = models / key
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def deployed(store) -> str:
+    return store.production().version
+
+
+def test_unknown_and_missing_names_of_the_training_are_kept_and_no_error(store, models, deployed):
+    """As if a setting had been renamed, and another version of the code had recorded more."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        training = manifest.get("training", manifest)
+        training["settings"]["averaging_epochs"] = training["settings"].pop("ema_epochs")
+        training["cost"] = {"kWh": 0.1}
+        del training["run_id"]
+        training["history"][0].pop("seconds")
+
+    rewrite(models, f"{deployed}/{MANIFEST}", change)
+    training = store.manifest(deployed).training
+    assert training.settings["averaging_epochs"] == 0.5
+    assert training.run_id is None
+    assert json.loads(store.manifest(deployed).model_dump_json())["training"]["cost"] == {"kWh": 0.1}
+    Predictor.from_store(store).verify()
+
+
+def test_an_unreadable_part_of_the_training_counts_as_missing(store, models, deployed):
+    def change(manifest: dict[str, Any]) -> None:
+        training = manifest.get("training", manifest)
+        training |= {"created_at": "yesterday", "best_epoch": "last", "history": "none", "drift_reference": {"bins": 3}}
+
+    rewrite(models, f"{deployed}/{MANIFEST}", change)
+    training = store.manifest(deployed).training
+    assert (training.created_at, training.best("validation_loss"), training.drift_reference) == (None, None, None)
+    Predictor.from_store(store).verify()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("network", "conv_chanels", [4]), ("network", "hidden_dropout", 2), ("task", "mean", [0.1, 0.2]), (None, "x", 1)],
+)
+def test_what_is_needed_to_predict_is_strict(tmp_path, part, name, value):
+    models = Path(shutil.copytree(STORES / "format_2", tmp_path / "models"))
+    store = LocalModelStore(base_path=str(models))
+    version = store.versions()[0]
+    rewrite(
+        models, f"{version}/{MANIFEST}", lambda manifest: (manifest[part] if part else manifest).update({name: value})
+    )
+    with pytest.raises(CorruptModel, match=name):
+        store.manifest(version)
+
+
+def test_a_format_of_the_future_is_refused_by_its_number(store, models, deployed):
+    rewrite(models, f"{deployed}/{MANIFEST}", lambda manifest: manifest.update(format_version=3))
+    with pytest.raises(CorruptModel, match="format_version"):
+        store.manifest(deployed)
+
+
+def test_decisions_of_other_code_are_shown_and_deploy_nothing(store, models, deployed):
+    """As if a later version of the code had canaries."""
+    decision = store.decisions()[0]
+    later = decision.model_dump(mode="json") | {"id": "9", "outcome": "canary", "share": 0.1}
+    (models / "decisions" / "9.json").write_text(json.dumps(later))
+    shown = store.decisions()[0]
+    assert (shown.outcome, shown.model_extra) == ("canary", {"share": 0.1})
+    assert store.production().version == deployed
+    assert store.rolled_back(decision.weights_sha256) is None
+    with pytest.raises(ValueError, match="only a decision to promote deploys, not 'canary'"):
+        store.promote(shown)
+
+
+def test_production_of_other_code_keeps_what_it_says_and_serves_what_was_promoted(store, models, deployed):
+    with Service(store) as service:
+        rewrite(models, PRODUCTION, lambda decision: decision.update(share=0.1))
+        assert store.production().model_extra == {"share": 0.1}
+        rewrite(models, PRODUCTION, lambda decision: decision.update(outcome="canary", id="9"))
+        with pytest.raises(CorruptModel, match="'canary', which deploys nothing as far as this code knows"):
+            store.production()
+        wait_until(lambda: service.client.get("/readyz").json()["problems"], "the refusal")
+        assert service.client.get("/model").json()["model"] == deployed
+
+
+def test_a_manifest_survives_json(store, deployed):
+    manifest = store.manifest(deployed)
+    assert ModelManifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_the_old_names_of_the_stores_are_answered():
+    import mnist_pipeline.stores
+
+    with pytest.raises(AttributeError, match=r"as_resource now; without Dagster use .*\.LocalModelStore$"):
+        _ = mnist_pipeline.stores.LocalModelStoreResource
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = mnist_pipeline.stores.nonsense
+
+
+def test_the_environment_chooses_the_store(models):
+    from mnist_pipeline.stores.from_environment import store_from_environment
+
+    assert store_from_environment(Environment.read({"MODEL_DIR": str(models)})).versions()

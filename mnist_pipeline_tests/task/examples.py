@@ -1,0 +1,60 @@
+"""Real images of the task, a network that learns them within seconds, and files as a user has them."""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.sources import load_sample
+
+TINY: dict[str, Any] = {
+    "conv_channels": [8, 8, 16],
+    "hidden_units": [32],
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 0.01,
+    "translation_pixels": 0.0,
+    "precision": "float32",
+}
+"""A real network that learns within seconds."""
+
+SMALLEST: dict[str, Any] = {**TINY, "conv_channels": [8, 8, 8]}
+"""Another architecture, still smaller."""
+
+
+@cache
+def embedded_images() -> Dataset:
+    """The sample that needs no file and no network."""
+    return load_sample("tests")
+
+
+def small_dataset(train: int = 80, test: int = 20) -> Dataset:
+    """So many images of each class of the sample."""
+    full = embedded_images()
+    return Dataset(take(full.train, train), take(full.test, test), "a part of the sample", True, full.spec)
+
+
+def take(images: LabelledImages, per_class: int) -> LabelledImages:
+    """The first images of each class."""
+    classes = np.unique(images.labels)
+    chosen = np.concatenate([np.flatnonzero(images.labels == label)[:per_class] for label in classes])
+    return LabelledImages(images.images[chosen], images.labels[chosen])
+
+
+def png(image: np.ndarray) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_files(folder: Path, dataset: Dataset) -> None:
+    """Write a data set as the files that MNIST_DIR may name: four plain IDX files."""
+    for name, part in (("train", dataset.train), ("t10k", dataset.test)):
+        for kind, array in (("images-idx3", part.images), ("labels-idx1", part.labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())

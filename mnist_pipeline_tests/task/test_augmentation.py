@@ -1,0 +1,35 @@
+"""Each amount of the augmentation, by what it does to a dot and to a bar."""
+
+import pytest
+import torch
+
+from mnist_pipeline.task.augmentation import augment
+from mnist_pipeline.task.settings import AugmentationSettings
+
+
+def test_augmentation_warps_by_the_amounts_it_was_given():
+    dot = torch.zeros(200, 1, 28, 28)
+    dot[..., 13:15, 13:15] = 255
+    none = {"rotation_degrees": 0.0, "scaling_fraction": 0.0, "shear_degrees": 0.0, "translation_pixels": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(augment(dot, AugmentationSettings(**none), generator), dot)
+    shifted = augment(dot, AugmentationSettings(**{**none, "translation_pixels": 3.0}), generator)
+    rows = (shifted.sum(3) * torch.arange(28.0)).sum(2) / shifted.sum((2, 3))
+    assert 2.5 < (rows - 13.5).abs().max() <= 3.01
+    bar = torch.zeros(200, 1, 28, 28)
+    bar[..., 4:24, 13:15] = 255
+    turned = augment(bar, AugmentationSettings(**{**none, "rotation_degrees": 90.0}), generator)
+    assert turned.sum((2, 3)).mean() == pytest.approx(bar.sum((2, 3)).mean().item(), rel=0.05)
+    assert 10 < (turned.amax(2) > 100).sum(2).max() <= 24
+    grown = augment(bar, AugmentationSettings(**{**none, "scaling_fraction": 0.5}), generator)
+    heights = (grown.amax(3) > 100).sum(2)
+    assert heights.min() < 15
+    assert heights.max() == 28
+
+
+def test_colour_images_are_warped_alike_in_all_channels():
+    images = torch.rand(3, 1, 32, 24) * 255
+    colour = augment(images.expand(3, 3, 32, 24), AugmentationSettings(), torch.Generator().manual_seed(0))
+    grey = augment(images, AugmentationSettings(), torch.Generator().manual_seed(0))
+    assert colour.shape == (3, 3, 32, 24)
+    assert all(torch.equal(colour[:, channel], grey[:, 0]) for channel in range(3))

@@ -1,0 +1,111 @@
+"""From a wrong answer on the page to a better model behind it, with real processes and nobody at the console.
+
+The first model comes of a short training. What follows is by automation: the page's corrections are noticed, a
+candidate is trained with the default settings, evaluated, promoted, and served. `pytest -s` prints the figures.
+"""
+
+import random
+from typing import Any
+
+import httpx
+import numpy as np
+
+from mnist_pipeline.ml.data import split
+from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
+from mnist_pipeline.ml.training import train
+from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline.task.dataset import no_images
+from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.live import Deployment
+from mnist_pipeline_tests.serve.service import process
+from mnist_pipeline_tests.serve.test_page import Visit
+from mnist_pipeline_tests.task.drawing import crossed_seven, draw
+from mnist_pipeline_tests.task.examples import small_dataset, write_files
+
+HELD_OUT = 20
+CORRECTIONS = 30
+"""In a round; most often one round is enough."""
+
+ROUNDS = 3
+FIRST = {
+    "digit_classifier": {"config": {"epochs": 5}},
+    "production_digit_classifier": {"config": {"accuracy_threshold": 0.5}},
+}
+
+
+def predicted(visit: Visit, chance: random.Random) -> tuple[str, np.ndarray]:
+    """Draw one more of them: what the page says, and the picture that the model saw."""
+    visit.page.get_by_role("button", name="Clear").click(force=True)
+    draw(visit.page, crossed_seven(chance))
+    visit.page.locator("#prediction[aria-busy=false]").wait_for()
+    return visit.text("#label"), visit.pixels("#prepared")[..., 0]
+
+
+def correct_some(visit: Visit, chance: random.Random) -> None:
+    for _ in range(CORRECTIONS):
+        predicted(visit, chance)
+        visit.page.get_by_role("button", name="It is a 7").click()
+        visit.wait_for("#stored", "stored as a 7")
+
+
+def production(store: LocalModelStore) -> Decision:
+    decision = store.production()
+    assert decision
+    return decision
+
+
+def test_corrections_make_the_next_model_right(tmp_path, browser):
+    dataset = small_dataset(200, 100)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_files(raw, dataset)
+    deployment = Deployment(tmp_path / "deployment", MNIST_SOURCE="directory", MNIST_DIR=str(raw))
+    deployment.launch("job", "full_pipeline_job", FIRST)
+    storage = deployment.variables["STORAGE_ROOT"]
+    store = LocalModelStore(base_path=f"{storage}/models")
+    first = deployed = production(store)
+    deployment.start()
+    try:
+        with process(STORAGE_ROOT=storage) as (url, _, _), Visit(browser, url) as visit:
+
+            def answer(path: str) -> dict[str, Any]:
+                return httpx.get(f"{url}{path}", timeout=30).json()
+
+            drawn = [predicted(visit, random.Random(number)) for number in range(HELD_OUT)]
+            before = sum(label == "7" for label, _ in drawn) / HELD_OUT
+            chance, after = random.Random(HELD_OUT), 0.0
+            for _ in range(ROUNDS):
+                correct_some(visit, chance)
+                deployment.wait_for(lambda: answer("/corrections")["waiting"] == 0, "a training with them", 300)
+                deployment.settle(3)
+                deployed = production(store)
+                deployment.wait_for(lambda: answer("/model")["model"] == production(store).version, "it to be served")
+                again = [predicted(visit, random.Random(number)) for number in range(HELD_OUT)]
+                assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(drawn, again, strict=True))
+                after = sum(label == "7" for label, _ in again) / HELD_OUT
+                if after >= 0.9:
+                    break
+    finally:
+        deployment.stop()
+
+    # The same training without the corrections: it is they that made the difference.
+    splits = split(dataset, no_images(TASK), SplitSettings())
+    control = train(TrainingSettings(), splits)
+    model = model_from_bytes(control.weights, TrainingSettings(), TASK)
+    images = np.stack([image for _, image in drawn])
+    without = float((predict_probabilities(model, images, TASK).argmax(1) == 7).mean())
+    print(f"crossed sevens: {before:.2f} before, {after:.2f} after, {without:.2f} after a training without corrections")
+    labels = predict_probabilities(model, dataset.test.images, TASK).argmax(1)
+    unaided = float((labels == dataset.test.labels).mean())
+    print(f"test digits: {first.test_accuracy:.4f}, {deployed.test_accuracy:.4f} and {unaided:.4f}")
+    assert before <= 0.5
+    assert without <= 0.5
+    assert after >= 0.9
+    assert deployed.strategy == "quality"
+    assert deployed.test_accuracy is not None and first.test_accuracy is not None
+    assert deployed.test_accuracy >= first.test_accuracy
+    assert deployed.test_accuracy >= unaided - 0.01  # a sampling error of 1,000 images is 0.005
+    joined = deployment.built("processed_mnist_data")[-1]["labelled_digits_joined"]
+    assert joined % CORRECTIONS == 0 and joined >= CORRECTIONS

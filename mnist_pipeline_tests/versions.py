@@ -1,0 +1,42 @@
+"""Versions in a model store, as a training saves them and the gate deploys them."""
+
+import hashlib
+
+from mnist_pipeline.ml.manifest import Decision, ModelManifest
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.training import TrainingResult
+from mnist_pipeline.stores import ModelStore
+from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline.task.spec import TASK
+
+
+def save(
+    store: ModelStore, trained: TrainingResult, settings: TrainingSettings, weights: bytes | None = None
+) -> ModelManifest:
+    """Save a new version, with `weights` in place of those that were trained."""
+    return store.save(
+        weights or trained.weights,
+        task=TASK,
+        settings=settings,
+        history=trained.history,
+        best_epoch=trained.best_epoch,
+        data_version="data",
+        code_version="1",
+        run_id="run",
+    )
+
+
+def deploy(store: ModelStore, name: str, weights: bytes) -> Decision:
+    """Deploy a version by force, as one that has these weights."""
+    decision = new_decision(
+        outcome="promoted",
+        strategy="force",
+        reason="a test",
+        version=name,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        incumbent=store.production(),
+        test_accuracy=0.9,
+        actor="test",
+    )
+    store.promote(decision)
+    return decision
