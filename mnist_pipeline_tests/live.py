@@ -14,12 +14,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dagster as dg
+import yaml
 
 from mnist_pipeline.environment import Environment
+from mnist_pipeline_tests.task.examples import TINY
 
 PROJECT = Path(__file__).parents[1]
-EVALUATION_SECONDS = 5
-"""As often as Dagster's daemon looks at its sensors at most."""
+EVALUATION_SECONDS = 1
+DAEMON = f"""
+from dagster._daemon import sensor
+assert sensor.MIN_INTERVAL_LOOP_TIME == 5
+sensor.MIN_INTERVAL_LOOP_TIME = {EVALUATION_SECONDS}
+from dagster._daemon.__main__ import main
+main()
+"""
+"""Dagster's daemon, which looks at its sensors every second instead of every five."""
+
+SETTINGS = {
+    "digit_classifier": TINY | {"epochs": 30, "batch_size": 64},
+    "production_digit_classifier": {"accuracy_threshold": 0.5},
+}
+"""A training of some seconds, by which every run of automation trains: enough to be killed in."""
 
 OWN_VARIABLES = {name.upper() for name in Environment.model_fields}
 
@@ -54,16 +69,24 @@ def wait_until(condition: Any, what: str, seconds: float = 30, every: float = 0.
 class Deployment:
     """Starts, kills and stops the processes, and looks at what they did, through the instance only."""
 
-    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        module: str = "mnist_pipeline.definitions",
+        settings: dict[str, dict[str, Any]] = SETTINGS,
+        **variables: str,
+    ) -> None:
         self.folder, self.module = folder, module
         home = folder / "dagster_home"
         home.mkdir(parents=True)
-        settings = (PROJECT / "dagster.yaml").read_text()
+        config = folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"ops": {step: {"config": values} for step, values in settings.items()}}))
+        instance = (PROJECT / "dagster.yaml").read_text()
         # The same settings, at the speed of a test.
         for name in ("poll_interval_seconds", "free_slots_after_run_end_seconds"):
-            assert f"{name}: 30" in settings
-            settings = settings.replace(f"{name}: 30", f"{name}: 2")
-        (home / "dagster.yaml").write_text(settings)
+            assert f"{name}: 30" in instance
+            instance = instance.replace(f"{name}: 30", f"{name}: 2")
+        (home / "dagster.yaml").write_text(instance)
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -74,6 +97,7 @@ class Deployment:
             "STORAGE_ROOT": str(folder / "storage"),
             "AUTOMATION_SECONDS": str(EVALUATION_SECONDS),
             "MODEL_RETRAIN": "eager",
+            "PIPELINE_CONFIG": str(config),
             "PYTHONPATH": str(PROJECT),
             "PYTHONWARNINGS": "ignore",
             **variables,
@@ -91,7 +115,7 @@ class Deployment:
         server = ["-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-m", self.module]
         self.processes = [self._spawn("code_server", server)]
         self.wait_for(lambda: _listens(port), "the code server to listen", 60)
-        self.processes.append(self._spawn("daemon", ["-m", "dagster._daemon", "run", "-w", str(workspace)]))
+        self.processes.append(self._spawn("daemon", ["-c", DAEMON, "run", "-w", str(workspace)]))
 
     def kill(self) -> None:
         """SIGKILL for both, and for the runs and steps that they started: as a crash of the machine does."""
@@ -130,18 +154,32 @@ class Deployment:
             time.sleep(0.2)
         raise AssertionError(f"waited in vain for {what}:\n{self.log()}")
 
-    def settle(self, evaluations: int, within: float = 240) -> None:
-        """Until nothing runs and nothing was launched for so many evaluations."""
-        quiet_since, last = time.monotonic(), self.count()
+    def settle(self, within: float = 240) -> None:
+        """Until nothing runs, and all sensors have looked twice at what there is and nothing came of it.
+
+        Twice, since a file is noticed by one look and acted upon by the next.
+        """
+        since, last = time.time(), self.count()
 
         def quiet() -> bool:
-            nonlocal quiet_since, last
+            nonlocal since, last
             now = self.count()
             if now != last or self.running():
-                quiet_since, last = time.monotonic(), now
-            return time.monotonic() - quiet_since > (evaluations + 0.5) * EVALUATION_SECONDS
+                since, last = time.time(), now
+            return min(self.looks(since).values(), default=0) >= 2
 
         self.wait_for(quiet, "things to come to rest", within)
+
+    def looks(self, since: float) -> dict[str, int]:
+        """How often each sensor has looked, from a moment on, to the end of its look."""
+        with self.instance() as instance:
+            return {
+                state.name: sum(
+                    tick.is_completed and tick.timestamp > since
+                    for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
+                )
+                for state in instance.all_instigator_state()
+            }
 
     def count(self) -> Count:
         with self.instance() as instance:
@@ -151,8 +189,15 @@ class Deployment:
         return Count(len(runs), len(steps), steps.count("digit_classifier"))
 
     def running(self) -> list[dg.DagsterRun]:
+        """Runs that are not finished, and those that died and will be started again."""
         with self.instance() as instance:
-            return [run for run in instance.get_runs() if not run.is_finished]
+            runs = instance.get_runs()
+        started_again = {run.parent_run_id for run in runs}
+        return [
+            run
+            for run in runs
+            if not run.is_finished or (run.tags.get("dagster/will_retry") == "true" and run.run_id not in started_again)
+        ]
 
     def built(self, asset: str) -> list[dict[str, Any]]:
         """The metadata of all materializations, oldest first, with their time and data version."""

@@ -18,7 +18,7 @@ PER_CLASS = 80
 class Scenario:
     """The deployment and its folders; each method is something that happens."""
 
-    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: str) -> None:
+    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: Any) -> None:
         self.raw = folder / "raw"
         self.raw.mkdir(parents=True)
         full = embedded_images()
@@ -43,7 +43,7 @@ class Scenario:
         """Nothing is there yet, and nobody clicks."""
         self.deployment.start()
         self.deployment.wait_for(lambda: self.deployment.built(CHAIN[-1]), "the first predictions", 300)
-        return self.rest(evaluations=5)
+        return self.rest()
 
     def raw_data_again(self) -> Count:
         """Raw data is verified again, and found unchanged."""
@@ -76,7 +76,7 @@ class Scenario:
             lambda: len(found := self.deployment.built(asset)) > than and found, f"another {asset}", 300
         )
 
-    def rest(self, evaluations: int = 3) -> Count:
-        """What was launched so far, once nothing more is, for so many evaluations."""
-        self.deployment.settle(evaluations)
+    def rest(self) -> Count:
+        """What was launched so far, once nothing more is."""
+        self.deployment.settle()
         return self.deployment.count()

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,15 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
+from pydantic import BaseModel
 
 import mnist_pipeline
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.defs.jobs import PRELOADED_MODULES
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
+from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.presets import PRESETS, preset_config
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
@@ -177,7 +181,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
         ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
         ({"PREDICT_CRON": "nightly"}, "PREDICT_CRON.*'nightly' is not a cron schedule"),
         ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
-        ({"AUTOMATION_SECONDS": "1"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 5"),
+        ({"AUTOMATION_SECONDS": "0"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 1"),
         ({"MODEL_RETRAIN": "daily"}, "MODEL_RETRAIN: Input should be 'on_cron' or 'eager'"),
         ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
         ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
@@ -253,3 +257,39 @@ def test_every_variable_is_explained():
 def test_no_secret_in_what_can_be_dumped():
     environment = Environment.read({"SLACK_BOT_TOKEN": "xoxb-secret", "SLACK_CHANNEL": "#ml"})
     assert "xoxb-secret" not in repr(environment) + environment.model_dump_json() + repr(build_definitions(environment))
+
+
+def test_the_code_location_has_the_name_of_the_project_in_a_clone_of_any_name(tmp_path):
+    from dagster_dg_core.context import DgContext
+
+    shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
+    assert DgContext.for_project_environment(tmp_path, {}).code_location_name == "mnist_pipeline"
+    workspace = yaml.safe_load((PACKAGE.parent / "workspace.yaml").read_text())
+    assert workspace["load_from"][0]["python_module"]["location_name"] == "mnist_pipeline"
+
+
+@pytest.fixture(scope="module")
+def built(raw_folder, tmp_path_factory):
+    """The whole graph, materialized once."""
+    folder = str(tmp_path_factory.mktemp("storage"))
+    variables = {"STORAGE_ROOT": folder, "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
+    with dg.DagsterInstance.ephemeral() as instance:
+        pipeline = Pipeline(Environment.read(variables), instance)
+        yield pipeline, pipeline.run()
+
+
+MADE = sorted(JOBS["full_pipeline_job"])
+
+
+@pytest.mark.parametrize("asset", MADE)
+def test_every_value_is_loaded_without_an_annotation(built, asset):
+    """As in a notebook."""
+    pipeline, result = built
+    value = pipeline.defs.load_asset_value(asset, instance=pipeline.instance)
+    made = result.output_for_node(asset)
+    assert type(value) is type(made)
+    if isinstance(value, BaseModel):
+        assert value == made
+    else:
+        assert content_digest(value.train, value.test) == content_digest(made.train, made.test)
+        assert value.spec == made.spec

@@ -19,9 +19,12 @@ import pytest
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import LocalModelStore
+from mnist_pipeline_tests.amounts import KILLS
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.task.examples import TINY
+
+pytestmark = pytest.mark.live
 
 PROJECT = Path(__file__).parents[1]
 DG = Path(sys.executable).with_name("dg")
@@ -219,19 +222,20 @@ metrics = EpochMetrics(epoch=1, train_loss=1, train_accuracy=0.5, validation_los
                        learning_rate=0.1, seconds=1, images_per_second=1)
 print("ready", flush=True)
 while True:
-    manifest = store.save(weights, settings=settings, normalization=TASK, history=[metrics], best_epoch=1,
+    manifest = store.save(weights, task=TASK, settings=settings, history=[metrics], best_epoch=1,
                           data_version="d", code_version="1", run_id="r")
     store.promote(new_decision(outcome="promoted", strategy="force", reason="test", version=manifest.name,
                                weights_sha256=manifest.weights_sha256, incumbent=store.production(), actor="test"))
 """
 
 
+@pytest.mark.long
 def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
     weights, settings = tmp_path / "weights", json.dumps(TINY)
     weights.write_bytes(trained.weights)
     store = LocalModelStore(base_path=str(tmp_path / "models"))
     chance = random.Random(0)
-    for _ in range(15):
+    for _ in range(KILLS):
         arguments = [sys.executable, "-c", SAVE_AND_PROMOTE, store.base_path, str(weights), settings]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None
@@ -247,7 +251,7 @@ def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
         trail = store.decisions()
         assert trail[0] == deployed
         assert [d.replaces for d in trail[:-1]] == [d.id for d in trail[1:]]
-    assert len(store.decisions()) > 15
+    assert len(store.decisions()) > KILLS
     assert all(store.load(name) for name in store.versions())
 
 

@@ -4,7 +4,6 @@ FUZZ_IMAGES=10000 for the long run.
 """
 
 import io
-import os
 import random
 
 import numpy as np
@@ -25,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mnist_pipeline.serve.settings import FORMATS
+from mnist_pipeline_tests.amounts import FUZZ_IMAGES
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.drawing import encode, seven
 
@@ -35,7 +35,6 @@ CHECKS = (
     response_headers_conformance,
     response_schema_conformance,
 )
-IMAGES = int(os.environ.get("FUZZ_IMAGES", "1000"))
 ALLOWED_GROWTH_MIB = 150
 
 
@@ -89,18 +88,19 @@ def wholes() -> list[bytes]:
     return [*files, buffer.getvalue()]
 
 
+@pytest.mark.long
 def test_mutated_images_are_answered_or_refused(service):
     chance, process, files = random.Random(0), psutil.Process(), wholes()
     statuses: dict[int, int] = {}
     before = 0.0
-    for number in range(IMAGES):
+    for number in range(FUZZ_IMAGES):
         status = service.predict(mutated(chance.choice(files), chance)).status_code
         statuses[status] = statuses.get(status, 0) + 1
-        if number == IMAGES // 4:
+        if number == FUZZ_IMAGES // 4:
             before = process.memory_info().rss / 2**20
     assert set(statuses) <= {200, 400, 413, 422}
-    assert statuses[200] > IMAGES / 50
-    assert statuses[422] > IMAGES / 10
+    assert statuses[200] > FUZZ_IMAGES / 50
+    assert statuses[422] > FUZZ_IMAGES / 10
     assert process.memory_info().rss / 2**20 < before + ALLOWED_GROWTH_MIB
     assert service.predict(files[0]).json()["predictions"][0]["label"] == 7
 

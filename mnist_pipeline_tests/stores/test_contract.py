@@ -25,6 +25,7 @@ from mnist_pipeline.stores import (
 from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
 from mnist_pipeline_tests import versions
+from mnist_pipeline_tests.amounts import RACES
 from mnist_pipeline_tests.task.examples import TINY
 
 SETTINGS = TrainingSettings(**TINY)
@@ -205,11 +206,11 @@ def test_two_deployers_do_not_overwrite_each_other(store, save):
     assert store.production().version == first.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deployed_before", [False, True])
 def test_of_many_deployers_at_once_one_wins(store, save, deployed_before):
     if deployed_before:
         store.promote(decision(store, save()))
-    rivals = [decision(store, save()) for _ in range(8)]
 
     def promote(rival: Decision) -> bool:
         try:
@@ -218,11 +219,13 @@ def test_of_many_deployers_at_once_one_wins(store, save, deployed_before):
             return False
         return True
 
-    with ThreadPoolExecutor(8) as threads:
-        won = list(threads.map(promote, rivals))
-    assert won.count(True) == 1
-    assert store.production() == rivals[won.index(True)]
-    assert len(store.decisions()) == 1 + deployed_before
+    for races in range(1, RACES + 1):
+        rivals = [decision(store, save()) for _ in range(8)]
+        with ThreadPoolExecutor(8) as threads:
+            won = list(threads.map(promote, rivals))
+        assert won.count(True) == 1
+        assert store.production() == rivals[won.index(True)]
+        assert len(store.decisions()) == races + deployed_before
 
 
 def test_a_decision_lost_by_a_kill_between_two_writes_comes_back(store, save):

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.manifest import Decision
@@ -23,6 +24,8 @@ from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.serve.test_page import Visit
 from mnist_pipeline_tests.task.drawing import crossed_seven, draw
 from mnist_pipeline_tests.task.examples import small_dataset, write_files
+
+pytestmark = pytest.mark.live
 
 HELD_OUT = 20
 CORRECTIONS = 30
@@ -61,7 +64,7 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     raw = tmp_path / "raw"
     raw.mkdir()
     write_files(raw, dataset)
-    deployment = Deployment(tmp_path / "deployment", MNIST_SOURCE="directory", MNIST_DIR=str(raw))
+    deployment = Deployment(tmp_path / "deployment", settings={}, MNIST_SOURCE="directory", MNIST_DIR=str(raw))
     deployment.launch("job", "full_pipeline_job", FIRST)
     storage = deployment.variables["STORAGE_ROOT"]
     store = LocalModelStore(base_path=f"{storage}/models")
@@ -79,7 +82,7 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
             for _ in range(ROUNDS):
                 correct_some(visit, chance)
                 deployment.wait_for(lambda: answer("/corrections")["waiting"] == 0, "a training with them", 300)
-                deployment.settle(3)
+                deployment.settle()
                 deployed = production(store)
                 deployment.wait_for(lambda: answer("/model")["model"] == production(store).version, "it to be served")
                 again = [predicted(visit, random.Random(number)) for number in range(HELD_OUT)]

@@ -1,0 +1,8 @@
+"""How often the tests of races, kills, load and noise try: a little by default, more where a variable says so."""
+
+import os
+
+KILLS = int(os.environ.get("KILLS", "12"))
+RACES = int(os.environ.get("RACES", "3"))
+FUZZ_IMAGES = int(os.environ.get("FUZZ_IMAGES", "1000"))
+SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "8"))
