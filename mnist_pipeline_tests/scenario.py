@@ -58,11 +58,11 @@ class Scenario:
     def labelled_digits(self, per_class: int) -> None:
         """People drop labelled digits into the folder."""
         train = embedded_images().train
-        for label in range(10):
-            (self.labelled / str(label)).mkdir(parents=True, exist_ok=True)
+        for label, name in enumerate(embedded_images().spec.class_names):
+            (self.labelled / name).mkdir(parents=True, exist_ok=True)
             positions = np.flatnonzero(train.labels == label)[self.dropped : self.dropped + per_class]
             for position in positions:
-                Image.fromarray(train.images[position]).save(self.labelled / str(label) / f"{position}.png")
+                Image.fromarray(train.images[position]).save(self.labelled / name / f"{position}.png")
         self.dropped += per_class
 
     def epochs(self) -> int:

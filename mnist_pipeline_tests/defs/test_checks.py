@@ -65,7 +65,7 @@ def test_processed_data(splits, small_dataset):
         validation=LabelledImages(validation.images[~zeros], validation.labels[~zeros]),
     )
     assert processed(unbalanced, small_dataset) == ["class_balance"]
-    by_class = np.array([np.flatnonzero(validation.labels == label)[0] for label in range(10)])
+    by_class = np.array([np.flatnonzero(validation.labels == label)[0] for label in range(splits.spec.classes)])
     rest = np.setdiff1d(np.arange(len(validation.labels)), by_class)
     tiny = splits._replace(
         train=join(train, LabelledImages(*(a[rest] for a in validation))),

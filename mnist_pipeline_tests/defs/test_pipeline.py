@@ -53,6 +53,20 @@ def test_everything_is_built_deployed_and_predicted(pipeline, small_dataset):
     assert {prediction.probabilities for prediction in predictions} == {None}
 
 
+def test_every_check_carries_numbers_and_belongs_to_the_materialization_it_is_about(pipeline):
+    """So that Dagster plots them over time, also those of checks that pass."""
+    pipeline.run()
+    again = pipeline.run(digit_classifier={**TINY, "seed": 3}, production_digit_classifier={"accuracy_threshold": 0.3})
+    evaluations = again.get_asset_check_evaluations()
+    assert len(evaluations) == 13
+    for evaluation in evaluations:
+        numbers = [v.value for v in evaluation.metadata.values() if isinstance(v.value, int | float)]
+        assert numbers, evaluation.check_name
+        target = evaluation.target_materialization_data
+        assert target
+        assert target.run_id == again.run_id, evaluation.check_name
+
+
 def test_the_scores_are_those_of_the_reloaded_candidate(pipeline, small_dataset):
     evaluation = pipeline.run().output_for_node("model_evaluation")
     predicted = Predictor(*pipeline.store.load(evaluation.model.name)).predict(small_dataset.test.images).argmax(1)

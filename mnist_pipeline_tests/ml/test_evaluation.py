@@ -11,7 +11,6 @@ from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.task.examples import TINY
 from mnist_pipeline_tests.versions import save
@@ -26,9 +25,9 @@ def test_scores_agree_with_scikit_learn(trained, splits):
     predicted = probabilities.argmax(1)
     assert scores.accuracy == accuracy_score(splits.test.labels, predicted)
     assert np.trace(scores.confusion_matrix) == (predicted == splits.test.labels).sum()
-    per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(10)))
+    per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(splits.spec.classes)))
     assert [metrics.f1 for metrics in scores.per_class] == pytest.approx(per_class.tolist())
-    assert [metrics.support for metrics in scores.per_class] == [20] * 10
+    assert [metrics.support for metrics in scores.per_class] == [20] * splits.spec.classes
     wrong = predicted != splits.test.labels
     assert [m.confidence for m in mistakes] == sorted(probabilities.max(1)[wrong], reverse=True)[:5]
     assert all(m.label == splits.test.labels[m.position] != m.predicted for m in mistakes)
@@ -55,22 +54,21 @@ class Broken(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, inputs):
-        return torch.full((len(inputs), 10), float("nan"))
+        return torch.full((len(inputs), 3), float("nan"))
 
 
-def test_outputs_that_are_not_finite_are_an_error_and_not_a_score():
-    digits = LabelledImages(np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8))
+def test_outputs_that_are_not_finite_are_an_error_and_not_a_score(splits, spec):
     with pytest.raises(ModelError, match="not finite"):
-        evaluate(Broken(), digits, TASK, EvaluationSettings())
+        evaluate(Broken(), splits.test, spec, EvaluationSettings())
 
 
 @pytest.mark.parametrize(
-    "images",
-    [np.zeros((1, 28, 28), np.float32), np.zeros((28, 28), np.uint8), np.zeros((1, 1, 28, 28), np.uint8)],
-    ids=["float", "one image without a batch", "four dimensions"],
+    "change",
+    [lambda images: images.astype(np.float32), lambda images: images[0], lambda images: images[:, None]],
+    ids=["float", "one image without a batch", "one dimension more"],
 )
-def test_the_predictor_takes_no_other_scale_or_shape(images, trained, tmp_path):
+def test_the_predictor_takes_no_other_scale_or_shape(change, splits, trained, tmp_path):
     store = LocalModelStore(base_path=str(tmp_path))
     predictor = Predictor(save(store, trained, TrainingSettings(**TINY)), trained.weights)
     with pytest.raises(ValueError, match="images must be uint8"):
-        predictor.predict(images)
+        predictor.predict(change(splits.test.images[:2]))

@@ -1,4 +1,4 @@
-"""A small model that knows its digits, deployed in a store."""
+"""A small model that knows its classes, deployed in a store."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +13,16 @@ from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
 from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.serve.service import Service, chromium
+from mnist_pipeline_tests.task.examples import GOOD as GOOD_SETTINGS
 from mnist_pipeline_tests.task.examples import embedded_images
 from mnist_pipeline_tests.versions import deploy, save
 
-GOOD = TrainingSettings(
-    conv_channels=[8, 16, 32], hidden_units=[64], epochs=5, batch_size=64, learning_rate=0.01, conv_dropout=0
-)
+GOOD = TrainingSettings(**GOOD_SETTINGS)
 
 
 @pytest.fixture(scope="session")
 def good() -> TrainingResult:
-    """Trained on all embedded digits."""
+    """Trained on the whole sample."""
     return train(GOOD, split(embedded_images(), no_images(TASK), SplitSettings()))
 
 

@@ -20,6 +20,8 @@ from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
 from mnist_pipeline_tests.task.examples import embedded_images
 from mnist_pipeline_tests.versions import save
 
+BLANK = np.zeros(TASK.array_shape, int).tolist()
+
 
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -86,8 +88,8 @@ def test_what_waits_is_what_came_after_the_last_training_began(service, store, g
         ({"image": ARRAY, "label": 10}, (422, "bad_correction", "label: Input should be less than 10")),
         ({"image": ARRAY, "label": "7"}, (422, "bad_correction", "label: Input should be a valid integer")),
         ({"image": ARRAY, "label": 7, "who": "me"}, (422, "bad_correction", "who: Extra inputs are not permitted")),
-        ({"image": [[0] * 28] * 28, "label": 7}, (422, "bad_image", "blank")),
-        ({"image": [[0] * 28] * 27, "label": 7}, (422, "bad_array", "another shape")),
+        ({"image": BLANK, "label": 7}, (422, "bad_image", "blank")),
+        ({"image": BLANK[1:], "label": 7}, (422, "bad_array", "another shape")),
         ([], (400, "bad_json", "must be a JSON object")),
     ],
 )

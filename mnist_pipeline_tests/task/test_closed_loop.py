@@ -21,9 +21,9 @@ from mnist_pipeline.task.dataset import no_images
 from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.live import Deployment
 from mnist_pipeline_tests.serve.service import process
-from mnist_pipeline_tests.serve.test_page import Visit
 from mnist_pipeline_tests.task.drawing import crossed_seven, draw
 from mnist_pipeline_tests.task.examples import small_dataset, write_files
+from mnist_pipeline_tests.task.test_page import Visit
 
 pytestmark = pytest.mark.live
 
