@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 CONFIG_DIGEST_LENGTH = 8
 
@@ -65,28 +65,20 @@ def _configured(asset: dg.AssetsDefinition, defaults: Mapping[str, Any], source:
         return asset
     if problems := _problems(asset.op.name, config, defaults):
         raise ConfigInvalid("\n".join([f"{source} is not valid:", *problems]))
-    # The same name and the same checks; Dagster makes the form in the launchpad of it.
     values = config(**defaults)
     changed = {n: v for n in defaults if (v := getattr(values, n)) != config.model_fields[n].default}
-    shown = create_model(config.__name__, __base__=config, **_fields(config, changed)) if changed else config
+    shown = _with_defaults(config, changed) if changed else config
     op = asset.op.configured(_check(asset.op.name, config), name=asset.op.name, config_schema=shown.to_fields_dict())
     # Dagster has no public way to another op of the same asset.
     configured = type(asset).dagster_internal_init(**asset.get_attributes_dict() | {"node_def": op})
     return _with_code_version(configured, values) if changed else configured
 
 
-def _fields(config: type[BaseModel], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `config` that get another default, for `create_model`."""
+def _with_defaults(config: type[dg.Config], defaults: Mapping[str, Any]) -> type[dg.Config]:
+    """The class with other defaults, of which Dagster makes the form in the launchpad; `_check` knows the ranges."""
     fields = {name: config.model_fields[name] for name in defaults}
-    return {name: (field.annotation, _with_default(field, defaults[name])) for name, field in fields.items()}
-
-
-def _with_default(field: Any, default: object) -> Any:
-    from copy import copy
-
-    other = copy(field)
-    other.default = default
-    return other
+    shown = {n: (f.annotation, Field(defaults[n], description=f.description)) for n, f in fields.items()}
+    return create_model(config.__name__, __base__=config, **shown)  # type: ignore[call-overload]
 
 
 def _with_code_version(asset: dg.AssetsDefinition, config: BaseModel) -> dg.AssetsDefinition:
