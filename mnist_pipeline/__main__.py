@@ -95,6 +95,7 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
             decision = store.rollback(options.reason, options.actor or getpass.getuser(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}")
             print("to predict with it: .venv/bin/dg launch --job inference_job")
+            print("if its check had failed, automation goes on after: .venv/bin/dg launch --job deployment_job")
         case "prune":
             for name in store.prune(options.keep):
                 print(f"deleted {name}")

@@ -36,6 +36,8 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     assets, sources = load_assets(environment)
     checks = dg.load_asset_checks_from_package_module(asset_files)
     require_complete(assets, checks)
+    if unwatched := {source.key.to_user_string() for source in sources} - set(WATCHED_FOLDERS):
+        raise dg.DagsterInvalidDefinitionError(f"no sensor watches {unwatched}: add them to WATCHED_FOLDERS")
     automated, every = environment.automation, environment.automation_seconds
     channels = channels_from_environment(environment)
     return dg.Definitions(

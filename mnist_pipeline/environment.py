@@ -48,9 +48,7 @@ class Environment(BaseModel):
     prediction_input: str | None = Field(None, description="Folder of images for the batch predictions.")
 
     automation: bool = Field(True, description="off leaves the sensors of automation stopped.")
-    automation_seconds: int = Field(
-        15, ge=1, le=3600, description="Between two looks at conditions, folders, alerts; Dagster's daemon needs 5."
-    )
+    automation_seconds: int = Field(15, ge=5, le=3600, description="Between two looks at conditions, folders, alerts.")
     model_retrain: Literal["on_cron", "eager"] = "on_cron"
     pipeline_config: str | None = Field(None, description="A file of settings in place of the defaults, YAML.")
     retrain_cron: str = "0 3 * * 0"

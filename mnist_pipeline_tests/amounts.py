@@ -2,7 +2,7 @@
 
 import os
 
-KILLS = int(os.environ.get("KILLS", "12"))
+KILLS = int(os.environ.get("KILLS", "15"))
 RACES = int(os.environ.get("RACES", "3"))
 FUZZ_IMAGES = int(os.environ.get("FUZZ_IMAGES", "1000"))
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "8"))

@@ -181,7 +181,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
         ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
         ({"PREDICT_CRON": "nightly"}, "PREDICT_CRON.*'nightly' is not a cron schedule"),
         ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
-        ({"AUTOMATION_SECONDS": "0"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 1"),
+        ({"AUTOMATION_SECONDS": "1"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 5"),
         ({"MODEL_RETRAIN": "daily"}, "MODEL_RETRAIN: Input should be 'on_cron' or 'eager'"),
         ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
         ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),

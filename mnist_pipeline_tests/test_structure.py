@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "defs"},
     "__main__": {"environment", "stores"},
-    "run_launcher": set(),
+    "run_launcher": {"defs"},
     "__init__": set(),
 }
 """Each folder or file at the root, and the others that it may import."""

@@ -86,7 +86,7 @@ def _tags(record: Any) -> dict[str, str]:
     return (record.event_log_entry.tags or {}) if record else {}
 
 
-NEVER = AC.initial_evaluation() & ~AC.initial_evaluation()
+NEVER = (AC.initial_evaluation() & ~AC.initial_evaluation()).with_label("never, on request only")
 """For what runs on request only."""
 
 

@@ -6,6 +6,7 @@ when Dagster resolves it, which it does before it launches a run of any job, or 
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def _configured(asset: dg.AssetsDefinition, defaults: Mapping[str, Any], source:
     op = asset.op.configured(_check(asset.op.name, config), name=asset.op.name, config_schema=shown.to_fields_dict())
     # Dagster has no public way to another op of the same asset.
     configured = type(asset).dagster_internal_init(**asset.get_attributes_dict() | {"node_def": op})
-    return _with_code_version(configured, values) if changed else configured
+    return _with_code_version(configured, changed) if changed else configured
 
 
 def _with_defaults(config: type[dg.Config], defaults: Mapping[str, Any]) -> type[dg.Config]:
@@ -81,9 +82,11 @@ def _with_defaults(config: type[dg.Config], defaults: Mapping[str, Any]) -> type
     return create_model(config.__name__, __base__=config, **shown)  # type: ignore[call-overload]
 
 
-def _with_code_version(asset: dg.AssetsDefinition, config: BaseModel) -> dg.AssetsDefinition:
-    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:CONFIG_DIGEST_LENGTH]
-    return asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version=f"{spec.code_version}-{digest}"))
+def _with_code_version(asset: dg.AssetsDefinition, changed: Mapping[str, Any]) -> dg.AssetsDefinition:
+    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:CONFIG_DIGEST_LENGTH]
+    return asset.map_asset_specs(
+        lambda spec: spec.replace_attributes(code_version=f"{spec.code_version or ''}-{digest}")
+    )
 
 
 def _check(step: str, config: type[BaseModel]) -> Callable[[dict[str, Any]], dict[str, Any]]:

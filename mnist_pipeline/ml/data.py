@@ -23,6 +23,18 @@ def content_digest(*datasets: LabelledImages) -> str:
     return sha.hexdigest()
 
 
+SPEC_OF_BEFORE = "82eedd141c847329"
+"""The beginning of the digest of the spec of all data that was versioned before specs were."""
+
+
+def data_version(spec: TaskSpec, *datasets: LabelledImages) -> str:
+    """Return a digest (hex) of images, labels and spec: other classes or another scale are other data."""
+    digest = content_digest(*datasets)
+    if spec.digest().startswith(SPEC_OF_BEFORE):
+        return digest
+    return hashlib.sha256(f"{digest}{spec.digest()}".encode()).hexdigest()
+
+
 def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
     """Count how often each label of `spec` occurs."""
     return np.bincount(labels, minlength=spec.classes).tolist()

@@ -73,9 +73,7 @@ def read_batches(paths: Sequence[Path], spec: TaskSpec, batch_size: int) -> Iter
             continue
         try:
             for name, array in _read_arrays(path):
-                if array.dtype != np.uint8 or array.shape[1:] != spec.array_shape:
-                    expected = ", ".join(map(str, ("N", *spec.array_shape)))
-                    raise DataError(f"images must be uint8 ({expected}), not {array.dtype} {array.shape}")
+                spec.require_images(array)
                 yield from array_batches(array, name, batch_size)
         except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             yield InputError(source=str(path), error=str(error))

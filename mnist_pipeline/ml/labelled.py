@@ -27,7 +27,7 @@ def read_labelled(root: UPath, spec: TaskSpec) -> LabelledFolder:
     for name in visible_files(root):
         folder, _, rest = name.partition("/")
         if folder not in label_of or "/" in rest or not rest:
-            skipped[name] = f"not in a folder named {spec.class_names[0]} to {spec.class_names[-1]}"
+            skipped[name] = f"not in a folder of a class: {', '.join(spec.class_names)}"
         elif not is_image(name):
             skipped[name] = "not an image file"
         else:

@@ -6,17 +6,9 @@ and shown, names that it misses are None, so that another version of the code ca
 """
 
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from mnist_pipeline.ml.records import DriftReference, Record
 from mnist_pipeline.task.settings import NetworkSettings
@@ -38,15 +30,17 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
     created_at: datetime | None = Field(None, description="UTC.")
     drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
 
-    @field_validator("*", mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _unreadable_counts_as_missing(
-        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            return cls.model_fields[str(info.field_name)].default
+    def _keep_what_cannot_be_read(cls, content: Any) -> Any:
+        """A known name with an unreadable value is kept by another name and counts as missing."""
+        content = dict(content)
+        for name, field in cls.model_fields.items():
+            try:
+                TypeAdapter(cast(Any, field.annotation)).validate_python(content.get(name, field.default))
+            except ValidationError:
+                content[f"unreadable_{name}"] = content.pop(name)
+        return content
 
     def best(self, metric: str) -> float | None:
         """Return a metric of the best epoch; None if it was not recorded."""
@@ -79,10 +73,11 @@ class ModelManifest(Record):
         old = dict(content)
         del old["format_version"]
         strict = {name: old.pop(name, None) for name in ("name", "weights_sha256")}
-        scale = {name: (value,) for name, value in old.pop("normalization", {}).items()}
-        settings = old.get("settings", {})
+        scale, settings = old.pop("normalization", None), old.get("settings")
+        if not isinstance(scale, dict) or not isinstance(settings, dict):
+            raise ValueError("settings and normalization must be objects")
         return strict | {
-            "task": TASK.model_dump() | scale,
+            "task": TASK.model_dump() | {name: (value,) for name, value in scale.items()},
             "network": {name: settings[name] for name in NetworkSettings.model_fields if name in settings},
             "training": old,
         }

@@ -61,9 +61,7 @@ class Predictor:
 
         Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != self.spec.array_shape:
-            expected = ", ".join(map(str, ("N", *self.spec.array_shape)))
-            raise ValueError(f"images must be uint8 ({expected}), not {images.dtype} {images.shape}")
+        self.spec.require_images(images)
         if not len(images):
             raise ValueError("there is no image to predict")
         return predict_probabilities(self._network, images, self.spec, batch_size)

@@ -44,14 +44,14 @@ class EpochMetrics(Record):
     images_per_second: float = Field(description="Training images a second, validation left out.")
 
 
-class Histogram(Record):
+class Histogram(Record, extra="ignore"):
     """Counts of values between the edges, below the first and above the last included."""
 
     edges: list[float]
     counts: list[int] = Field(description="One more than edges; a value on an edge counts above it.")
 
 
-class DriftReference(Record):
+class DriftReference(Record, extra="ignore"):
     """Statistics of a model's validation split, for comparison with what it is asked later."""
 
     images: int

@@ -8,10 +8,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from mnist_pipeline.task.settings import AugmentationSettings, NetworkSettings, Settings
+from mnist_pipeline.task.settings import TASK_CODE_VERSION, AugmentationSettings, NetworkSettings, Settings
 
-TRAINING_CODE_VERSION = "2"
-"""Raise it when the same settings and data would give other weights: candidates are trained anew."""
+TRAINING_CODE_VERSION = f"2{TASK_CODE_VERSION}"
+"""Raise the number when the same settings and data would give other weights: candidates are trained anew."""
 
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.1, "adam": 0.0, "sgd": 0.0005}
 """By optimizer: an L2 penalty of the size that suits AdamW keeps Adam and SGD from learning."""

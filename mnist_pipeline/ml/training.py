@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mnist_pipeline.ml.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
-from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.ml.data import data_version
 from mnist_pipeline.ml.model import (
     channels_first,
     choose_device,
@@ -252,5 +252,6 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 def _fingerprint(settings: TrainingSettings, splits: Splits) -> str:
     """Equal for trainings that give the same weights."""
-    identity = f"{TRAINING_CODE_VERSION} {settings.model_dump_json()} {content_digest(splits.train, splits.validation)}"
+    data = data_version(splits.spec, splits.train, splits.validation)
+    identity = f"{TRAINING_CODE_VERSION} {settings.model_dump_json()} {data}"
     return hashlib.sha256(identity.encode()).hexdigest()

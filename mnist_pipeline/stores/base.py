@@ -131,7 +131,13 @@ class ModelStore(ObjectStore):
 
         Raises CorruptModel if it is damaged, or of an outcome that this code does not know.
         """
-        return self._read_production()[0]
+        current, _ = self._read_production()
+        if current and current.outcome != PROMOTED:
+            raise CorruptModel(
+                f"{PRODUCTION} has the outcome {current.outcome!r}, which deploys nothing as far as this code knows: "
+                "use the code that wrote it, or roll back to a version by its name"
+            )
+        return current
 
     def promote(self, decision: Decision) -> None:
         """Deploy `decision.version`, after verifying it, if `decision.replaces` is still what is deployed.
@@ -170,7 +176,7 @@ class ModelStore(ObjectStore):
     def decisions(self) -> list[Decision]:
         """Return the audit trail, newest first."""
         ids = {key.removeprefix(DECISIONS).removesuffix(".json") for key in self.list_objects(DECISIONS)}
-        if (current := self.production()) and current.id not in ids:
+        if (current := self._read_production()[0]) and current.id not in ids:
             self._file_decision(current)  # the kill described in promote()
             ids.add(current.id)
         trail = []
@@ -200,7 +206,7 @@ class ModelStore(ObjectStore):
         """
         if not reason.strip():
             raise ModelStoreError("a rollback needs a reason for the audit trail")
-        current = self.production()
+        current, _ = self._read_production()
         if current is None:
             raise NothingDeployed("nothing is deployed, so nothing can be rolled back")
         if to is None and current.strategy == "rollback":
@@ -228,7 +234,7 @@ class ModelStore(ObjectStore):
             raise ValueError(f"keep must be at least 1, not {keep}")
         deleted = []
         for name in self.versions()[keep:]:
-            current = self.production()  # read each time: a promotion may come in between
+            current, _ = self._read_production()  # each time: a promotion may come in between
             if current and name in (current.version, current.incumbent_version):
                 continue
             self.delete_object(f"{name}/{MANIFEST}")  # first, so that no version without weights is ever listed
@@ -245,13 +251,7 @@ class ModelStore(ObjectStore):
             data, token = self.read_object(PRODUCTION)
         except ObjectMissing:
             return None, None
-        decision = self._parse_decision(data, PRODUCTION)
-        if decision.outcome != PROMOTED:
-            raise CorruptModel(
-                f"{PRODUCTION} has the outcome {decision.outcome!r}, which deploys nothing as far as this code knows: "
-                "use the code that wrote it, or put the decision that deployed the last good version in its place"
-            )
-        return decision, token
+        return self._parse_decision(data, PRODUCTION), token
 
     def _parse_decision(self, data: bytes, key: str) -> Decision:
         try:

@@ -42,9 +42,7 @@ def validate(dataset: LabelledImages, name: str, spec: TaskSpec) -> LabelledImag
     import numpy as np
 
     images, labels = dataset
-    if images.dtype != np.uint8 or images.shape[1:] != spec.array_shape:
-        expected = ", ".join(map(str, ("N", *spec.array_shape)))
-        raise DataError(f"{name}: images must be uint8 ({expected}), not {images.dtype} {images.shape}")
+    spec.require_images(images, f"{name}: ")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise DataError(f"{name}: {len(images)} images need as many uint8 labels, not {labels.dtype} {labels.shape}")
     if not len(images):

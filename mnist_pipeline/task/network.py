@@ -22,16 +22,16 @@ class DigitCNN(nn.Module):
     def __init__(self, settings: NetworkSettings, spec: TaskSpec) -> None:
         super().__init__()
         self.features = nn.Sequential()
-        channels = spec.image_shape[2]
+        height, width, channels = spec.image_shape
         for convolution in settings.convolutions:
             self.features.append(_convolution_unit(channels, *convolution, dropout=settings.conv_dropout))
             channels = convolution.channels
         head: list[nn.Module] = [nn.Flatten()]
-        width = channels * settings.features_side**2
+        features = channels * settings.features_side(height) * settings.features_side(width)
         for units in settings.hidden_units:
-            head += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(settings.hidden_dropout)]
-            width = units
-        self.head = nn.Sequential(*head, nn.Linear(width, spec.classes))
+            head += [nn.Linear(features, units), nn.ReLU(), nn.Dropout(settings.hidden_dropout)]
+            features = units
+        self.head = nn.Sequential(*head, nn.Linear(features, spec.classes))
         self.to(memory_format=torch.channels_last)  # convolutions are faster so, on a CPU and in bfloat16 on a GPU
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from mnist_pipeline.task.spec import TASK
 
+TASK_CODE_VERSION = ""
+"""Change it when the same settings would give another network or augmentation: candidates are trained anew."""
+
 MAX_LAYER_WIDTH = 4096
 MAX_BLOCKS = 3
 MAX_BLOCK_DEPTH = 12
@@ -68,10 +71,8 @@ class NetworkSettings(Settings):
             for number in range(depth)
         ]
 
-    @property
-    def features_side(self) -> int:
-        """Height and width of the last feature maps in pixels: 3 by default. Not above 0: the blocks do not fit."""
-        side = TASK.image_shape[0]
+    def features_side(self, side: int) -> int:
+        """Return the height of the last feature maps for images of that height: 3 for 28. Below 1: they do not fit."""
         for convolution in self.convolutions:
             side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
         return side
@@ -98,8 +99,8 @@ class NetworkSettings(Settings):
                 f"conv_depths {self.conv_depths} and conv_channels {self.conv_channels} need one number a block each: "
                 "give both, equally long"
             )
-        if self.features_side < 1:
-            height, width, _ = TASK.image_shape
+        height, width, _ = TASK.image_shape
+        if self.features_side(min(height, width)) < 1:
             raise ValueError(
                 f"conv_depths {self.conv_depths} are too many convolutions for {height}x{width} pixels: nothing is left"
             )

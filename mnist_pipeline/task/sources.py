@@ -151,10 +151,6 @@ def _find_folder(directory: Path) -> Path | None:
     return None
 
 
-def _read(folder: Path, name: str) -> np.ndarray:
-    return read_idx(_plain_or_gz(folder, name))
-
-
 def _plain_or_gz(folder: Path, name: str) -> Path:
     plain = folder / name
     return plain if plain.exists() else folder / f"{name}.gz"

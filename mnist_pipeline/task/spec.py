@@ -1,8 +1,14 @@
 """The task as data that travels with data sets and models: the classes, and the shape of the images."""
 
-from typing import Self
+import hashlib
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, Field, model_validator
+
+from mnist_pipeline.files.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_CLASSES = 256
 """Labels are uint8."""
@@ -38,7 +44,19 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"mean and std need {channels} numbers each, one a channel, and std is above 0")
         if len(set(self.class_names)) != self.classes:
             raise ValueError("each class needs a name of its own")
+        if wrong := [name for name in self.class_names if not name.strip() or "/" in name or name.startswith(".")]:
+            raise ValueError(f"{wrong} cannot name the folders of labelled images: no '/', no dot in front, not empty")
         return self
+
+    def require_images(self, images: "np.ndarray", name: str = "") -> None:
+        """Raise DataError, with `name`, if `images` are not uint8 (N, *array_shape)."""
+        if images.dtype != "uint8" or images.shape[1:] != self.array_shape:
+            expected = ", ".join(map(str, ("N", *self.array_shape)))
+            raise DataError(f"{name}images must be uint8 ({expected}), not {images.dtype} {images.shape}")
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of the spec."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 TASK = TaskSpec(class_names=tuple("0123456789"), image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))

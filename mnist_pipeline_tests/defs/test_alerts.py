@@ -7,7 +7,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap  # what is sent to the UI
+from dagster_shared.serdes import serialize_value
 
+from mnist_pipeline.definitions import build_definitions
+from mnist_pipeline.defs.alerts import channels
 from mnist_pipeline.defs.alerts import sensor as sensor_module
 from mnist_pipeline.defs.alerts.alert import Alert
 from mnist_pipeline.defs.alerts.channel import ChannelSetup, NotTaken
@@ -223,7 +227,7 @@ def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, insta
     assert channel.tick() == "sent 1 messages"
     assert stub.texts[2].startswith(":warning: *predictions look unlike the training data* (")
     assert "ink" in stub.texts[2]
-    assert f": 200 images\nby `{promoted.version}`: http://host:3000/runs/" in stub.texts[2]
+    assert f"200 images by `{promoted.version}`, http://host:3000/runs/" in stub.texts[2]
 
     fail(instance)
     channel.tick()
@@ -340,6 +344,33 @@ def test_a_second_channel_is_a_class_with_one_method(instance, tmp_path):
 
 
 def test_the_token_is_given_by_its_name_only(monkeypatch):
-    [setup] = channels_from_environment(Environment.read({"SLACK_BOT_TOKEN": TOKEN, "SLACK_CHANNEL": "#ml"}))
+    environment = Environment.read({"SLACK_BOT_TOKEN": TOKEN, "SLACK_CHANNEL": "#ml"})
+    [setup] = channels_from_environment(environment)
     assert setup.name == "slack"
     assert TOKEN not in repr(setup)
+    monkeypatch.setenv("SLACK_BOT_TOKEN", TOKEN)
+    sent = RepositorySnap.from_def(build_definitions(environment).get_repository_def())
+    assert "SLACK_BOT_TOKEN" in serialize_value(sent)
+    assert TOKEN not in serialize_value(sent)
+
+
+BOARD = """
+import dagster as dg
+from mnist_pipeline.defs.alerts.channel import ChannelSetup
+
+class Board(dg.ConfigurableResource):
+    def send(self, alert): ...
+
+def from_environment(environment):
+    return ChannelSetup("board", Board(), environment.alert_kinds())
+"""
+
+
+def test_a_file_among_the_channels_is_a_channel(tmp_path, monkeypatch):
+    (tmp_path / "board_of_a_test.py").write_text(BOARD)
+    monkeypatch.setattr(channels, "__path__", [*channels.__path__, str(tmp_path)])
+    definitions = build_definitions(Environment.read({}))
+    assert "board_channel" in (definitions.resources or {})
+    sensors = {sensor.name: sensor.required_resource_keys for sensor in definitions.sensors or []}
+    assert sensors["board_alerts"] == {"board_channel"}
+    assert sensors["slack_alerts"] == set()

@@ -131,6 +131,8 @@ def test_an_unreadable_part_of_the_training_counts_as_missing(store, models, dep
     rewrite(models, f"{deployed}/{MANIFEST}", change)
     training = store.manifest(deployed).training
     assert (training.created_at, training.best("validation_loss"), training.drift_reference) == (None, None, None)
+    kept = {"created_at": "yesterday", "best_epoch": "last", "history": "none", "drift_reference": {"bins": 3}}
+    assert training.model_extra == {f"unreadable_{name}": value for name, value in kept.items()}
     Predictor.from_store(store).verify()
 
 
@@ -168,7 +170,7 @@ def test_decisions_of_other_code_are_shown_and_deploy_nothing(store, models, dep
         store.promote(shown)
 
 
-def test_production_of_other_code_keeps_what_it_says_and_serves_what_was_promoted(store, models, deployed):
+def test_production_of_other_code_deploys_nothing_and_can_be_left(store, models, deployed):
     with Service(store) as service:
         rewrite(models, PRODUCTION, lambda decision: decision.update(share=0.1))
         assert store.production().model_extra == {"share": 0.1}
@@ -177,6 +179,22 @@ def test_production_of_other_code_keeps_what_it_says_and_serves_what_was_promote
             store.production()
         wait_until(lambda: service.client.get("/readyz").json()["problems"], "the refusal")
         assert service.client.get("/model").json()["model"] == deployed
+        assert store.decisions()[0].outcome == "canary"
+        assert deployed not in store.prune(keep=1)
+        other = store.versions()[0]
+        assert store.rollback("out of it", "me", to=other).version == other
+        assert store.production().version == other
+        wait_until(lambda: service.client.get("/model").json()["model"] == other, "it to be served")
+
+
+@pytest.mark.parametrize("change", [{"normalization": None}, {"settings": []}, {"settings": {"conv_depths": "deep"}}])
+def test_a_damaged_manifest_of_the_first_format_is_refused(tmp_path, change):
+    models = Path(shutil.copytree(STORES / "format_1", tmp_path / "models"))
+    store = LocalModelStore(base_path=str(models))
+    version = store.versions()[0]
+    rewrite(models, f"{version}/{MANIFEST}", lambda manifest: manifest.update(change))
+    with pytest.raises(CorruptModel, match="damaged"):
+        store.manifest(version)
 
 
 def test_a_manifest_survives_json(store, deployed):

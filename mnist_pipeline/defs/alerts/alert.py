@@ -8,18 +8,15 @@ class Fact(NamedTuple):
     """One line of an alert."""
 
     label: str
-    name: str
+    name: str = ""
     text: str = ""
 
     def line(self, marked_up: Callable[[str], str] = str) -> str:
         """Return `label name: text`, or `label: name` without a text, or the label alone; `marked_up` is for names."""
         if not self.name:
             return self.label
-        return (
-            f"{self.label} {marked_up(self.name)}: {self.text}"
-            if self.text
-            else f"{self.label}: {marked_up(self.name)}"
-        )
+        name = marked_up(self.name)
+        return f"{self.label} {name}: {self.text}" if self.text else f"{self.label}: {name}"
 
 
 class Alert(NamedTuple):
@@ -29,10 +26,9 @@ class Alert(NamedTuple):
     title: str
     text: str
     name: str = ""
-    """The version that it is about, if it is about one."""
+    """The version in the text, if there is one."""
     facts: tuple[Fact, ...] = ()
 
     def __str__(self) -> str:
         """Return the alert as plain lines."""
-        lines = [" ".join(filter(None, [self.title, self.name, self.text]))]
-        return "\n".join([*lines, *(fact.line() for fact in self.facts)])
+        return "\n".join([f"{self.title} {self.text}".strip(), *(fact.line() for fact in self.facts)])

@@ -38,9 +38,9 @@ def failure(instance: dg.DagsterInstance, run_id: str, webserver_url: str | None
         Fact("•", str(event.step_key), _first_line(real_error(event))) for event in events if event.is_step_failure
     ]
     if not facts:
-        facts = [Fact("•", "run", _first_line(event.message or "no message")) for event in events]
+        facts = [Fact(f"• {_first_line(event.message or 'no message')}") for event in events]
     if run.tags.get("dagster/will_retry") == "true":
-        facts.append(Fact("It is started again.", ""))
+        facts.append(Fact("It is started again."))
     for label, key, metadata in (
         ("deployed model", production_digit_classifier.key, "deployed"),
         ("data", processed_mnist_data.key, "sha256"),
@@ -62,10 +62,14 @@ def of_decision(decision: Decision) -> Alert | None:
         facts.append(Fact("incumbent", decision.incumbent_version, _accuracy(decision.incumbent_test_accuracy)))
     if decision.outcome == "promoted":
         return Alert(
-            "promotions", "deployed", f"({decision.strategy}): {decision.reason}", decision.version, tuple(facts)
+            "promotions",
+            "deployed",
+            f"{decision.version} ({decision.strategy}): {decision.reason}",
+            decision.version,
+            tuple(facts),
         )
     if decision.outcome == "refused":
-        return Alert("refusals", "refused", decision.reason, decision.version, tuple(facts))
+        return Alert("refusals", "refused", f"{decision.version}: {decision.reason}", decision.version, tuple(facts))
     return None
 
 
@@ -74,9 +78,9 @@ def drift(batch: dg.AssetMaterialization | None, run_id: str, webserver_url: str
     found = values(batch)
     if not found.get("drifted_statistics"):
         return None
-    facts = (Fact("by", found["model"], _where(run_id, webserver_url)),)
-    text = f"({found['drifted']}): {found['images']} images"
-    return Alert("drift", "predictions look unlike the training data", text, facts=facts)
+    model, where = str(found["model"]), _where(run_id, webserver_url)
+    text = f"({found['drifted']}): {found['images']} images by {model}, {where}"
+    return Alert("drift", "predictions look unlike the training data", text, model)
 
 
 def values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def digit_classifier(
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
     whole epoch."""
     from mnist_pipeline.ml import drift
-    from mnist_pipeline.ml.data import content_digest
+    from mnist_pipeline.ml.data import data_version
     from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 
@@ -72,7 +72,7 @@ def digit_classifier(
         settings=settings,
         history=result.history,
         best_epoch=result.best_epoch,
-        data_version=content_digest(*splits.parts.values()),
+        data_version=data_version(splits.spec, *splits.parts.values()),
         code_version=TRAINING_CODE_VERSION,
         run_id=context.run_id,
         drift_reference=drift.reference(splits.validation.images, probabilities),

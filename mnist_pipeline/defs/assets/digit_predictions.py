@@ -2,7 +2,6 @@
 
 from base64 import b64decode
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,9 +12,6 @@ from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, exis
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.ml.records import Prediction, RealTimePredictions, Splits
 from mnist_pipeline.ml.settings import RealTimePredictionSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
@@ -103,7 +99,13 @@ def _requested(config: RealTimePredictionSettings) -> Iterator[tuple[str, bytes]
 def digit_predictions_are_sane(
     digit_predictions: RealTimePredictions, model_store: ModelStoreResource
 ) -> dg.AssetCheckResult:
-    predictions, classes = digit_predictions.predictions, model_store.manifest(digit_predictions.model).task.classes
+    from mnist_pipeline.stores.errors import ModelStoreError
+
+    try:
+        classes = model_store.manifest(digit_predictions.model).task.classes
+    except ModelStoreError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    predictions = digit_predictions.predictions
     wrong = [p.source for p in predictions if not (0 <= p.label < classes and 0 < p.confidence <= 1 + 1e-6)]
     return dg.AssetCheckResult(
         passed=bool(predictions) and not wrong,

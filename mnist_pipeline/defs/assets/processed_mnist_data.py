@@ -40,7 +40,7 @@ def processed_mnist_data(
 ) -> dg.Output[Splits]:
     """Train, validation (stratified) and test; labelled images join train only. Images stay uint8, 0..255."""
     from mnist_pipeline.files.errors import DataError
-    from mnist_pipeline.ml.data import class_counts, content_digest, split
+    from mnist_pipeline.ml.data import class_counts, data_version, split
     from mnist_pipeline.ml.labelled import read_labelled
     from mnist_pipeline.ml.plots import class_distribution, class_grid
 
@@ -53,7 +53,7 @@ def processed_mnist_data(
     except DataError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     labels = {name: part.labels for name, part in splits.parts.items()}
-    digest = content_digest(*splits.parts.values())
+    digest = data_version(spec, *splits.parts.values())
     metadata: dict[str, dg.RawMetadataValue] = {
         **{f"{name}_images": len(part) for name, part in labels.items()},
         "labelled_digits_joined": len(labelled.images.labels),

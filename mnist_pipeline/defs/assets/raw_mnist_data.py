@@ -21,7 +21,7 @@ from mnist_pipeline.task.dataset import Dataset
 def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource) -> dg.Output[Dataset]:
     """The verified data set, untouched: uint8 images (0..255) and labels of train and test."""
     from mnist_pipeline.files.errors import DataError
-    from mnist_pipeline.ml.data import class_counts, content_digest
+    from mnist_pipeline.ml.data import class_counts, data_version
     from mnist_pipeline.ml.plots import class_distribution, class_grid
     from mnist_pipeline.task.sources import load_dataset
 
@@ -30,7 +30,8 @@ def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource)
     except DataError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.info("data: %s", dataset.description)
-    digest, spec = content_digest(dataset.train, dataset.test), dataset.spec
+    spec = dataset.spec
+    digest = data_version(spec, dataset.train, dataset.test)
     labels = {"train": dataset.train.labels, "test": dataset.test.labels}
     counts = {name: class_counts(part, spec) for name, part in labels.items()}
     return dg.Output(

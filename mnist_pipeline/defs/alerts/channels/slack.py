@@ -64,9 +64,10 @@ class SlackChannel(SlackResource):
 
 def marked_up(alert: Alert) -> str:
     """Return the alert in Slack's markup: an emoji, the title bold, names as code."""
-    title = f"*{_escaped(alert.title)}*" if alert.title else ""
-    name = f"`{_escaped(alert.name)}`" if alert.name else ""
-    first = " ".join(filter(None, [EMOJI[alert.kind], title, name, _escaped(alert.text)]))
+    title, text, name = (_escaped(part) for part in (alert.title, alert.text, alert.name))
+    if name:
+        text = text.replace(name, f"`{name}`", 1)
+    first = " ".join(filter(None, [EMOJI[alert.kind], title and f"*{title}*", text]))
     # Escaping comes first: it leaves the marks alone.
     facts = [Fact(*map(_escaped, fact)) for fact in alert.facts]
     return "\n".join([first, *(fact.line(lambda name: f"`{name}`") for fact in facts)])
