@@ -7,6 +7,7 @@ import dagster as dg
 
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.task.spec import TASK
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.predictor import Predictor
@@ -24,9 +25,11 @@ def deployed_predictor(store: ModelStore) -> "Predictor":
     from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
 
     try:
-        return Predictor.from_store(store)
+        predictor = Predictor.from_store(store)
+        predictor.require_shape(TASK)
     except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    return predictor
 
 
 def existing_paths(setting: str, names: list[str]) -> list[Path]:

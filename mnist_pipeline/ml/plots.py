@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def class_distribution(splits: dict[str, np.ndarray], spec: TaskSpec) -> bytes:
         shares = np.array(class_counts(labels, spec)) / max(len(labels), 1)
         axes.bar(np.arange(spec.classes) + (position - (len(splits) - 1) / 2) * width, shares, width, label=name)
     axes.set(xlabel="label", ylabel="share of the images")
-    axes.set_xticks(range(spec.classes), spec.class_names)
+    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
     axes.legend(ncols=len(splits), loc="lower center")
     return _png(figure)
 
@@ -49,7 +49,7 @@ def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
             axis.axis("off")
             if row < len(of_label):
                 axis.imshow(split.images[of_label[row]], cmap="gray_r", vmin=0, vmax=255)
-        axes[0, label].set_title(name)
+        axes[0, label].set_title(name, **_slanted(spec))
     return _png(figure)
 
 
@@ -92,7 +92,7 @@ def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
                 column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
             )
     axes.set(xlabel="predicted label", ylabel="true label")
-    axes.set_xticks(range(spec.classes), spec.class_names)
+    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
     axes.set_yticks(range(spec.classes), spec.class_names)
     axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
     return _png(figure)
@@ -118,7 +118,7 @@ def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:
     axes = figure.subplots()
     axes.bar_label(axes.bar(range(spec.classes), counts))
     axes.set(xlabel="predicted label", ylabel="images")
-    axes.set_xticks(range(spec.classes), spec.class_names)
+    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
     axes.margins(y=0.15)
     return _png(figure)
 
@@ -141,6 +141,11 @@ def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
         axes.set(xlabel="label" if finding.statistic == "predicted_label" else "bin, low to high", ylabel="share")
     figure.axes[0].legend(fontsize=8)
     return _png(figure)
+
+
+def _slanted(spec: TaskSpec) -> dict[str, Any]:
+    """Return how names of classes stand side by side: words are slanted, so that they do not run into each other."""
+    return {"rotation": 30, "ha": "right", "fontsize": 8} if max(map(len, spec.class_names)) > 2 else {}
 
 
 def _titled_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str]) -> bytes:

@@ -5,7 +5,13 @@ from typing import Protocol
 import numpy as np
 
 from mnist_pipeline.ml.manifest import Decision, ModelManifest
-from mnist_pipeline.ml.model import INFERENCE_BATCH_SIZE, choose_device, model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.model import (
+    INFERENCE_BATCH_SIZE,
+    ModelError,
+    choose_device,
+    model_from_bytes,
+    predict_probabilities,
+)
 from mnist_pipeline.task.spec import TaskSpec
 
 
@@ -49,6 +55,14 @@ class Predictor:
     def spec(self) -> TaskSpec:
         """The classes of the model and the shape of its images."""
         return self.manifest.task
+
+    def require_shape(self, spec: TaskSpec) -> None:
+        """Raise ModelError if the model is for images of another shape than those that are prepared as `spec` says."""
+        if self.spec.array_shape != spec.array_shape:
+            raise ModelError(
+                f"{self.version} is for images of {self.spec.array_shape}, but {spec.array_shape} is what this code "
+                "prepares: deploy a version that was trained on those, by strategy 'force'"
+            )
 
     def verify(self) -> tuple[float, float]:
         """Predict a black and a white image and return the confidences. Raises ModelError if they are not finite."""

@@ -68,7 +68,7 @@ class Corrections:
             for other in stored:
                 if other != path:
                     other.unlink(missing_ok=True)
-        return Correction(id=digest, label=label, waiting=self.waiting()), new
+        return Correction(id=digest, label=label, waiting=self.waiting(spec)), new
 
     def take_back(self, digest: str, spec: TaskSpec) -> None:
         """Remove a correction. Raises ServiceError if there is none of this id."""
@@ -79,9 +79,13 @@ class Corrections:
         if not stored:
             raise ServiceError(404, "unknown_correction", "there is no correction of this id")
 
-    def waiting(self) -> int:
+    def waiting(self, spec: TaskSpec) -> int:
         """Count the labelled images that came after the newest model's training had begun."""
-        files = [details for name, details in visible_files(self._root).items() if is_image(name)]
+        files = [
+            details
+            for name, details in visible_files(self._root).items()
+            if is_image(name) and name.partition("/")[0] in spec.class_names
+        ]
         for name in self._store.versions():
             try:
                 began = self._store.manifest(name).training.began_at

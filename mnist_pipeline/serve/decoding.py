@@ -79,7 +79,7 @@ def read_images(
 def read_array(value: list[Any], spec: TaskSpec) -> np.ndarray:
     """Return a nested list as uint8 of `spec.array_shape`. Raises ServiceError."""
     shape = "x".join(map(str, spec.array_shape))
-    expected = f"an array must be {shape} whole numbers from 0 (background) to 255 (ink)"
+    expected = f"an array must be {shape} whole numbers from 0 to 255"
     # Before numpy sees them: it would make all as wide as the longest text.
     values: list[Any] = [value]
     for length in spec.array_shape:

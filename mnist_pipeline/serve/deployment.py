@@ -93,6 +93,7 @@ class DeploymentFollower:
         predictor = Predictor(*self._store.load(decision.version))
         if predictor.manifest.weights_sha256 != decision.weights_sha256:
             raise CorruptModel(f"{decision.version} has other weights than the decision {decision.id} deployed")
+        predictor.require_shape(TASK)
         predictor.verify()
         return Served(decision, predictor, datetime.now(UTC))
 

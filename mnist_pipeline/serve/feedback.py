@@ -1,6 +1,7 @@
 """Routes of the loop back to training: corrections, and the unsure predictions to be looked at."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
@@ -11,14 +12,15 @@ from starlette.concurrency import run_in_threadpool
 from mnist_pipeline.serve.corrections import IMAGE_ID, Correction, Corrections, ReviewItem, ReviewQueue
 from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_json
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
-from mnist_pipeline.serve.limits import BodyReader
+from mnist_pipeline.serve.limits import MIB, BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.openapi import correction_body
 from mnist_pipeline.serve.schemas import CorrectionState
 from mnist_pipeline.task.spec import TaskSpec
 
-CORRECTION_MIB = 0.0625
-"""Read on the event loop; an image as numbers needs far less."""
+LEAST_MIB = 0.0625
+BYTES_A_NUMBER = 6
+"""At most three figures, a comma, and some spaces."""
 
 ANSWERS = documented({403: "Feedback is off.", 408: "Too slow.", 413: "Too large.", 415: "Not JSON.", 429: "Too many."})
 
@@ -51,7 +53,7 @@ def feedback_routes(
         """Tell if corrections are taken, and how many wait for the next training."""
         if corrections is None:
             return CorrectionState(enabled=False, waiting=0)
-        return CorrectionState(enabled=True, waiting=await run_in_threadpool(corrections.waiting))
+        return CorrectionState(enabled=True, waiting=await run_in_threadpool(corrections.waiting, spec()))
 
     @router.post(
         "/corrections",
@@ -63,7 +65,7 @@ def feedback_routes(
     async def correct(request: Request) -> Response:
         """Say what an image really shows: it is stored for the next training, the same image once."""
         store, task = switched_on(), spec()
-        wanted = await _correction_request(request, bodies)
+        wanted = await _correction_request(request, bodies, task)
         correction, new = await run_in_threadpool(store.add, read_array(wanted.image, task), wanted.label, task)
         queue.label(correction.id)
         if new:
@@ -89,11 +91,13 @@ def feedback_routes(
     return router
 
 
-async def _correction_request(request: Request, bodies: BodyReader) -> CorrectionRequest:
+async def _correction_request(request: Request, bodies: BodyReader, task: TaskSpec) -> CorrectionRequest:
     """The body, read within bounds. Raises ServiceError."""
     if parse_content_type(request.headers.get("content-type", "")).get_content_type() != "application/json":
         raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
-    async with bodies.read(request, CORRECTION_MIB) as body:
+    # It is read on the event loop: no more than an image as numbers needs.
+    mib = max(LEAST_MIB, prod(task.image_shape) * BYTES_A_NUMBER / MIB)
+    async with bodies.read(request, mib) as body:
         content = read_json(body)
     try:
         return CorrectionRequest.model_validate(content)

@@ -17,7 +17,7 @@ def _array_schema(shape: tuple[int, ...]) -> dict[str, Any]:
     return {"type": "array", "minItems": shape[0], "maxItems": shape[0], "items": _array_schema(shape[1:])}
 
 
-ARRAY_SCHEMA = _array_schema(TASK.array_shape) | {"description": "Rows of values, 0 background to 255 ink."}
+ARRAY_SCHEMA = _array_schema(TASK.array_shape) | {"description": "Rows of values 0..255."}
 IMAGE_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "string", "contentEncoding": "base64", "description": "An image file."}, ARRAY_SCHEMA]
 }

@@ -102,7 +102,9 @@ class ModelStore(ObjectStore):
         try:
             manifest = ModelManifest.model_validate_json(data)
         except ValidationError as error:
-            raise CorruptModel(f"the manifest of {name} is damaged: {error}") from error
+            raise CorruptModel(
+                f"the manifest of {name} is damaged, or of another network or task than this code has: {error}"
+            ) from error
         if manifest.name != name:
             raise CorruptModel(f"the manifest of {name} says that it is {manifest.name}")
         return manifest

@@ -3,6 +3,7 @@
 import logging
 from typing import Literal
 
+from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.gate import Contender, decide
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
@@ -16,6 +17,8 @@ from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 log = logging.getLogger(__name__)
 
 LISTED_CANDIDATES = 20
+UNUSABLE = (UnknownModel, CorruptModel, ModelError, DataError)
+"""A version that is not there, is damaged, or is of another network or of other images than there are now."""
 
 
 class CannotDecide(Exception):
@@ -33,7 +36,7 @@ def decide_and_deploy(
     try:
         incumbent = store.production()
         candidate = _candidate(store, policy, evaluation, splits)
-    except (UnknownModel, CorruptModel, ModelError) as error:
+    except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     contender = _incumbent(store, incumbent, policy, splits)
     rollback = store.rolled_back(candidate.weights_sha256)
@@ -90,12 +93,12 @@ def _incumbent(
     """Return what is deployed with its score; None if nothing is, or if it is damaged and need not be compared with."""
     try:
         return _score(store, incumbent.version, splits) if incumbent else None
-    except (UnknownModel, CorruptModel, ModelError) as error:
+    except UNUSABLE as error:
         if policy.strategy == "quality":
             raise CannotDecide(
                 f"the incumbent cannot be compared with: {error}. Roll back, or deploy with 'manual' or 'force'"
             ) from error
-        log.warning("a damaged incumbent is replaced: %s", error)
+        log.warning("an incumbent that cannot be used is replaced: %s", error)
         return None
 
 

@@ -3,12 +3,16 @@
 It imports nothing of the project but `files/`. What the rest of the project takes from it:
 
 - `spec`: `TaskSpec` and `TASK`, the classes and the shape of the images
-- `dataset`: `LabelledImages`, `Dataset` and their validation
+- `dataset`: `LabelledImages`, `Dataset` and their validation; `Source`, the names of sources (also in `environment.py`)
 - `sources`: `load_dataset`, from the source that is chosen by name
-- `preprocessing`: `read_image` and `prepare`, from a picture to an image
-- `settings`: `NetworkSettings` and `AugmentationSettings` (apart from what they set up, so that they load fast)
+- `preprocessing`: `read_image` and `prepare`, from a picture to an image. What is prepared already must pass unchanged:
+  corrections are prepared again. The page sends PNGs of transparent paper with dark or light ink
+- `settings`: `NetworkSettings` (with `FAMILY` and `network_label` for the names of versions), `AugmentationSettings`,
+  `TASK_CODE_VERSION`; apart from what they set up, so that they load fast
 - `network`: `build_network`
 - `augmentation`: `augment`
 - `statistics`: `image_statistics`, which drift watches
 - `example`: a picture and its label, for the document of the service
+
+The files in `presets/` name settings of this task, too.
 """

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from mnist_pipeline.environment import Environment
@@ -215,3 +216,37 @@ def test_the_environment_chooses_the_store(models):
     from mnist_pipeline.stores.from_environment import store_from_environment
 
     assert store_from_environment(Environment.read({"MODEL_DIR": str(models)})).versions()
+
+
+@pytest.fixture
+def of_other_images(models: Path, deployed: str) -> str:
+    """What is deployed is of another task: larger images, of which the network makes as many features."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["task"]["image_shape"] = [29, 29, 1]
+
+    manifest = LocalModelStore(base_path=str(models)).manifest(deployed)
+    (models / deployed / MANIFEST).write_text(manifest.model_dump_json())  # the first format had no shape
+    rewrite(models, f"{deployed}/{MANIFEST}", change)
+    return deployed
+
+
+def test_a_deployed_model_of_other_images_is_replaced_by_force_only(environment, instance, of_other_images):
+    pipeline = Pipeline(environment, instance)
+    with pytest.raises(
+        dg.Failure,
+        match=r"the incumbent cannot be compared with: images must be uint8 \(N, 29, 29\).* deploy with 'manual' or 'force'",
+    ):
+        pipeline.run(digit_classifier=TINY)
+    assert pipeline.store.production().version == of_other_images
+    with pytest.raises(dg.Failure, match="is for images of"):
+        pipeline.run("batch_digit_predictions")
+    force = {"strategy": "force", "reason": "other images"}
+    pipeline.run("production_digit_classifier", production_digit_classifier=force)
+    assert pipeline.store.production().version != of_other_images
+
+
+def test_a_deployed_model_of_other_images_is_not_served(store, of_other_images):
+    with Service(store) as service:
+        assert service.client.get("/readyz").json()["problems"] == ["what is deployed now cannot be used"]
+        assert service.client.get("/model").status_code == 503

@@ -66,6 +66,7 @@ async function predict() {
 function show({ predictions: [prediction] }, isLatest) {
   const name = names[prediction.label];
   element("label").textContent = name;
+  element("label").classList.toggle("word", name.length > 2);
   element("label").classList.toggle("unsure", prediction.needs_review);
   prediction.probabilities.forEach((share, label) => {
     bars[label].querySelector(".bar").style.transform = `scaleX(${share})`;
