@@ -71,12 +71,10 @@ install: .venv/.installed $(CURDIR)/.dagster_home/dagster.yaml
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (about 6 GB): 1 to 5 minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; then \
-		$(BIN)/uv pip install -c constraints.txt -e '.[dev]'; \
-	else \
-		echo "uv is not to be had: pip installs, which takes longer"; \
-		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
-	fi
+	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
+		$(BIN)/uv pip install -c constraints.txt -e '.[dev]'; } || { \
+		echo "uv is not to be had, or does not know your index: pip installs, which takes longer"; \
+		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; }
 	@touch $@
 
 # Only the project's own: a DAGSTER_HOME from the environment keeps its settings.
