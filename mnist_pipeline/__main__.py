@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (ModelStoreError, EnvironmentInvalid, NoSummary, dg.DagsterInvariantViolationError) as error:
+    except (ModelStoreError, EnvironmentInvalid, NoSummary, OSError, dg.DagsterInvariantViolationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

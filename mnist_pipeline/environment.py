@@ -131,7 +131,7 @@ class Environment(BaseModel):
 
         try:
             ZoneInfo(value)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OSError):
             raise ValueError(f"{value!r} is not an IANA time zone such as 'Europe/Berlin'") from None
         return value
 

@@ -186,6 +186,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
         ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
         ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
         ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
+        ({"CRON_TIMEZONE": "Europe"}, "CRON_TIMEZONE.*not an IANA time zone"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_name(variables, message):

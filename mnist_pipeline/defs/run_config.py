@@ -32,8 +32,12 @@ def read_pipeline_config(path: str) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(Path(path).read_text())
         steps = {step: values["config"] for step, values in content.pop("ops").items()}
         if content or not all(isinstance(config, dict) for config in steps.values()):
-            raise TypeError(f"unknown names: {', '.join(content)}" if content else "a config is not a mapping")
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise TypeError(
+                f"unknown names: {', '.join(map(str, content))}" if content else "a config is not a mapping"
+            )
+        if wrong := [name for names in (steps, *steps.values()) for name in names if not isinstance(name, str)]:
+            raise TypeError(f"names that are no text: {wrong}")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigInvalid(f"PIPELINE_CONFIG {path} is not a file of 'ops: <step>: config: ...': {error}") from error
     return steps
 
@@ -42,6 +46,9 @@ def configure(
     assets: list[dg.AssetsDefinition], defaults: Mapping[str, Mapping[str, Any]], source: str
 ) -> list[dg.AssetsDefinition]:
     """Return the assets with their configuration checked early and with `defaults` in place of their own.
+
+    For what a run's configuration leaves out. A `dg.RunConfig` of config objects leaves nothing out: it has the
+    defaults of its classes.
 
     Defaults that differ from an asset's own become part of its code version, so that a change of them builds it anew.
     Raises ConfigInvalid, naming `source`, for defaults that are of no asset or that the asset would refuse.

@@ -5,7 +5,7 @@ wrong. The record of how a version or a decision came about is lenient: names th
 and shown, names that it misses are None, so that another version of the code can be rolled back to.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
@@ -16,6 +16,9 @@ from mnist_pipeline.task.spec import TASK, TaskSpec
 
 PROMOTED = "promoted"
 """The one outcome of a decision that deploys."""
+
+YEAR_SECONDS = 365 * 86400
+"""More is no time of a training."""
 
 
 class TrainingRecord(BaseModel, frozen=True, extra="allow"):
@@ -34,7 +37,9 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
     @classmethod
     def _keep_what_cannot_be_read(cls, content: Any) -> Any:
         """A known name with an unreadable value is kept by another name and counts as missing."""
-        content = dict(content)
+        if isinstance(content, cls):
+            return content
+        content = dict(content) if isinstance(content, dict) else {"unreadable": content}
         for name, field in cls.model_fields.items():
             try:
                 TypeAdapter(cast(Any, field.annotation)).validate_python(content.get(name, field.default))
@@ -46,12 +51,18 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
         """Return a metric of the best epoch; None if it was not recorded."""
         if self.best_epoch is None or not 1 <= self.best_epoch <= len(self.history):
             return None
-        return self.history[self.best_epoch - 1].get(metric)
+        value = self.history[self.best_epoch - 1].get(metric)
+        return value if isinstance(value, int | float) else None
 
     @property
     def began_at(self) -> datetime | None:
         """The beginning of the training, UTC; None if that was not recorded."""
-        return self.created_at and self.created_at - timedelta(seconds=sum(e.get("seconds", 0) for e in self.history))
+        if self.created_at is None:
+            return None
+        spent = [epoch.get("seconds") for epoch in self.history]
+        seconds = sum(value for value in spent if isinstance(value, int | float) and 0 <= value < YEAR_SECONDS)
+        created = self.created_at if self.created_at.tzinfo else self.created_at.replace(tzinfo=UTC)
+        return created - timedelta(seconds=min(seconds, YEAR_SECONDS)) if created.year > 1 else None
 
 
 class ModelManifest(Record):
@@ -86,7 +97,7 @@ class ModelManifest(Record):
 class Decision(BaseModel, frozen=True, extra="allow"):
     """One decision of the gate, or a rollback. The latest one that promoted is what is deployed."""
 
-    id: str = Field(description="Sorts by time.")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$", description="Sorts by time; it names a file.")
     outcome: str = Field(description="promoted, refused or unchanged; another one is shown, and deploys nothing.")
     strategy: str = Field("unknown", description="quality, manual, force or rollback.")
     reason: str = ""

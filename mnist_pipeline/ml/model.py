@@ -56,8 +56,8 @@ def model_from_bytes(weights: bytes, settings: NetworkSettings, spec: TaskSpec) 
         raise ModelError(f"the weights are not a safetensors file: {error}") from error
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise ModelError(f"the weights are not finite: {', '.join(broken)}")
-    model = build_network(settings, spec)
     try:
+        model = build_network(settings, spec)
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(

@@ -11,6 +11,7 @@ Layout of a store:
 import hashlib
 import re
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -158,7 +159,7 @@ class ModelStore(ObjectStore):
                 f"{current.id if current else None}), not what this decision set out from ({decision.replaces})"
             )
         if current:  # a kill between the two writes below may have left it out
-            self._file_decision(current)
+            self._file_again(current)
         data = decision.model_dump_json(indent=2).encode()
         try:
             if token is None:
@@ -179,7 +180,7 @@ class ModelStore(ObjectStore):
         """Return the audit trail, newest first."""
         ids = {key.removeprefix(DECISIONS).removesuffix(".json") for key in self.list_objects(DECISIONS)}
         if (current := self._read_production()[0]) and current.id not in ids:
-            self._file_decision(current)  # the kill described in promote()
+            self._file_again(current)  # the kill described in promote()
             ids.add(current.id)
         trail = []
         for decision_id in sorted(ids, reverse=True):
@@ -260,6 +261,10 @@ class ModelStore(ObjectStore):
             return Decision.model_validate_json(data)
         except ValidationError as error:
             raise CorruptModel(f"the decision {key} is damaged: {error}") from error
+
+    def _file_again(self, decision: Decision) -> None:
+        with suppress(ObjectChanged):  # it is there, perhaps as other code wrote it
+            self._file_decision(decision)
 
     def _file_decision(self, decision: Decision) -> None:
         self._create(f"{DECISIONS}{decision.id}.json", decision.model_dump_json(indent=2).encode())

@@ -36,10 +36,10 @@ def decide_and_deploy(
     try:
         incumbent = store.production()
         candidate = _candidate(store, policy, evaluation, splits)
+        rollback = store.rolled_back(candidate.weights_sha256)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     contender = _incumbent(store, incumbent, policy, splits)
-    rollback = store.rolled_back(candidate.weights_sha256)
     verdict = decide(candidate, contender, policy, rollback.reason if rollback else None)
     decision = new_decision(
         outcome=verdict.outcome,

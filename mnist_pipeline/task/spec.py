@@ -1,9 +1,10 @@
 """The task as data that travels with data sets and models: the classes, and the shape of the images."""
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
 from mnist_pipeline.files.errors import DataError
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 MAX_CLASSES = 256
 """Labels are uint8."""
 
+MAX_SIDE = 4096
+FOLDER_NAME = re.compile(r"(?![.\s])[^/\x00-\x1f]{1,100}")
+
 
 class TaskSpec(BaseModel, frozen=True, extra="forbid"):
     """The classes, the shape of an image, and the constants that scale it."""
@@ -21,8 +25,8 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
         min_length=2, max_length=MAX_CLASSES, description="What each label stands for, in the order of the labels."
     )
     image_shape: tuple[int, int, int] = Field(description="Height and width in pixels, and channels: 1 or 3.")
-    mean: tuple[float, ...] = Field(description="Of each channel over the training images, with 255 as 1.")
-    std: tuple[float, ...] = Field(description="Standard deviation of each channel, with 255 as 1.")
+    mean: tuple[FiniteFloat, ...] = Field(description="Of each channel over the training images, with 255 as 1.")
+    std: tuple[FiniteFloat, ...] = Field(description="Standard deviation of each channel, with 255 as 1.")
 
     @property
     def classes(self) -> int:
@@ -38,14 +42,18 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         *sides, channels = self.image_shape
-        if min(sides) < 1 or channels not in (1, 3):
-            raise ValueError(f"image_shape {self.image_shape} must be (height, width, channels) with 1 or 3 channels")
+        if not 1 <= min(sides) <= max(sides) <= MAX_SIDE or channels not in (1, 3):
+            raise ValueError(
+                f"image_shape {self.image_shape} must be (height, width, channels), 1..{MAX_SIDE}, with 1 or 3 channels"
+            )
         if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
             raise ValueError(f"mean and std need {channels} numbers each, one a channel, and std is above 0")
         if len(set(self.class_names)) != self.classes:
             raise ValueError("each class needs a name of its own")
-        if wrong := [name for name in self.class_names if not name.strip() or "/" in name or name.startswith(".")]:
-            raise ValueError(f"{wrong} cannot name the folders of labelled images: no '/', no dot in front, not empty")
+        if wrong := [name for name in self.class_names if not FOLDER_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"{wrong} cannot name the folders of labelled images: no '/', no dot in front, 1..100 long"
+            )
         return self
 
     def require_images(self, images: "np.ndarray", name: str = "") -> None:

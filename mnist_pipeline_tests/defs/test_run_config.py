@@ -128,6 +128,11 @@ def test_presets_can_be_the_defaults(environment, preset):
         ("- 1", "is not a file of 'ops"),
         ("", "is not a file of 'ops"),
         ("ops: [", "is not a file of 'ops"),
+        ("ops: {1: {config: {}}}", "names that are no text"),
+        ("ops: {digit_classifier: {config: {on: 1}}}", "names that are no text"),
+        ("ops: {digit_classifier: {config: {epochs: 2024-13-45}}}", "is not a file of 'ops"),
+        ("[" * 5000, "is not a file of 'ops"),
+        ("\0", "is not a file of 'ops"),
     ],
 )
 def test_wrong_content_is_refused_when_the_code_location_loads(environment, tmp_path, content, message):

@@ -45,6 +45,10 @@ def test_another_spec_is_another_version_of_the_data(splits):
         ({"image_shape": (0, 5, 3)}, "height, width, channels"),
         ({"mean": (0.5,)}, "need 3 numbers each"),
         ({"std": (0.2, 0.0, 0.1)}, "std is above 0"),
+        ({"std": (0.2, float("inf"), 0.1)}, "finite"),
+        ({"class_names": ("a\0", "b")}, "cannot name the folders"),
+        ({"class_names": ("a" * 101, "b")}, "cannot name the folders"),
+        ({"image_shape": (10**5, 5, 3)}, r"1\.\.4096"),
     ],
 )
 def test_a_spec_that_does_not_hold_together_is_refused(change, message):

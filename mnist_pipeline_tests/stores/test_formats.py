@@ -198,6 +198,47 @@ def test_a_damaged_manifest_of_the_first_format_is_refused(tmp_path, change):
         store.manifest(version)
 
 
+def test_what_other_code_deployed_is_replaced_though_it_wrote_its_decision_otherwise(store, models, deployed):
+    """The order of names, what is left out, how a time is written: nothing that this code would write so."""
+    first = store.decisions()[0]
+    for key in (PRODUCTION, f"decisions/{first.id}.json"):
+        rewrite(models, key, lambda decision: decision.update(decided_at=first.decided_at.isoformat(), extra=1))
+    other = store.versions()[0]
+    assert store.rollback("out of it", "me", to=other).version == other
+    assert store.decisions()[1].model_extra == {"extra": 1}
+
+
+@pytest.mark.parametrize("identity", ["../../escaped", "a/b", "", "x" * 300, "x\0"])
+def test_an_id_that_is_no_name_of_a_file_is_refused(store, models, identity):
+    rewrite(models, PRODUCTION, lambda decision: decision.update(id=identity))
+    with pytest.raises(CorruptModel, match="production"):
+        store.decisions()
+    assert not list(models.parent.glob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": None},
+        {"training": [1]},
+        {"training": {"created_at": "0001-01-01T00:00:00", "history": [{"seconds": 1e300}]}},
+        {"training": {"created_at": "2026-01-01T00:00:00", "history": [{"seconds": None}, {"seconds": "long"}]}},
+        {"training": {"best_epoch": 1, "history": [{"validation_accuracy": "0.9x"}]}},
+    ],
+)
+def test_a_training_of_nonsense_is_served_and_corrected(tmp_path, small_dataset, change):
+    models = Path(shutil.copytree(STORES / "format_2", tmp_path / "models"))
+    store = LocalModelStore(base_path=str(models))
+    for version in store.versions():
+        rewrite(models, f"{version}/{MANIFEST}", lambda manifest: manifest.update(change))
+    with Service(store, tmp_path / "labelled") as service:
+        assert service.client.get("/model").json()["validation_accuracy"] is None
+        correction = {"image": small_dataset.test.images[0].tolist(), "label": 3}
+        for status in (201, 200):
+            assert service.client.post("/corrections", json=correction).status_code == status
+        assert service.client.get("/corrections").json()["waiting"] == 1
+
+
 def test_a_manifest_survives_json(store, deployed):
     manifest = store.manifest(deployed)
     assert ModelManifest.model_validate_json(manifest.model_dump_json()) == manifest

@@ -116,7 +116,8 @@ def _steps(
         yield Step(wanted(alert, "failures"), position)
     for record in _decisions(instance, start.decisions):
         position = position.model_copy(update={"decisions": record.storage_id})
-        decision_id, alert = str(events.values(record.asset_observation).get("id")), None
+        told_as = events.values(record.asset_observation).get("id") or f"record {record.storage_id}"
+        decision_id, alert = str(told_as), None
         if decision_id not in position.told_decisions:  # a step that was tried again reports its decision again
             alert = events.described(record, events.decision)
             told = [*position.told_decisions, decision_id][-REMEMBERED_DECISIONS:]
@@ -124,7 +125,8 @@ def _steps(
         yield Step(wanted(alert, "promotions", "refusals"), position)
     for record in _batches(instance, start.batches):
         position = position.model_copy(update={"batches": record.storage_id})
-        table, alert = str(events.values(record.asset_materialization).get("predictions")), None
+        told_as = events.values(record.asset_materialization).get("predictions") or f"record {record.storage_id}"
+        table, alert = str(told_as), None
         if table != position.told_batch:  # the same table is reported again each night
             alert = events.described(record, lambda r: events.drift(r.asset_materialization, r.run_id, webserver_url))
             position = position.model_copy(update={"told_batch": table})
