@@ -151,7 +151,7 @@ class Deployment:
                 return value
             if not self.is_alive():
                 break
-            time.sleep(0.2)
+            time.sleep(0.5)  # a look at the instance costs as much processor time as a step of a run
         raise AssertionError(f"waited in vain for {what}:\n{self.log()}")
 
     def settle(self, within: float = 240) -> None:

@@ -119,7 +119,7 @@ def epochs_trained(variables: dict[str, str]) -> int:
 
 
 def wait_for_epochs(variables: dict[str, str], count: int) -> None:
-    wait_until(lambda: epochs_trained(variables) >= count, f"{count} epochs", 120, every=0.1)
+    wait_until(lambda: epochs_trained(variables) >= count, f"{count} epochs", 120, every=0.5)
 
 
 def training_step(variables: dict[str, str]) -> int:
@@ -184,7 +184,7 @@ def test_trainings_take_turns_and_nothing_else_waits_for_them(variables, launch)
         endless = launch("training_job", {"digit_classifier": {**TINY, "epochs": 1000}})
         wait_for_epochs(variables, before + 1)
         waiting = launch("training_job", {"digit_classifier": TINY})
-        wait_until(lambda: pool().pending_step_count == 1, "a training that waits", 120, every=0.1)
+        wait_until(lambda: pool().pending_step_count == 1, "a training that waits", 120, every=0.5)
         launch("inference_job", {}).succeeds()
 
         assert endless.process.poll() is None
