@@ -87,7 +87,7 @@ def _tags(record: Any) -> dict[str, str]:
 
 
 NEVER = (AC.initial_evaluation() & ~AC.initial_evaluation()).with_label("never, on request only")
-"""For what runs on request only."""
+"""The condition of what runs on request only."""
 
 
 def cron_tick(variable: str) -> AC:

@@ -16,10 +16,10 @@ def _forked_from(modules: Iterable[str]) -> dg.ExecutorDefinition:
 
 
 LIGHT_FORKSERVER = _forked_from(["mnist_pipeline.definitions"])
-"""For automation's runs, of one or two steps, and for what is materialized by hand: a step imports what it needs."""
+"""The executor of automation's short runs and of what is materialized by hand: a step imports what it needs."""
 
 PRELOADED_FORKSERVER = _forked_from(PRELOADED_MODULES)
-"""For runs of many steps: the server imports most, once, instead of every step by itself."""
+"""The executor of runs of many steps: the server imports most, once, instead of every step by itself."""
 
 training_job = dg.define_asset_job(
     "training_job",

@@ -61,7 +61,7 @@ def is_image(path: Path | str) -> bool:
 
 @contextmanager
 def _damage_refused(formats: tuple[str, ...]) -> Iterator[None]:
-    """On damaged files Pillow raises almost anything."""
+    """Turn whatever Pillow raises on damaged files, which is almost anything, into ImageError."""
     try:
         yield
     except (ImageError, MemoryError):

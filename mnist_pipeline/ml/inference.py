@@ -98,7 +98,7 @@ class BatchResult(NamedTuple):
     label_counts: list[int]
     mean_confidence: float | None
     drift: DriftReport | None
-    """None where no image was read or the model has no reference."""
+    """The comparison with the reference; None where no image was read or the model has no reference."""
 
 
 MAX_LISTED_ERRORS = 100

@@ -14,7 +14,7 @@ TRAINING_CODE_VERSION = f"2{TASK_CODE_VERSION}"
 """Raise the number when the same settings and data would give other weights: candidates are trained anew."""
 
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.1, "adam": 0.0, "sgd": 0.0005}
-"""By optimizer: an L2 penalty of the size that suits AdamW keeps Adam and SGD from learning."""
+"""One for each optimizer: an L2 penalty of the size that suits AdamW keeps Adam and SGD from learning."""
 DEFAULT_SGD_MOMENTUM = 0.9
 DEFAULT_WARMUP_FRACTION = 0.25
 DEFAULT_STEP_SIZE = 10

@@ -168,7 +168,7 @@ def _predictions(answer: Answer, options: PredictOptions, confidence_threshold: 
 
 
 def _count(parts: Parts, answer: Answer, predictions: Predictions, options: PredictOptions) -> None:
-    """Into the metrics, and what is unsure into the queue for review."""
+    """Count an answer in the metrics, and put what is unsure into the queue for review."""
     for image, prediction in zip(answer.images, predictions.predictions, strict=True):
         parts.metrics.confidence.observe(prediction.confidence)
         parts.metrics.predictions.labels(prediction.label).inc()

@@ -143,7 +143,7 @@ class Batcher:
         return job
 
     def _read(self, job: _Job, quick: bool) -> _ReadJob | None:
-        """None where it failed, or is left to another thread."""
+        """Read a request; None where that failed, or is left to another thread."""
         try:
             return _ReadJob(job.read(quick=quick), job.future)
         except NotQuick as long:

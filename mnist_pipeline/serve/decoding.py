@@ -31,7 +31,7 @@ JSON_BYTES = 1 << 20
 
 QUICK_BYTES = 64 << 10
 QUICK_PIXELS = 128 * 128
-"""Up to here reading takes less time than handing the request from thread to thread."""
+"""Reading no more than this takes less time than handing the request from thread to thread."""
 
 
 class NotQuick(Exception):

@@ -38,7 +38,7 @@ class Metrics:
         self._model = Gauge("mnist_model_info", "1 for what is served.", ["model", "weights_sha256"], registry=registry)
 
     def render(self, served: Served | None) -> bytes:
-        """In Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         self._model.clear()
         if served:
             self._model.labels(served.predictor.version, served.predictor.manifest.weights_sha256).set(1)

@@ -13,7 +13,7 @@ from mnist_pipeline.serve.metrics import Metrics
 
 OPEN_PATHS = ("/", "/review", "/docs", "/openapi.json", "/healthz", "/readyz")
 OPEN_FOLDERS = ("/static/", "/static-offline-docs/")
-"""What needs no token: the pages without their data, and what orchestrators ask."""
+"""The paths that need no token: the pages without their data, and the probes of orchestrators."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

@@ -28,7 +28,7 @@ class Dataset(NamedTuple):
     train: LabelledImages
     test: LabelledImages
     description: str
-    """Where it comes from, in words."""
+    """The source, in words."""
     is_sample: bool
     """True where a small part stands in for the full data set."""
     spec: TaskSpec

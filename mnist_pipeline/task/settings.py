@@ -24,7 +24,7 @@ class Convolution(NamedTuple):
     channels: int
     kernel_size: int
     pooled: bool
-    """Whether 2x2 max pooling follows."""
+    """True if 2x2 max pooling follows."""
 
 
 class NetworkSettings(Settings):

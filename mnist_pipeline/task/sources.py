@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 TRAIN_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION_FOLDER = Path("MNIST/raw")
-"""Where torchvision.datasets.MNIST puts the files below its root."""
+"""The folder below its root in which torchvision.datasets.MNIST puts the files."""
 
 TIMEOUT_SECONDS = 20
 CHUNK_BYTES = 1 << 20

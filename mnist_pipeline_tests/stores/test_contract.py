@@ -72,11 +72,11 @@ def test_saved_is_what_is_loaded(store, save, trained):
     assert manifest.training.best("validation_accuracy") == trained.history[trained.best_epoch - 1].validation_accuracy
 
 
-def test_the_name_tells_the_recipe(save, trained):
+def test_the_name_tells_network_and_recipe(save, trained):
     accuracy = trained.history[trained.best_epoch - 1].validation_accuracy
-    assert save().name.endswith(f"_c8-8-16_bs16_adamw_lr1e-2_s0_acc{accuracy:.4f}")
-    deeper = save(settings=SETTINGS.model_copy(update={"conv_depths": [1, 3, 1]}))
-    assert "_c8-8x3-16_bs16" in deeper.name
+    name = save().name
+    assert name.startswith(f"{SETTINGS.FAMILY}_2")
+    assert name.endswith(f"Z_{SETTINGS.network_label}_bs16_adamw_lr1e-2_s0_acc{accuracy:.4f}")
 
 
 def test_versions_are_listed_newest_first_and_do_not_collide(store, save):

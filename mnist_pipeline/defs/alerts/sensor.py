@@ -18,7 +18,7 @@ from mnist_pipeline.defs.assets.batch_digit_predictions import batch_digit_predi
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 
 TICK_SECONDS = 20
-"""After so long no further alert is begun: Dagster gives a tick 60 s."""
+"""No further alert is begun after so long: Dagster gives a tick 60 s."""
 
 ALERTS_PER_TICK = 5
 REMEMBERED_DECISIONS = 20

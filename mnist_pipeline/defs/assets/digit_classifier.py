@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TRAINING_POOL = "training"
 CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
-"""For killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
+"""The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
 RETRAIN = {
     "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON")),

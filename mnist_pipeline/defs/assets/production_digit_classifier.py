@@ -15,12 +15,12 @@ from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 DEPLOYMENT_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=30), fail_window=timedelta(days=90))
-"""By the last decision. Nothing retrains while the data stays the same; a model of three months should be looked at."""
+"""The age of the last decision. Nothing retrains while the data stays the same; look at a model of three months."""
 
 GATE_CHECK = "candidate_accepted"
 
 RETRY_TAG = "dagster/retry_number"
-"""On runs that Dagster started again by itself after a crash, not on those that a person re-executed."""
+"""The tag of runs that Dagster started again by itself after a crash, not of those that a person re-executed."""
 
 
 class DeploymentConfig(dg.Config, DeploymentSettings):
