@@ -7,7 +7,8 @@ when Dagster resolves it, which it does before it launches a run of any job, or 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,19 @@ def _configured(asset: dg.AssetsDefinition, defaults: Mapping[str, Any], source:
     config = config_class(asset)
     if config is None:
         return asset
-    if problems := _problems(asset.op.name, config, defaults):
-        raise ConfigInvalid("\n".join([f"{source} is not valid:", *problems]))
+    _require_valid(defaults, source=source, step=asset.op.name, config=config)
     values = config(**defaults)
     changed = {n: v for n in defaults if (v := getattr(values, n)) != config.model_fields[n].default}
     shown = _with_defaults(config, changed) if changed else config
-    op = asset.op.configured(_check(asset.op.name, config), name=asset.op.name, config_schema=shown.to_fields_dict())
+    check = partial(_require_valid, source="The run's configuration", step=asset.op.name, config=config)
+    op = asset.op.configured(check, name=asset.op.name, config_schema=shown.to_fields_dict())
     # Dagster has no public way to another op of the same asset.
     configured = type(asset).dagster_internal_init(**asset.get_attributes_dict() | {"node_def": op})
     return _with_code_version(configured, changed) if changed else configured
 
 
 def _with_defaults(config: type[dg.Config], defaults: Mapping[str, Any]) -> type[dg.Config]:
-    """The class with other defaults, of which Dagster makes the form in the launchpad; `_check` knows the ranges."""
+    """The class with other defaults, of which Dagster makes the form in the launchpad."""
     fields = {name: config.model_fields[name] for name in defaults}
     shown = {n: (f.annotation, Field(defaults[n], description=f.description)) for n, f in fields.items()}
     return create_model(config.__name__, __base__=config, **shown)  # type: ignore[call-overload]
@@ -96,22 +97,14 @@ def _with_code_version(asset: dg.AssetsDefinition, changed: Mapping[str, Any]) -
     )
 
 
-def _check(step: str, config: type[BaseModel]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def check(values: dict[str, Any]) -> dict[str, Any]:
-        if problems := _problems(step, config, values):
-            raise ConfigInvalid("\n".join(["The run's configuration is not valid:", *problems]))
-        return values
-
-    return check
-
-
-def _problems(step: str, config: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each value that `config` refuses."""
+def _require_valid(values: Mapping[str, Any], *, source: str, step: str, config: type[BaseModel]) -> Mapping[str, Any]:
+    """Return `values` unchanged. Raises ConfigInvalid with a sentence for each that `config` refuses."""
     try:
         config(**values)
     except ValidationError as error:
-        return [_sentence(step, config, problem["loc"], problem["msg"], problem["input"]) for problem in error.errors()]
-    return []
+        problems = [_sentence(step, config, found["loc"], found["msg"], found["input"]) for found in error.errors()]
+        raise ConfigInvalid("\n".join([f"{source} is not valid:", *problems])) from None
+    return values
 
 
 def _sentence(step: str, config: type[BaseModel], location: tuple[int | str, ...], message: str, value: object) -> str:

@@ -6,6 +6,7 @@ and shown, names that it misses are None, so that another version of the code ca
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
@@ -40,9 +41,9 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
         if isinstance(content, cls):
             return content
         content = dict(content) if isinstance(content, dict) else {"unreadable": content}
-        for name, field in cls.model_fields.items():
+        for name in content.keys() & cls.model_fields.keys():
             try:
-                TypeAdapter(cast(Any, field.annotation)).validate_python(content.get(name, field.default))
+                _adapter(name).validate_python(content[name])
             except ValidationError:
                 content[f"unreadable_{name}"] = content.pop(name)
         return content
@@ -63,6 +64,12 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
         seconds = sum(value for value in spent if isinstance(value, int | float) and 0 <= value < YEAR_SECONDS)
         created = self.created_at if self.created_at.tzinfo else self.created_at.replace(tzinfo=UTC)
         return created - timedelta(seconds=min(seconds, YEAR_SECONDS)) if created.year > 1 else None
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """The validator of one field of a TrainingRecord; made once, since manifests are read again and again."""
+    return TypeAdapter(cast(Any, TrainingRecord.model_fields[name].annotation))
 
 
 class ModelManifest(Record):

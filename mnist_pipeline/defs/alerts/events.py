@@ -51,12 +51,8 @@ def failure(instance: dg.DagsterInstance, run_id: str, webserver_url: str | None
 
 
 def decision(record: dg.EventLogRecord) -> Alert | None:
-    """Tell of a decision of the gate that was observed."""
-    return of_decision(Decision.model_validate(values(record.asset_observation)))
-
-
-def of_decision(decision: Decision) -> Alert | None:
-    """Tell of a promotion or a refusal, with the scores of both models; None for other decisions."""
+    """Tell of a promotion or a refusal that was observed, with the scores of both models; None for other decisions."""
+    decision = Decision.model_validate(values(record.asset_observation))
     facts = [Fact("candidate", decision.version, _accuracy(decision.test_accuracy))]
     if decision.incumbent_version:
         facts.append(Fact("incumbent", decision.incumbent_version, _accuracy(decision.incumbent_test_accuracy)))
