@@ -38,11 +38,13 @@ bench: install ## Measure, beside what users do today (minutes; MNIST_DIR=folder
 	$(BIN)/python -m benchmarks.inference --quick
 	$(BIN)/python -m benchmarks.orchestration --rounds 1
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Where the processes of a test are the work, two tests at a time take longer than one after the other.
+TWO_AT_A_TIME := -n 2 --dist worksteal
 
 .PHONY: test
 test: install ## Run the tests, about 5 minutes (MNIST_DIR=folder adds those that need all 70,000 images)
-	$(PYTEST) -m "not live"
+	$(PYTEST) $(TWO_AT_A_TIME) -m "not live"
 
 .PHONY: test-live
 test-live: install ## Run the tests with a real daemon, real runs, kills and a browser, some minutes more
@@ -51,7 +53,7 @@ test-live: install ## Run the tests with a real daemon, real runs, kills and a b
 .PHONY: test-long
 test-long: install ## Run the tests of races, kills, load and noise with larger numbers, up to an hour
 	KILLS=$(or $(KILLS),400) RACES=$(or $(RACES),100) FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) \
-	SOAK_SECONDS=$(or $(SOAK_SECONDS),900) $(PYTEST) -m long
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),900) $(PYTEST) $(TWO_AT_A_TIME) -m long
 
 .PHONY: lint
 lint: install ## Check style and types

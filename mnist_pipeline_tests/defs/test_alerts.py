@@ -22,7 +22,8 @@ from mnist_pipeline.defs.alerts.sensor import alert_sensor
 from mnist_pipeline.environment import ALERTS, Environment
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.stores.base import new_decision
-from mnist_pipeline_tests.conftest import Pipeline
+from mnist_pipeline.task.settings import NetworkSettings
+from mnist_pipeline_tests.conftest import Pipeline, metadata
 from mnist_pipeline_tests.defs.slack_stub import TOKEN, SlackStub, slack_stub
 from mnist_pipeline_tests.task.examples import TINY
 
@@ -216,17 +217,17 @@ def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, insta
 
     pipeline.run(digit_classifier=WORSE, production_digit_classifier={"accuracy_threshold": 0.0})
     assert channel.tick() == "sent 1 messages"
-    assert stub.texts[1].startswith(":no_entry: *refused* `mnist_cnn_")
+    assert stub.texts[1].startswith(f":no_entry: *refused* `{NetworkSettings.FAMILY}_")
     assert "worse than the incumbent" in stub.texts[1]
     assert f"incumbent `{promoted.version}`: test accuracy {promoted.test_accuracy:.4f}" in stub.texts[1]
 
     inverted = tmp_path / "inverted.npy"
     np.save(inverted, 255 - small_dataset.test.images)
     for _ in range(2):  # the second time the table is there already
-        pipeline.run("batch_digit_predictions", batch_digit_predictions={"input_paths": [str(inverted)]})
+        result = pipeline.run("batch_digit_predictions", batch_digit_predictions={"input_paths": [str(inverted)]})
     assert channel.tick() == "sent 1 messages"
     assert stub.texts[2].startswith(":warning: *predictions look unlike the training data* (")
-    assert "ink" in stub.texts[2]
+    assert metadata(result, "batch_digit_predictions")["drifted"] in stub.texts[2]
     assert f"200 images by `{promoted.version}`, http://host:3000/runs/" in stub.texts[2]
 
     fail(instance)
@@ -273,7 +274,7 @@ def test_failures_and_drift_can_be_switched_off(instance, channel, slack):
     fail(instance)
     drifted: dict[str, Any] = {
         "drifted_statistics": 1,
-        "drifted": "ink",
+        "drifted": "brightness",
         "images": 3,
         "model": "v",
     }

@@ -72,13 +72,13 @@ def test_a_file_changes_the_defaults_of_runs_without_configuration(configured, s
     job = configured.defs.resolve_job_def("training_job")
     result = job.execute_in_process(instance=configured.instance)
     assert metadata(result, "digit_classifier")["epochs"] == 3
-    assert metadata(result, "digit_classifier")["settings"]["conv_channels"] == TINY["conv_channels"]
+    assert metadata(result, "digit_classifier")["settings"]["batch_size"] == TINY["batch_size"]
     share = metadata(result, "processed_mnist_data")["validation_images"] / len(small_dataset.train.labels)
     assert share == pytest.approx(0.3)
     run_config = {"ops": {"digit_classifier": {"config": {"epochs": 1}}}}
     result = job.execute_in_process(run_config=run_config, instance=configured.instance)
     assert metadata(result, "digit_classifier")["epochs"] == 1
-    assert metadata(result, "digit_classifier")["settings"]["conv_channels"] == TINY["conv_channels"]
+    assert metadata(result, "digit_classifier")["settings"]["batch_size"] == TINY["batch_size"]
 
 
 def test_the_launchpad_shows_the_defaults_of_the_file(configured):

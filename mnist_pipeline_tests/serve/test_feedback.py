@@ -20,6 +20,8 @@ from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
 from mnist_pipeline_tests.task.examples import embedded_images
 from mnist_pipeline_tests.versions import save
 
+LABEL = int(TEST.labels[0])
+OTHER = (LABEL + 1) % TASK.classes
 BLANK = np.zeros(TASK.array_shape, int).tolist()
 
 
@@ -27,7 +29,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def correct(service: Service, image: object = ARRAY, label: object = 7) -> dict:
+def correct(service: Service, image: object = ARRAY, label: object = LABEL) -> dict:
     answer = service.client.post("/corrections", json={"image": image, "label": label})
     assert answer.is_success, answer.text
     return answer.json() | {"status": answer.status_code}
@@ -36,11 +38,11 @@ def correct(service: Service, image: object = ARRAY, label: object = 7) -> dict:
 def test_a_correction_is_stored_as_the_pipeline_will_read_it(service, labelled):
     stored = correct(service)
     assert stored["status"] == 201
-    assert files(labelled) == [f"7/{stored['id']}.png"]
-    digits, skipped = read_labelled(UPath(labelled), TASK)
+    assert files(labelled) == [f"{LABEL}/{stored['id']}.png"]
+    read, skipped = read_labelled(UPath(labelled), TASK)
     assert not skipped
-    assert digits.labels.tolist() == [7]
-    assert np.array_equal(digits.images[0], TEST.images[0])
+    assert read.labels.tolist() == [LABEL]
+    assert np.array_equal(read.images[0], TEST.images[0])
 
 
 def test_a_double_tap_stores_one(service, labelled):
@@ -53,43 +55,46 @@ def test_a_double_tap_stores_one(service, labelled):
 
 def test_the_last_word_counts_also_after_a_restart(store, deployed, labelled):
     with Service(store, labelled) as service:
-        correct(service, label=1)
+        correct(service, label=OTHER)
     with Service(store, labelled) as service:
-        last = correct(service, label=7)
-    assert files(labelled) == [f"7/{last['id']}.png"]
+        last = correct(service, label=LABEL)
+    assert files(labelled) == [f"{LABEL}/{last['id']}.png"]
 
 
 def test_a_correction_can_be_taken_back_and_no_other_file(service, labelled):
-    other = labelled / "3" / "somebody-else.png"
+    other = labelled / str(OTHER) / "somebody-else.png"
     other.parent.mkdir(parents=True)
     Image.fromarray(TEST.images[1]).save(other)
     stored = correct(service)
     assert service.client.delete(f"/corrections/{stored['id']}").status_code == 204
-    assert files(labelled) == ["3/somebody-else.png"]
+    assert files(labelled) == [f"{OTHER}/somebody-else.png"]
     for id in (stored["id"], "somebody-else", "..", "../../models/production", "%2e%2e%2fproduction"):
         assert service.client.delete(f"/corrections/{id}").status_code in (404, 405, 422)
-    assert files(labelled) == ["3/somebody-else.png"]
+    assert files(labelled) == [f"{OTHER}/somebody-else.png"]
 
 
 def test_what_waits_is_what_came_after_the_last_training_began(service, store, good):
     assert service.client.get("/corrections").json() == {"enabled": True, "waiting": 0}
     assert correct(service)["waiting"] == 1
-    assert correct(service, TEST.images[1].tolist(), 2)["waiting"] == 2
+    assert correct(service, TEST.images[1].tolist(), OTHER)["waiting"] == 2
     time.sleep(sum(epoch.seconds for epoch in good.history) + 0.1)  # as long as the next training says it took
     save(store, good, GOOD)
     assert service.client.get("/corrections").json()["waiting"] == 0
-    assert correct(service, TEST.images[2].tolist(), 1)["waiting"] == 1
+    assert correct(service, TEST.images[2].tolist(), OTHER)["waiting"] == 1
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         ({"image": ARRAY}, (422, "bad_correction", "label: Field required")),
-        ({"image": ARRAY, "label": 10}, (422, "bad_correction", "label: Input should be less than 10")),
-        ({"image": ARRAY, "label": "7"}, (422, "bad_correction", "label: Input should be a valid integer")),
-        ({"image": ARRAY, "label": 7, "who": "me"}, (422, "bad_correction", "who: Extra inputs are not permitted")),
-        ({"image": BLANK, "label": 7}, (422, "bad_image", "blank")),
-        ({"image": BLANK[1:], "label": 7}, (422, "bad_array", "another shape")),
+        (
+            {"image": ARRAY, "label": TASK.classes},
+            (422, "bad_correction", "label: Input should be less than "),
+        ),
+        ({"image": ARRAY, "label": str(LABEL)}, (422, "bad_correction", "label: Input should be a valid integer")),
+        ({"image": ARRAY, "label": LABEL, "who": "me"}, (422, "bad_correction", "who: Extra inputs are not permitted")),
+        ({"image": BLANK, "label": LABEL}, (422, "bad_image", "blank")),
+        ({"image": BLANK[1:], "label": LABEL}, (422, "bad_array", "another shape")),
         ([], (400, "bad_json", "must be a JSON object")),
     ],
 )
@@ -101,7 +106,7 @@ def test_bad_corrections_are_refused_with_a_sentence(service, labelled, body, ex
 
 
 def test_a_correction_is_json(service, labelled):
-    body = json.dumps({"image": ARRAY, "label": 7})
+    body = json.dumps({"image": ARRAY, "label": LABEL})
     answer = service.client.post("/corrections", content=body, headers={"Content-Type": "text/plain"})
     assert error(answer)[:2] == (415, "unsupported_media_type")
     assert not labelled.exists()
@@ -114,7 +119,7 @@ def test_size_and_rate_are_limited(store, deployed, labelled):
         assert error(too_large)[:2] == (413, "too_large")
         for image in TEST.images[:2]:
             correct(service, image.tolist())
-        refused = service.client.post("/corrections", json={"image": TEST.images[2].tolist(), "label": 7})
+        refused = service.client.post("/corrections", json={"image": TEST.images[2].tolist(), "label": LABEL})
         assert error(refused)[:2] == (429, "too_many_corrections")
         assert 1 <= int(refused.headers["Retry-After"]) <= 61
         assert correct(service)["status"] == 200  # it is stored already
@@ -123,7 +128,7 @@ def test_size_and_rate_are_limited(store, deployed, labelled):
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_stops(service, labelled):
     labelled.write_text("a file where a folder should be")
-    answer = service.client.post("/corrections", json={"image": ARRAY, "label": 7})
+    answer = service.client.post("/corrections", json={"image": ARRAY, "label": LABEL})
     assert error(answer)[:2] == (503, "storage_failed")
     assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
     labelled.unlink()
@@ -131,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_stops(service,
 
 
 def test_a_damaged_version_does_not_stop_corrections(service, store, deployed):
-    newest = Path(store.base_path) / deployed.replace("mnist_cnn_2", "mnist_cnn_3") / "manifest.json"
+    newest = Path(store.base_path) / deployed.replace("_2", "_3", 1) / "manifest.json"
     newest.parent.mkdir()
     newest.write_text("{")
     assert correct(service)["waiting"] == 1
@@ -140,7 +145,7 @@ def test_a_damaged_version_does_not_stop_corrections(service, store, deployed):
 def test_feedback_can_be_switched_off(store, deployed):
     with Service(store, None, confidence_threshold=1) as service:
         assert service.client.get("/corrections").json() == {"enabled": False, "waiting": 0}
-        answer = service.client.post("/corrections", json={"image": ARRAY, "label": 7})
+        answer = service.client.post("/corrections", json={"image": ARRAY, "label": LABEL})
         assert error(answer)[:2] == (403, "feedback_off")
         assert error(service.client.delete(f"/corrections/{'0' * 32}"))[:2] == (403, "feedback_off")
         service.client.post("/predict", json={"image": ARRAY})
@@ -160,7 +165,7 @@ def test_unsure_predictions_are_kept_for_review_each_once_least_sure_first(store
         assert all(item["image"] in unsure[-15:] for item in items)
         assert [item["confidence"] for item in items] == sorted(item["confidence"] for item in items)
 
-        stored = correct(service, items[0]["image"], 3)
+        stored = correct(service, items[0]["image"], OTHER)
         assert stored["id"] == items[0]["id"]
         left = service.client.get("/review/items").json()
         assert left == items[1:]
@@ -176,8 +181,8 @@ def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
         stored = correct(service)
         assert stored["waiting"] == 1
         listed = boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket)["Contents"]
-        assert [entry["Key"] for entry in listed] == [f"labelled/7/{stored['id']}.png"]
+        assert [entry["Key"] for entry in listed] == [f"labelled/{LABEL}/{stored['id']}.png"]
         assert correct(service)["status"] == 200
-        assert read_labelled(root, TASK).images.labels.tolist() == [7]
+        assert read_labelled(root, TASK).images.labels.tolist() == [LABEL]
         service.client.delete(f"/corrections/{stored['id']}")
         assert not boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket).get("Contents")

@@ -24,9 +24,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mnist_pipeline.serve.settings import FORMATS
+from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.amounts import FUZZ_IMAGES
 from mnist_pipeline_tests.serve.service import Service
-from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.drawing import DRAWN_CLASS, drawn, encode
 
 CHECKS = (
     not_a_server_error,
@@ -59,10 +60,10 @@ def mutated(whole: bytes, chance: random.Random) -> bytes:
 
 def wholes() -> list[bytes]:
     pictures = [
-        seven(),
-        seven(mode="RGB", paper="white", ink="blue"),
-        seven().convert("P"),
-        seven(size=(28, 28), width=3),
+        drawn(),
+        drawn(mode="RGB", paper="white", ink="blue"),
+        drawn().convert("P"),
+        drawn(size=TASK.image_shape[:2], width=3),
     ]
     files = [
         encode(picture.convert("RGB") if form in ("WEBP", "JPEG") else picture, form)
@@ -72,16 +73,16 @@ def wholes() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
     exif.get_ifd(0x8769)[0x829A] = 0.5
-    photo = seven(mode="RGB", paper="white", ink="blue")
+    photo = drawn(mode="RGB", paper="white", ink="blue")
     files += [
         encode(photo, "JPEG", exif=exif),
         encode(photo, "PNG", exif=exif),
         encode(photo, "WEBP", exif=exif),
         encode(photo, "MPO", save_all=True, append_images=[photo]),
-        encode(seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"), "JPEG"),
-        encode(seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA")),
-        encode(Image.fromarray(np.asarray(seven()).astype(np.uint16) * 257)),
-        encode(seven(size=(3000, 2500), width=200)),
+        encode(drawn(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"), "JPEG"),
+        encode(drawn(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA")),
+        encode(Image.fromarray(np.asarray(drawn()).astype(np.uint16) * 257)),
+        encode(drawn(size=(3000, 2500), width=200)),
     ]
     buffer = io.BytesIO()
     Image.new("L", (30, 30)).save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (30, 30), 255)])
@@ -102,7 +103,7 @@ def test_mutated_images_are_answered_or_refused(service):
     assert statuses[200] > FUZZ_IMAGES / 50
     assert statuses[422] > FUZZ_IMAGES / 10
     assert process.memory_info().rss / 2**20 < before + ALLOWED_GROWTH_MIB
-    assert service.predict(files[0]).json()["predictions"][0]["label"] == 7
+    assert service.predict(files[0]).json()["predictions"][0]["label"] == DRAWN_CLASS
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])

@@ -12,7 +12,7 @@ import pytest
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
-from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.drawing import drawn, encode
 
 TOKEN = "a-secret-of-the-tests"
 
@@ -80,10 +80,10 @@ def test_what_is_not_there_is_answered_in_the_same_shape(service, method, path, 
 
 
 def test_a_parameter_of_the_wrong_type_is_named(service):
-    status, code, message = error(service.predict(encode(seven()), probabilities="maybe"))
+    status, code, message = error(service.predict(encode(drawn()), probabilities="maybe"))
     assert (status, code) == (422, "bad_parameter")
     assert message.startswith("probabilities: ")
-    assert error(service.predict(encode(seven()), probabilties=True))[2].startswith("probabilties: ")
+    assert error(service.predict(encode(drawn()), probabilties=True))[2].startswith("probabilties: ")
 
 
 def test_the_token_guards_everything_but_the_pages_and_the_probes(store, deployed, labelled):

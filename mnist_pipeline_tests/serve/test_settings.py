@@ -11,10 +11,10 @@ from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
-from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.drawing import drawn, encode
 from mnist_pipeline_tests.task.examples import png
 
-LARGE = encode(seven(size=(4900, 5000), mode="1", paper=1, ink=0))
+LARGE = encode(drawn(size=(4900, 5000), mode="1", paper=1, ink=0))
 
 
 def test_threads_of_a_forward_pass(store, deployed):

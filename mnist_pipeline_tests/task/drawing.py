@@ -48,7 +48,11 @@ def encode(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def seven(size=(200, 300), paper=255, ink=0, mode="L", shift=(0, 0), width=16) -> Image.Image:
+DRAWN_CLASS = 7
+
+
+def drawn(size=(200, 300), paper=255, ink=0, mode="L", shift=(0, 0), width=16) -> Image.Image:
+    """A seven as a picture that somebody sends: DRAWN_CLASS, in any size, mode and colours."""
     picture = Image.new(mode, size, paper)
     points = [(x + shift[0], y + shift[1]) for x, y in [(60, 60), (130, 60), (85, 220)]]
     ImageDraw.Draw(picture).line(points, fill=ink, width=width)

@@ -10,7 +10,7 @@ from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
 from mnist_pipeline_tests.serve.test_predict import TEST
-from mnist_pipeline_tests.task.drawing import ONE, SEVEN, draw, encode, seven
+from mnist_pipeline_tests.task.drawing import ONE, SEVEN, draw, drawn, encode
 
 SIZES: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1100, "height": 800}, "color_scheme": "light"},
@@ -175,7 +175,7 @@ def test_by_keyboard_alone(service, browser, labelled):
 
 def test_an_image_file(service, browser, tmp_path):
     good, bad = tmp_path / "seven.png", tmp_path / "bad.png"
-    good.write_bytes(encode(seven()))
+    good.write_bytes(encode(drawn()))
     bad.write_text("no image")
     with Visit(browser, service.url) as visit:
         visit.page.locator("#file").set_input_files(good)

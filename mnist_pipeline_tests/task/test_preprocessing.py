@@ -9,12 +9,12 @@ from PIL import Image
 from mnist_pipeline.files import pictures
 from mnist_pipeline.files.pictures import ImageError
 from mnist_pipeline.task.preprocessing import read_image
-from mnist_pipeline_tests.task.drawing import encode, seven
+from mnist_pipeline_tests.task.drawing import drawn, encode
 
 
 @pytest.fixture(scope="module")
 def reference() -> np.ndarray:
-    return read_image(encode(seven()))
+    return read_image(encode(drawn()))
 
 
 def test_it_looks_like_mnist(reference):
@@ -31,18 +31,18 @@ def test_it_looks_like_mnist(reference):
 @pytest.mark.parametrize(
     "picture",
     [
-        seven(paper=0, ink=255),
-        seven(paper=200, ink=60),
-        seven(shift=(50, 60)),
-        seven(paper=(250, 245, 230), ink=(20, 30, 120), mode="RGB"),
-        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA"),
-        seven(paper=(0, 0, 0, 0), ink=(255, 255, 255, 255), mode="RGBA"),
-        seven(paper=(255, 255), ink=(0, 255), mode="LA"),
-        seven(paper=1, ink=0, mode="1"),
-        seven().convert("P"),
-        seven(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"),
-        Image.fromarray(np.asarray(seven()).astype(np.uint16) * 257),
-        seven(size=(400, 300)),
+        drawn(paper=0, ink=255),
+        drawn(paper=200, ink=60),
+        drawn(shift=(50, 60)),
+        drawn(paper=(250, 245, 230), ink=(20, 30, 120), mode="RGB"),
+        drawn(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="RGBA"),
+        drawn(paper=(0, 0, 0, 0), ink=(255, 255, 255, 255), mode="RGBA"),
+        drawn(paper=(255, 255), ink=(0, 255), mode="LA"),
+        drawn(paper=1, ink=0, mode="1"),
+        drawn().convert("P"),
+        drawn(paper=(0, 0, 0, 0), ink=(0, 0, 0, 255), mode="CMYK"),
+        Image.fromarray(np.asarray(drawn()).astype(np.uint16) * 257),
+        drawn(size=(400, 300)),
     ],
     ids=[
         "white on black",
@@ -66,24 +66,24 @@ def test_the_same_drawing_in_other_forms_comes_out_the_same(picture, reference):
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "BMP", "GIF"])
 def test_other_formats(form, reference):
-    assert np.abs(read_image(encode(seven(), form)).astype(int) - reference).mean() < 3
+    assert np.abs(read_image(encode(drawn(), form)).astype(int) - reference).mean() < 3
 
 
 def test_the_camera_s_rotation_is_undone(reference):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to view
-    turned = encode(seven().rotate(90, expand=True), "JPEG", exif=exif, quality=95)
+    turned = encode(drawn().rotate(90, expand=True), "JPEG", exif=exif, quality=95)
     assert np.abs(read_image(turned).astype(int) - reference).mean() < 3
 
 
 def test_a_photo_with_a_shadow_loses_the_paper(reference):
     shadow = np.linspace(0, 60, 200)[None, :]
-    photo = np.clip(np.asarray(seven()) * 0.75 + 30 - shadow * 0.5, 0, 255).astype(np.uint8)
+    photo = np.clip(np.asarray(drawn()) * 0.75 + 30 - shadow * 0.5, 0, 255).astype(np.uint8)
     assert np.abs(read_image(encode(Image.fromarray(photo))).astype(int) - reference).mean() < 8
 
 
 def test_thin_strokes_of_a_large_drawing_do_not_vanish():
-    thin = read_image(encode(seven(size=(900, 1200), width=3).resize((1800, 2400))))
+    thin = read_image(encode(drawn(size=(900, 1200), width=3).resize((1800, 2400))))
     assert (thin > 60).sum() >= 25
 
 
@@ -97,7 +97,7 @@ def test_mnist_images_pass_unchanged(small_dataset):
     [
         (b"", "not an image"),
         (b"hello", "not an image"),
-        (encode(seven())[:60], "broken image"),
+        (encode(drawn())[:60], "broken image"),
         (encode(Image.new("L", (50, 50), 255)), "blank"),
         (encode(Image.new("L", (28, 28), 255)), "blank"),
         (encode(Image.new("L", (28, 28), 0)), "blank"),
@@ -113,12 +113,12 @@ def test_what_shows_no_digit_is_refused(data, message):
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="more than 100 pixels"):
-        read_image(encode(seven()))
+        read_image(encode(drawn()))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_damaged_files_are_refused_and_nothing_else_happens(form):
-    chance, whole, refused = random.Random(0), encode(seven(size=(40, 60), shift=(-30, -30)), form), 0
+    chance, whole, refused = random.Random(0), encode(drawn(size=(40, 60), shift=(-30, -30)), form), 0
     for _ in range(150):
         damaged = bytearray(whole[: chance.randrange(1, len(whole) + 1)])
         for _ in range(chance.randint(0, 6)):
