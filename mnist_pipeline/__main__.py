@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,20 @@ from dotenv import load_dotenv
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.stores import ModelStore, ModelStoreError
 from mnist_pipeline.stores.from_environment import store_from_environment
+from mnist_pipeline.stores.overview import Row, overview
+
+FOLLOWS = (
+    "a running daemon records it in Dagster, predicts with it and tells people; by hand: "
+    '.venv/bin/dg launch --job deployment_job --config-json \'{"ops": {"production_digit_classifier": {"config": '
+    '{"strategy": "observe"}}}}\', then .venv/bin/dg launch --job inference_job'
+)
+"""Words after a deployment by command."""
+
+NEXT_STEPS = (
+    "its reason is on the page of production_digit_classifier; train with other settings, lower the threshold "
+    "(accuracy_threshold) if it is too high for this data, or deploy it all the same with strategy 'force'"
+)
+"""Words after a refusal."""
 
 
 class NoSummary(Exception):
@@ -51,16 +66,23 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
-    commands.add_parser("models", help="all model versions, newest first; * is deployed")
+    models = commands.add_parser("models", help="all model versions, newest first: data, scores, decisions, state")
+    models.add_argument("--json", action="store_true", help="for machines")
     show = commands.add_parser("show", help="all that was recorded about a version")
-    show.add_argument("version", help="its name, as `models` lists it")
+    show.add_argument("version", help="its name, as `models` lists it, or the beginning of it")
     commands.add_parser("production", help="what is deployed, and why")
     commands.add_parser("decisions", help="the audit trail, newest first")
     rollback = commands.add_parser("rollback", help="deploy an earlier version again")
     rollback.add_argument("--reason", required=True, help="for the audit trail")
-    rollback.add_argument("--to", help="version to deploy; by default the one deployed before")
-    rollback.add_argument("--actor", help="who decides (default: the user)")
-    prune = commands.add_parser("prune", help="delete old versions, never the deployed one or the one before it")
+    rollback.add_argument("--to", help="version to deploy, or the beginning of its name; by default the one before")
+    approve = commands.add_parser("approve", help="deploy the candidate that waits for approval")
+    approve.add_argument("version", help="its name, or the beginning of it")
+    approve.add_argument("--reason", required=True, help="for the audit trail")
+    for command in (rollback, approve):
+        command.add_argument("--actor", help="who decides (default: the user)")
+    prune = commands.add_parser(
+        "prune", help="delete old versions, never what is deployed, was deployed before, is the reference, or waits"
+    )
     prune.add_argument("--keep", type=_positive, required=True, help="how many of the newest versions stay")
     return parser
 
@@ -74,14 +96,13 @@ def _positive(text: str) -> int:
 def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
     match options.command:
         case "models":
-            current = store.production()
-            versions = store.versions()
-            for name in versions:
-                print("*" if current and current.version == name else " ", name)
-            if not versions:
-                print("the store has no version yet")
+            _print_models(overview(store), as_json=options.json)
         case "show":
-            print(store.manifest(options.version).model_dump_json(indent=2, exclude={"training": {"drift_reference"}}))
+            print(
+                store.manifest(store.resolve(options.version)).model_dump_json(
+                    indent=2, exclude={"training": {"drift_reference"}}
+                )
+            )
         case "production":
             current = store.production()
             print(current.model_dump_json(indent=2) if current else "nothing is deployed")
@@ -93,12 +114,26 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
                 )
         case "rollback":
             decision = store.rollback(options.reason, options.actor or getpass.getuser(), options.to)
-            print(f"deployed {decision.version} in place of {decision.incumbent_version}")
-            print("to predict with it: .venv/bin/dg launch --job inference_job")
-            print("if its check had failed, automation goes on after: .venv/bin/dg launch --job deployment_job")
+            print(f"deployed {decision.version} in place of {decision.incumbent_version}\n{FOLLOWS}")
+        case "approve":
+            decision = store.approve(options.version, options.reason, options.actor or getpass.getuser())
+            print(f"deployed {decision.version} in place of {decision.incumbent_version or 'nothing'}\n{FOLLOWS}")
         case "prune":
             for name in store.prune(options.keep):
                 print(f"deleted {name}")
+
+
+def _print_models(rows: list[Row], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+    elif not rows:
+        print("the store has no version yet")
+    else:
+        cells = [tuple(name.replace("_", " ").replace("model name", "version") for name in Row._fields)]
+        cells += [tuple(f"{v:.4f}" if isinstance(v, float) else str(v or "") for v in row) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _recover() -> None:
@@ -146,6 +181,11 @@ def _print_summary(store: ModelStore) -> None:
     deployed = store.production()
     print(f"{'deployed:':18}{deployed.version if deployed else 'nothing'}")
     print(f"{'the gate said:':18}{f'{last.outcome}: {last.reason}' if last else 'nothing yet'}")
+    if last and last.outcome == "refused":
+        print(f"{'what to do next:':18}{NEXT_STEPS}")
+    elif waiting := store.waiting():
+        approve = f"python -m mnist_pipeline approve {waiting.version} --reason ..."
+        print(f"{'what to do next:':18}{waiting.version} waits for approval: {approve}")
 
 
 if __name__ == "__main__":

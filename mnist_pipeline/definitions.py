@@ -20,7 +20,7 @@ from mnist_pipeline.defs.resources.folders import (
 )
 from mnist_pipeline.defs.resources.stores import as_resource
 from mnist_pipeline.defs.run_config import configure, read_pipeline_config
-from mnist_pipeline.defs.sensors import automation_sensor, folder_sensor
+from mnist_pipeline.defs.sensors import automation_sensor, deployment_sensor, folder_sensor
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.stores.from_environment import store_from_environment
 
@@ -46,6 +46,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
         jobs=JOBS,
         sensors=[
             automation_sensor(automated, every),
+            deployment_sensor(automated, every),
             *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
             *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-ALERTS = ("failures", "promotions", "refusals", "drift")
+ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}

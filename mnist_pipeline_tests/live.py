@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,10 +138,10 @@ class Deployment:
     def is_alive(self) -> bool:
         return all(process.poll() is None for process in self.processes)
 
-    @contextmanager
-    def instance(self) -> Iterator[dg.DagsterInstance]:
-        with dg.DagsterInstance.from_config(self.variables["DAGSTER_HOME"]) as instance:
-            yield instance
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        """Opened once: opening it costs more than most looks."""
+        return dg.DagsterInstance.from_config(self.variables["DAGSTER_HOME"])
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
         """The first true value of `condition`."""
@@ -151,7 +151,7 @@ class Deployment:
                 return value
             if not self.is_alive():
                 break
-            time.sleep(0.5)  # a look at the instance costs as much processor time as a step of a run
+            time.sleep(1)  # a look at the instance costs as much processor time as a step of a run
         raise AssertionError(f"waited in vain for {what}:\n{self.log()}")
 
     def settle(self, within: float = 240) -> None:
@@ -159,39 +159,37 @@ class Deployment:
 
         Twice, since a file is noticed by one look and acted upon by the next.
         """
-        since, last = time.time(), self.count()
+        since, last = time.time(), -1
 
         def quiet() -> bool:
             nonlocal since, last
-            now = self.count()
+            now = self.instance.get_runs_count()
             if now != last or self.running():
                 since, last = time.time(), now
+                return False
             return min(self.looks(since).values(), default=0) >= 2
 
         self.wait_for(quiet, "things to come to rest", within)
 
     def looks(self, since: float) -> dict[str, int]:
         """How often each sensor has looked, from a moment on, to the end of its look."""
-        with self.instance() as instance:
-            return {
-                state.name: sum(
-                    tick.is_completed and tick.timestamp > since
-                    for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
-                )
-                for state in instance.all_instigator_state()
-            }
+        return {
+            state.name: sum(
+                tick.is_completed and tick.timestamp > since
+                for tick in self.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since)
+            )
+            for state in self.instance.all_instigator_state()
+        }
 
     def count(self) -> Count:
-        with self.instance() as instance:
-            runs = instance.get_runs()
-            started = [instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START) for run in runs]
+        runs = self.instance.get_runs()
+        started = [self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START) for run in runs]
         steps = [entry.step_key for entries in started for entry in entries]
         return Count(len(runs), len(steps), steps.count("digit_classifier"))
 
     def running(self) -> list[dg.DagsterRun]:
         """Runs that are not finished, and those that died and will be started again."""
-        with self.instance() as instance:
-            runs = instance.get_runs()
+        runs = self.instance.get_runs()
         started_again = {run.parent_run_id for run in runs}
         return [
             run
@@ -201,8 +199,7 @@ class Deployment:
 
     def built(self, asset: str) -> list[dict[str, Any]]:
         """The metadata of all materializations, oldest first, with their time and data version."""
-        with self.instance() as instance:
-            records = instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
+        records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1000, ascending=True).records
         return [
             {name: value.value for name, value in event.metadata.items()}
             | {"timestamp": record.timestamp, "data_version": (event.tags or {})["dagster/data_version"]}

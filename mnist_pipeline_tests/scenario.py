@@ -67,8 +67,8 @@ class Scenario:
 
     def epochs(self) -> int:
         """How many epochs were reported by all trainings together."""
-        with self.deployment.instance() as instance:
-            return len(instance.fetch_observations(dg.AssetKey("digit_classifier"), limit=1000).records)
+        instance = self.deployment.instance
+        return len(instance.fetch_observations(dg.AssetKey("digit_classifier"), limit=1000).records)
 
     def wait_for_more(self, asset: str, than: int) -> list[dict[str, Any]]:
         """All materializations of an asset, once there are more."""

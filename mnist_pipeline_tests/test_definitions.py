@@ -89,6 +89,7 @@ def test_definitions_are_loadable_and_named():
     dg.Definitions.validate_loadable(defs)
     assert {sensor.name for sensor in defs.sensors or []} == {
         "automation",
+        "watch_deployment",
         "watch_labelled_digits",
         "watch_prediction_input",
         "slack_alerts",
@@ -183,7 +184,10 @@ def test_presets_are_configurations_of_every_training_job(preset):
         ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
         ({"AUTOMATION_SECONDS": "1"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 5"),
         ({"MODEL_RETRAIN": "daily"}, "MODEL_RETRAIN: Input should be 'on_cron' or 'eager'"),
-        ({"SLACK_ALERTS": "failures,noise"}, "SLACK_ALERTS: noise is not one of failures, promotions, refusals, drift"),
+        (
+            {"SLACK_ALERTS": "failures,noise"},
+            "SLACK_ALERTS: noise is not one of failures, promotions, approvals, refusals, drift",
+        ),
         ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
         ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
         ({"CRON_TIMEZONE": "Europe"}, "CRON_TIMEZONE.*not an IANA time zone"),
@@ -224,6 +228,7 @@ def test_automation_runs_unless_it_is_off(automation, status):
     found = {sensor.name: sensor.default_status.value for sensor in sensors}
     assert found == {
         "automation": status,
+        "watch_deployment": status,
         "watch_labelled_digits": status,
         "watch_prediction_input": status,
         "slack_alerts": "RUNNING",

@@ -42,13 +42,12 @@ def test_a_deployment_that_lives(scenario, stub):
     built = [deployment.built(asset)[0]["timestamp"] for asset in CHAIN]
     assert all(earlier < later for earlier, later in pairwise(built))
     assert [text.split()[0] for text in stub.texts] == [":rocket:"]
-    with deployment.instance() as instance:
-        checked = {
-            entry.asset_check_evaluation.asset_check_key
-            for run in instance.get_runs()
-            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-            if entry.asset_check_evaluation
-        }
+    checked = {
+        entry.asset_check_evaluation.asset_check_key
+        for run in deployment.instance.get_runs()
+        for entry in deployment.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        if entry.asset_check_evaluation
+    }
     on_request = dg.AssetKey("digit_predictions")
     assert checked == {key for key in defs.resolve_asset_graph().asset_check_keys if key.asset_key != on_request}
 
@@ -110,9 +109,8 @@ def test_a_deployment_that_lives(scenario, stub):
     assert deployment.built("batch_digit_predictions")[-1]["model"] == promoted[0].version
     tables = [batch["predictions"] for batch in deployment.built("batch_digit_predictions")]
     assert len(set(tables)) == len(tables)
-    with deployment.instance() as instance:
-        outcomes = Counter(run.status for run in instance.get_runs())
-        [again] = [run for run in instance.get_runs() if run.parent_run_id == training.run_id]
+    outcomes = Counter(run.status for run in deployment.instance.get_runs())
+    [again] = [run for run in deployment.instance.get_runs() if run.parent_run_id == training.run_id]
     assert again.status == dg.DagsterRunStatus.SUCCESS
     assert set(outcomes) == {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE}
     # One message for each failed run and each decision.
@@ -120,6 +118,16 @@ def test_a_deployment_that_lives(scenario, stub):
     assert kinds[":red_circle:"] == outcomes[dg.DagsterRunStatus.FAILURE]
     assert kinds[":rocket:"] == len(promoted)
     assert kinds[":no_entry:"] == len(decisions) - len(promoted)
+
+    # A rollback by command reaches Dagster: what is deployed is shown, predicts, and is told once.
+    back = scenario.store.rollback("customers complain", "kim", to=promoted[-1].version)
+    predictions = "batch_digit_predictions"
+    deployment.wait_for(lambda: deployment.built(predictions)[-1]["model"] == back.version, "new predictions", 180)
+    assert scenario.rest() == Count(total.runs + 2, total.steps + 4, total.trainings)
+    assert deployment.built("production_digit_classifier")[-1]["deployed_because"] == "customers complain"
+    [told] = [text for text in stub.texts if "customers complain" in text]
+    assert told.startswith(f":rocket: *deployed* `{back.version}` (rollback)")
+    assert len(stub.texts) == kinds.total() + 1
     deployment.stop()  # while it runs, SQLite's files come and go
     written = [path for path in deployment.folder.rglob("*") if path.is_file()]
     assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []

@@ -255,28 +255,49 @@ def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
     assert all(store.load(name) for name in store.versions())
 
 
-def test_the_command_line_shows_rolls_back_and_prunes(variables, instance):
+def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instance):
     pipeline = Pipeline(Environment.read(variables), instance)
+    assert python(variables, "models").stdout == "the store has no version yet\n"
     pipeline.run()
     pipeline.run(
         digit_classifier={**TINY, "seed": 1}, production_digit_classifier={"strategy": "force", "reason": "a test"}
     )
     second, first = pipeline.store.versions()
-    assert python(variables, "models").stdout.split() == ["*", second, first]
+    header, *lines = python(variables, "models").stdout.splitlines()
+    assert header.split("  ")[0] == "version"
+    assert lines[0].startswith(f"{second}  20") and lines[0].endswith("promoted (force)    deployed, reference")
+    assert lines[1].startswith(f"{first}  20") and lines[1].endswith("promoted (quality)")
+    assert len({line.index("promoted") for line in lines} | {header.index("decision")}) == 1
+    rows = json.loads(python(variables, "models", "--json").stdout)
+    assert [row["model_name"] for row in rows] == [second, first]
+    assert rows[0]["test_accuracy"] == pipeline.store.production().test_accuracy
     assert python(variables, "rollback").returncode == 2
-    refused = python(variables, "rollback", "--reason", "why", "--to", "nonsense")
-    assert refused.returncode == 1
-    assert "nonsense" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    done = python(variables, "rollback", "--reason", "customers complain", "--actor", "kim")
+    for version, message in (("nonsense", "there is no model version 'nonsense'"), ("mnist", "of several versions")):
+        refused = python(variables, "rollback", "--reason", "why", "--to", version)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+    done = python(variables, "rollback", "--reason", "customers complain", "--actor", "kim", "--to", first[:-1])
     assert f"deployed {first} in place of {second}" in done.stdout
     assert json.loads(python(variables, "production").stdout)["version"] == first
+    assert json.loads(python(variables, "show", first[:-1]).stdout)["name"] == first
     trail = python(variables, "decisions").stdout.splitlines()
     assert len(trail) == 3
     assert trail[0].endswith(f"promoted  rollback {first} by kim: customers complain")
     assert python(variables, "prune", "--keep", "0").returncode == 2
     assert python(variables, "prune", "--keep", "1").stdout == ""
     assert pipeline.store.versions() == [second, first]
+
+    nobody = python(variables, "approve", second, "--reason", "fine")
+    assert nobody.returncode == 1
+    assert nobody.stderr.startswith(f"error: {second} does not wait for approval")
+    approval = {"strategy": "approval", "accuracy_threshold": 0.3, "max_regression": 1.0}
+    pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=approval)
+    third = pipeline.store.waiting().version
+    assert python(variables, "models").stdout.splitlines()[1].split()[-3:] == ["waiting", "(approval)", "waiting"]
+    done = python(variables, "approve", third[:-1], "--reason", "looked at it", "--actor", "kim")
+    assert f"deployed {third} in place of {first}" in done.stdout
+    assert json.loads(python(variables, "production").stdout)["strategy"] == "approval"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 import dagster as dg
 
+from mnist_pipeline.defs.assets.production_digit_classifier import DECISION_ID, production_digit_classifier
 from mnist_pipeline.defs.conditions import DATA_VERSION_TAG
+from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.settings import DeploymentSettings
 
 
 def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditionSensorDefinition:
@@ -48,6 +51,47 @@ def folder_sensor(source: dg.AssetKey, resource_key: str, running: bool, every_s
         return dg.SensorResult(asset_events=[] if version == known else [observation], cursor=fingerprint)
 
     return watch
+
+
+def deployment_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
+    """Return the sensor that brings a deployment from outside Dagster into it: a rollback or an approval by command.
+
+    It starts one run of `production_digit_classifier` that decides nothing and records what is deployed. Predictions
+    and messages follow as after a decision of the graph.
+    """
+    asset = production_digit_classifier.key
+
+    @dg.sensor(
+        name="watch_deployment",
+        description="Records a rollback or an approval on the command line as what is deployed.",
+        asset_selection=dg.AssetSelection.assets(asset) | dg.AssetSelection.checks_for_assets(asset),
+        required_resource_keys={"model_store"},
+        default_status=_status(running),
+        minimum_interval_seconds=every_seconds,
+    )
+    def watch(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        deployed = context.resources.model_store.production()
+        latest = context.instance.get_latest_materialization_event(asset)
+        if deployed is None or latest is None or latest.asset_materialization is None:
+            return dg.SkipReason("nothing is deployed, or nothing was ever materialized here")
+        recorded = latest.asset_materialization.metadata.get(DECISION_ID)
+        if recorded is None or recorded.value == deployed.id:  # without one: a materialization of earlier code
+            return dg.SkipReason("what is deployed is recorded")
+        if _is_under_way(context.instance, deployed):
+            return dg.SkipReason(f"the {deployed.actor}, which deployed {deployed.version}, records it itself")
+        # All settings, also those with a default: PIPELINE_CONFIG may have others, which only a decision can have.
+        settings = DeploymentSettings(strategy="observe").model_dump(exclude_none=True)
+        return dg.RunRequest(
+            run_key=deployed.id, run_config={"ops": {asset.to_python_identifier(): {"config": settings}}}
+        )
+
+    return watch
+
+
+def _is_under_way(instance: dg.DagsterInstance, decision: Decision) -> bool:
+    """Return whether the run that made a decision has yet to end."""
+    run = instance.get_run_by_id(decision.actor.removeprefix("run "))
+    return run is not None and not run.is_finished
 
 
 def _status(running: bool) -> dg.DefaultSensorStatus:

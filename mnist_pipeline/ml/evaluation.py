@@ -22,10 +22,18 @@ class Mistake(NamedTuple):
     confidence: float
 
 
-def evaluate(
-    model: nn.Module, split: LabelledImages, spec: TaskSpec, settings: EvaluationSettings
-) -> tuple[SplitEvaluation, list[Mistake]]:
-    """Score `model` on `split`; the mistakes come surest first, at most `settings.worst_mistakes`.
+class SplitScores(NamedTuple):
+    """The results of a model on a split."""
+
+    evaluation: SplitEvaluation
+    mistakes: list[Mistake]
+    """The surest come first."""
+    predicted: np.ndarray
+    """int64 (N,), the label predicted for each image."""
+
+
+def evaluate(model: nn.Module, split: LabelledImages, spec: TaskSpec, settings: EvaluationSettings) -> SplitScores:
+    """Score `model` on `split`, with at most `settings.worst_mistakes` mistakes.
 
     Raises ModelError if an output is not finite.
     """
@@ -49,7 +57,7 @@ def evaluate(
         ],
     )
     mistakes = [Mistake(int(i), int(split.labels[i]), int(predicted[i]), float(confidences[i])) for i in worst]
-    return evaluation, mistakes
+    return SplitScores(evaluation, mistakes, predicted)
 
 
 def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:

@@ -18,6 +18,9 @@ from mnist_pipeline.task.spec import TASK, TaskSpec
 PROMOTED = "promoted"
 """The one outcome of a decision that deploys."""
 
+WAITING = "waiting"
+"""The outcome of a decision that deploys once a person approves."""
+
 YEAR_SECONDS = 365 * 86400
 """More is no time of a training."""
 
@@ -101,12 +104,31 @@ class ModelManifest(Record):
         }
 
 
+class Comparison(BaseModel, frozen=True, extra="allow"):
+    """A candidate beside another version, image by image on the same test images; see `ml.gate` for the statistics."""
+
+    role: str = Field(description="incumbent or reference: what the other version was at that time.")
+    version: str = Field(description="The other version.")
+    test_accuracy: float = Field(description="0..1, of the other version.")
+    images: int
+    fixed: int = Field(description="Images that only the candidate labels correctly.")
+    broken: int = Field(description="Images that only the other version labels correctly.")
+    loss: float = Field(description="broken less fixed, as a share of the images; negative: a gain.")
+    loss_low: float = Field(description="Lower end of the loss's interval, one-sided 95%.")
+    loss_high: float = Field(description="Upper end of the loss's interval, one-sided 95%.")
+    p_better: float = Field(description="Exact McNemar, one-sided: small where the candidate is better.")
+    p_worse: float = Field(description="Exact McNemar, one-sided: small where the candidate is worse.")
+    margin_held: float = Field(description="The smallest margin that these images can hold.")
+
+
 class Decision(BaseModel, frozen=True, extra="allow"):
-    """One decision of the gate, or a rollback. The latest one that promoted is what is deployed."""
+    """One decision of the gate, or of a person. The latest one that promoted is what is deployed."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$", description="Sorts by time; it names a file.")
-    outcome: str = Field(description="promoted, refused or unchanged; another one is shown, and deploys nothing.")
-    strategy: str = Field("unknown", description="quality, manual, force or rollback.")
+    outcome: str = Field(
+        description="promoted, waiting, refused or unchanged; another one is shown, and deploys nothing."
+    )
+    strategy: str = Field("unknown", description="quality, approval, manual, force or rollback.")
     reason: str = ""
     version: str = Field(description="The version decided about.")
     weights_sha256: str
@@ -116,3 +138,19 @@ class Decision(BaseModel, frozen=True, extra="allow"):
     replaces: str | None = Field(None, description="Id of the decision that had deployed the incumbent.")
     actor: str = Field("unknown", description="The person or the run that decided.")
     decided_at: datetime = Field(description="UTC.")
+    test_digest: str | None = Field(None, description="Content digest of the test images and labels.")
+    earlier_decisions: int | None = Field(None, description="How often these test images had decided before.")
+    comparisons: tuple[Comparison, ...] = Field((), description="With the incumbent, and the reference if another.")
+    max_regression: float | None = Field(None, description="The margin that was asked for, 0..1.")
+    too_few_images: bool | None = Field(None, description="True: the test images cannot hold that margin.")
+    reference_version: str | None = Field(
+        None, description="The reference of later decisions once this one deploys; None: the version itself."
+    )
+
+    @property
+    def reference(self) -> str:
+        """The version that later candidates must not be worse than, beside what is deployed.
+
+        A deployment of before there were references is its own.
+        """
+        return self.reference_version or self.version

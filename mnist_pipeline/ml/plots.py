@@ -105,6 +105,25 @@ def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: Tas
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)
 
 
+def disagreement_grid(
+    split: LabelledImages, candidate: np.ndarray, incumbent: np.ndarray, spec: TaskSpec, most: int = 30
+) -> bytes:
+    """Draw the images that the candidate fixes (green) and breaks (red), at most so many of each.
+
+    `candidate` and `incumbent` are the labels (N,) that the two predict. A title has the true label and the wrong one.
+    """
+    names, images, titles, colours = spec.class_names, [], [], []
+    for right, wrong, word, colour in (
+        (candidate, incumbent, "fixed", "tab:green"),
+        (incumbent, candidate, "broken", "tab:red"),
+    ):
+        for position in np.flatnonzero((right == split.labels) & (wrong != split.labels))[:most]:
+            images.append(split.images[position])
+            titles.append(f"{word}: {names[split.labels[position]]}\nnot {names[wrong[position]]}")
+            colours.append(colour)
+    return _titled_grid(images, titles, colours)
+
+
 def predicted_images(images: np.ndarray, predictions: Sequence[Prediction], spec: TaskSpec) -> bytes:
     """Draw each image as the model sees it, with label and confidence; at most the first 100."""
     names = spec.class_names
@@ -148,15 +167,17 @@ def _slanted(spec: TaskSpec) -> dict[str, Any]:
     return {"rotation": 30, "ha": "right", "fontsize": 8} if max(map(len, spec.class_names)) > 2 else {}
 
 
-def _titled_grid(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str]) -> bytes:
+def _titled_grid(
+    images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str], colours: Sequence[str] = ()
+) -> bytes:
     rows = max(1, -(-len(titles) // GRID_COLUMNS))
     figure = Figure(figsize=(GRID_COLUMNS, rows * 1.3), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, GRID_COLUMNS, squeeze=False).ravel()
     for axis in grid:
         axis.axis("off")
-    for axis, image, title in zip(grid, images, titles, strict=False):
+    for number, (axis, image, title) in enumerate(zip(grid, images, titles, strict=False)):
         axis.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, color=colours[number] if colours else "black")
     return _png(figure)
 
 

@@ -20,7 +20,7 @@ DEFAULT_WARMUP_FRACTION = 0.25
 DEFAULT_STEP_SIZE = 10
 DEFAULT_STEP_GAMMA = 0.1
 DEFAULT_ACCURACY_THRESHOLD = 0.95
-DEFAULT_MAX_REGRESSION = 0.0
+DEFAULT_MAX_REGRESSION = 0.003
 
 DRIFT_PSI = 0.25
 """Population stability index from which a shift counts as major: the convention of credit scoring, Siddiqi 2006,
@@ -147,21 +147,28 @@ class EvaluationSettings(Settings):
 
 
 class DeploymentSettings(Settings):
-    """The deployment gate's policy."""
+    """The policy of the deployment gate."""
 
-    strategy: Literal["quality", "manual", "force"] = Field(
+    strategy: Literal["quality", "approval", "manual", "force", "observe"] = Field(
         "quality",
-        description="quality: by test accuracy and against the incumbent; manual: the version in model_name; "
-        "force: the candidate whatever its score (needs a reason).",
+        description="quality: by evidence against the incumbent and the reference; approval: the same, but what would "
+        "be promoted waits for `python -m mnist_pipeline approve`; manual: the version in model_name; force: the "
+        "candidate whatever its score (needs a reason); observe: decide nothing, record what is deployed.",
     )
     accuracy_threshold: float = Field(
-        DEFAULT_ACCURACY_THRESHOLD, ge=0, le=1, description="Only with quality: least test accuracy (0..1)."
+        DEFAULT_ACCURACY_THRESHOLD, ge=0, le=1, description="With quality and approval: least test accuracy (0..1)."
     )
     max_regression: float = Field(
         DEFAULT_MAX_REGRESSION,
         ge=0,
         le=1,
-        description="Only with quality: how much lower than the incumbent's the test accuracy may be (0..1).",
+        description="With quality and approval: the margin (0..1). A candidate is promoted if it can be shown that its "
+        "test accuracy is lower by no more than this.",
+    )
+    when_too_few: Literal["promote", "keep"] = Field(
+        "promote",
+        description="With quality and approval: where there are too few test images to show that margin, promote what "
+        "is not shown to be worse, or keep what is deployed.",
     )
     model_name: str | None = Field(
         None, description="Only with manual: the version to deploy; with none given, the versions are listed."
@@ -176,15 +183,14 @@ class DeploymentSettings(Settings):
             raise ValueError("strategy 'force' needs a reason: say in `reason` why the gate is to be overridden")
         if self.model_name is not None and self.strategy != "manual":
             raise ValueError(f"model_name has an effect only with strategy='manual', not {self.strategy!r}")
-        if self.reason is not None and self.strategy == "quality":
-            raise ValueError("reason has an effect only with strategy='force' or 'manual', not 'quality'")
-        if self.strategy != "quality":
-            for name, default in [
-                ("accuracy_threshold", DEFAULT_ACCURACY_THRESHOLD),
-                ("max_regression", DEFAULT_MAX_REGRESSION),
-            ]:
-                if getattr(self, name) != default:
-                    raise ValueError(f"{name} has an effect only with strategy='quality', not {self.strategy!r}")
+        if self.reason is not None and self.strategy not in ("force", "manual"):
+            raise ValueError(f"reason has an effect only with strategy='force' or 'manual', not {self.strategy!r}")
+        if self.strategy not in ("quality", "approval"):
+            for name in ("accuracy_threshold", "max_regression", "when_too_few"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} has an effect only with strategy='quality' or 'approval', not {self.strategy!r}"
+                    )
         return self
 
 

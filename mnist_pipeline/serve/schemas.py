@@ -45,6 +45,7 @@ class DeployedModel(BaseModel):
     deployed_because: str
     strategy: str
     actor: str
+    reference: str = Field(description="The version that later candidates are also compared with.")
     test_accuracy: float | None = Field(description="0..1; null where it was not measured.")
     validation_accuracy: float | None = Field(description="0..1; this and the next three are null if not recorded.")
     trained_at: datetime | None
@@ -67,6 +68,7 @@ class DeployedModel(BaseModel):
             deployed_because=decision.reason,
             strategy=decision.strategy,
             actor=decision.actor,
+            reference=decision.reference,
             test_accuracy=decision.test_accuracy,
             validation_accuracy=training.best("validation_accuracy"),
             trained_at=training.created_at,

@@ -1,24 +1,22 @@
 """The meaning of a model store, once for all backends.
 
-Layout of a store:
+Layout of a store, beside its versions (`versions`):
 
-    <version>/weights.safetensors    written first
-    <version>/manifest.json          written last: without it there is no version
-    production.json                  the decision that deployed what is deployed; replaced by compare-and-swap
-    decisions/<id>.json              every decision, never changed after: the audit trail
+    production.json         the decision that deployed what is deployed; replaced by compare-and-swap
+    waiting.json            the last decision to deploy what a person has yet to approve
+    decisions/<id>.json     every decision, never changed after: the audit trail
+    test_sets/<id>.json     how often a set of test images has decided
 """
 
-import hashlib
-import re
+import json
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
-from mnist_pipeline.ml.manifest import PROMOTED, Decision, ModelManifest, TrainingRecord
-from mnist_pipeline.ml.records import DriftReference, EpochMetrics
-from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
 from mnist_pipeline.stores.errors import (
     CorruptModel,
     ModelStoreError,
@@ -26,108 +24,20 @@ from mnist_pipeline.stores.errors import (
     ObjectChanged,
     ObjectMissing,
     PromotionConflict,
-    UnknownModel,
 )
-from mnist_pipeline.stores.objects import ObjectStore
-from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline.stores.versions import DIGEST_LENGTH, VersionStore
 
-WEIGHTS = "weights.safetensors"
-MANIFEST = "manifest.json"
 PRODUCTION = "production.json"
+WAITING_DECISION = "waiting.json"
 DECISIONS = "decisions/"
-
-VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
-"""Names also come from people: nothing that could lead out of the store."""
+TEST_SETS = "test_sets/"
 
 
-class ModelStore(ObjectStore):
+class ModelStore(VersionStore):
     """Immutable model versions, the one that is deployed, and the trail of decisions.
 
     A backend adds the five primitives of `ObjectStore`.
     """
-
-    def save(
-        self,
-        weights: bytes,
-        *,
-        task: TaskSpec,
-        settings: TrainingSettings,
-        history: list[EpochMetrics],
-        best_epoch: int,
-        data_version: str,
-        code_version: str,
-        run_id: str,
-        drift_reference: DriftReference | None = None,
-    ) -> ModelManifest:
-        """Store a new version. A kill on the way leaves no version behind."""
-        while True:
-            created_at = datetime.now(UTC)
-            accuracy = history[best_epoch - 1].validation_accuracy
-            manifest = ModelManifest(
-                name=version_name(created_at, settings, accuracy),
-                weights_sha256=hashlib.sha256(weights).hexdigest(),
-                task=task,
-                network=settings.network(),
-                training=TrainingRecord(
-                    settings=settings.model_dump(),
-                    history=[metrics.model_dump() for metrics in history],
-                    best_epoch=best_epoch,
-                    data_version=data_version,
-                    code_version=code_version,
-                    run_id=run_id,
-                    created_at=created_at,
-                    drift_reference=drift_reference,
-                ),
-            )
-            try:  # creating the weights claims the name
-                self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)
-            except ObjectChanged:
-                continue  # saved in the same millisecond by another process: take the next one
-            self._create(f"{manifest.name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
-            return manifest
-
-    def versions(self) -> list[str]:
-        """Return the names of all complete versions, newest first."""
-        names = (key.removesuffix(f"/{MANIFEST}") for key in self.list_objects() if key.endswith(f"/{MANIFEST}"))
-        found = [match for name in names if (match := VERSION_NAME.fullmatch(name))]
-        return [match[0] for match in sorted(found, key=lambda match: (match["time"], match[0]), reverse=True)]
-
-    def manifest(self, name: str) -> ModelManifest:
-        """Return the manifest of a version. Raises UnknownModel or CorruptModel."""
-        if not VERSION_NAME.fullmatch(name):
-            raise UnknownModel(f"{name!r} is not the name of a model version. {self._known_versions()}")
-        try:
-            data, _ = self.read_object(f"{name}/{MANIFEST}")
-        except ObjectMissing:
-            raise UnknownModel(f"there is no model version {name!r}. {self._known_versions()}") from None
-        try:
-            manifest = ModelManifest.model_validate_json(data)
-        except ValidationError as error:
-            raise CorruptModel(
-                f"the manifest of {name} is damaged, or of another network or task than this code has: {error}"
-            ) from error
-        if manifest.name != name:
-            raise CorruptModel(f"the manifest of {name} says that it is {manifest.name}")
-        return manifest
-
-    def load(self, name: str) -> tuple[ModelManifest, bytes]:
-        """Return manifest and weights of a version, the weights' digest verified.
-
-        Raises UnknownModel, or CorruptModel if the weights are missing or not those of the manifest.
-        """
-        manifest = self.manifest(name)
-        try:
-            weights, _ = self.read_object(f"{name}/{WEIGHTS}")
-        except ObjectMissing:
-            raise CorruptModel(
-                f"{name} has a manifest but no {WEIGHTS}: restore the file or delete the version"
-            ) from None
-        if (digest := hashlib.sha256(weights).hexdigest()) != manifest.weights_sha256:
-            raise CorruptModel(
-                f"{WEIGHTS} of {name} has SHA-256 {digest}, but its manifest says {manifest.weights_sha256}: "
-                "the file was changed or damaged, and is not used"
-            )
-        return manifest, weights
 
     def production(self) -> Decision | None:
         """Return the decision that deployed what is deployed; None if nothing ever was.
@@ -171,10 +81,60 @@ class ModelStore(ObjectStore):
         self._file_decision(decision)
 
     def record(self, decision: Decision) -> None:
-        """Add a decision that deploys nothing to the audit trail."""
+        """Add a decision that deploys nothing to the audit trail.
+
+        One that waits for approval takes the place of the one that waited before.
+        """
         if decision.outcome == PROMOTED:
             raise ValueError("a decision to promote is recorded by promote()")
+        if decision.outcome == WAITING:
+            self.put(WAITING_DECISION, decision.model_dump_json(indent=2).encode())
         self._file_decision(decision)
+
+    def waiting(self) -> Decision | None:
+        """Return the decision that waits for approval; None if none does, or something else was deployed since."""
+        try:
+            data, _ = self.read_object(WAITING_DECISION)
+        except ObjectMissing:
+            return None
+        decision, (current, _) = self._parse_decision(data, WAITING_DECISION), self._read_production()
+        return decision if decision.replaces == (current.id if current else None) else None
+
+    def approve(self, version: str, reason: str, actor: str) -> Decision:
+        """Deploy the version that waits for approval; `version` may be the beginning of its name.
+
+        Raises ModelStoreError if it does not wait or there is no reason, PromotionConflict if something else was
+        deployed since it was compared.
+        """
+        if not reason.strip():
+            raise ModelStoreError("an approval needs a reason for the audit trail")
+        name, waiting = self.resolve(version), self.waiting()
+        if waiting is None or waiting.version != name:
+            who = f"{waiting.version} does" if waiting else "no version does"
+            raise ModelStoreError(
+                f"{name} does not wait for approval; {who}. Something may have been deployed since it was compared: "
+                "run deployment_job to decide again"
+            )
+        decision = waiting.model_copy(
+            update=_identity() | {"outcome": PROMOTED, "strategy": "approval", "reason": reason, "actor": actor}
+        )
+        self.promote(decision)
+        return decision
+
+    def earlier_decisions(self, test_digest: str) -> int:
+        """Return how often these test images have decided about a candidate."""
+        try:
+            data, _ = self.read_object(_test_set(test_digest))
+        except ObjectMissing:
+            return 0
+        try:
+            return int(json.loads(data)["decisions"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptModel(f"{_test_set(test_digest)} is damaged; delete it to count anew: {error}") from error
+
+    def count_decision(self, test_digest: str) -> None:
+        """Count a decision by these test images."""
+        self.put(_test_set(test_digest), json.dumps({"decisions": self.earlier_decisions(test_digest) + 1}).encode())
 
     def decisions(self) -> list[Decision]:
         """Return the audit trail, newest first."""
@@ -203,7 +163,7 @@ class ModelStore(ObjectStore):
         return None
 
     def rollback(self, reason: str, actor: str, to: str | None = None) -> Decision:
-        """Deploy an earlier version again: `to`, or what was deployed before the current one.
+        """Deploy an earlier version again: the one whose name begins with `to`, or what was deployed before.
 
         Raises NothingDeployed, or ModelStoreError if there is no earlier version or no reason.
         """
@@ -214,7 +174,7 @@ class ModelStore(ObjectStore):
             raise NothingDeployed("nothing is deployed, so nothing can be rolled back")
         if to is None and current.strategy == "rollback":
             raise ModelStoreError(f"{current.version} was itself reached by a rollback: name the version to deploy")
-        target = to or current.incumbent_version
+        target = self.resolve(to) if to else current.incumbent_version
         if target is None:
             raise ModelStoreError(f"nothing was deployed before {current.version}")
         if target == current.version:
@@ -232,22 +192,23 @@ class ModelStore(ObjectStore):
         return decision
 
     def prune(self, keep: int) -> list[str]:
-        """Delete all but the `keep` newest versions, what is deployed and what it replaced; returns the deleted."""
+        """Delete all but the `keep` newest versions and those in use; returns the deleted.
+
+        In use are what is deployed, what it replaced, the reference, and what waits for approval.
+        """
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         deleted = []
         for name in self.versions()[keep:]:
             current, _ = self._read_production()  # each time: a promotion may come in between
-            if current and name in (current.version, current.incumbent_version):
+            waiting = self.waiting()
+            if current and name in (current.version, current.incumbent_version, current.reference):
                 continue
-            self.delete_object(f"{name}/{MANIFEST}")  # first, so that no version without weights is ever listed
-            self.delete_object(f"{name}/{WEIGHTS}")
+            if waiting and name == waiting.version:
+                continue
+            self.delete_version(name)
             deleted.append(name)
         return deleted
-
-    def _known_versions(self) -> str:
-        versions = self.versions()
-        return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
 
     def _read_production(self) -> tuple[Decision | None, str | None]:
         try:
@@ -272,17 +233,19 @@ class ModelStore(ObjectStore):
 
 def new_decision(*, incumbent: Decision | None, **fields) -> Decision:
     """Return a decision made now, about what takes the place of `incumbent`."""
-    now = datetime.now(UTC)
     return Decision(
-        id=f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}",
-        decided_at=now,
         incumbent_version=incumbent.version if incumbent else None,
         replaces=incumbent.id if incumbent else None,
+        **_identity(),
         **fields,
     )
 
 
-def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
-    """Return a name that tells one training from another: family, time, network, recipe, validation accuracy."""
-    time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
-    return f"{settings.FAMILY}_{time}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"
+def _identity() -> dict[str, Any]:
+    """The id and the time of a decision made now."""
+    now = datetime.now(UTC)
+    return {"id": f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:8]}", "decided_at": now}
+
+
+def _test_set(test_digest: str) -> str:
+    return f"{TEST_SETS}{test_digest[:DIGEST_LENGTH]}.json"

@@ -1,22 +1,24 @@
 """Score a candidate, decide about it, and deploy it or record why not. Each decision is made once."""
 
 import logging
-from typing import Literal
+from typing import NamedTuple
+
+import numpy as np
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
-from mnist_pipeline.ml.gate import Contender, decide
+from mnist_pipeline.ml.gate import Contender, Verdict, decide
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
 from mnist_pipeline.ml.model import ModelError
-from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.stores.base import ModelStore, new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.stores.scores import predicted_labels
+from mnist_pipeline.task.dataset import LabelledImages
 
 log = logging.getLogger(__name__)
 
-LISTED_CANDIDATES = 20
 UNUSABLE = (UnknownModel, CorruptModel, ModelError, DataError)
 """A version that is not there, is damaged, or is of another network or of other images than there are now."""
 
@@ -25,85 +27,122 @@ class CannotDecide(Exception):
     """The gate cannot compare; the message says why and what to do. Trying again would not help."""
 
 
+class Scored(NamedTuple):
+    """A version with its results on the test images."""
+
+    contender: Contender
+    labels: np.ndarray
+    """int64 (N,): the label it predicts for each test image."""
+
+
+class Decided(NamedTuple):
+    """A decision, and the results that it is about."""
+
+    decision: Decision
+    candidate: Scored
+    incumbent: Scored | None
+    """It is None where nothing that can be compared with was deployed."""
+
+
 def decide_and_deploy(
     store: ModelStore, policy: DeploymentSettings, evaluation: Evaluation, splits: Splits, actor: str
-) -> Decision:
-    """Score the candidate and the incumbent on `splits.test`, decide by `policy`, deploy if so decided, and record it.
+) -> Decided:
+    """Compare candidate, incumbent and reference on `splits.test`, decide by `policy`, deploy if so decided.
 
-    The candidate is the version that `policy` names, else the one of `evaluation`. Raises CannotDecide where models or
-    scores are damaged or missing, and PromotionConflict where somebody else deployed in the meantime: decide again.
+    The candidate is the version that `policy` names, else the one of `evaluation`. Every decision is recorded. Raises
+    CannotDecide where models or scores are damaged or missing, and PromotionConflict where somebody else deployed in
+    the meantime: decide again.
     """
+    digest = content_digest(splits.test)
+    if policy.model_name is None and evaluation.test_digest != digest:
+        raise CannotDecide(
+            "the evaluation was made on other test images than there are now: materialize model_evaluation again"
+        )
     try:
-        incumbent = store.production()
-        candidate = _candidate(store, policy, evaluation, splits)
-        rollback = store.rolled_back(candidate.weights_sha256)
+        deployed, waiting = store.production(), store.waiting()
+        candidate = _score(store, policy.model_name or evaluation.model.name, splits.test, digest)
+        rollback = store.rolled_back(candidate.contender.weights_sha256)
+        earlier = store.earlier_decisions(digest)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
-    contender = _incumbent(store, incumbent, policy, splits)
-    verdict = decide(candidate, contender, policy, rollback.reason if rollback else None)
+    incumbent, reference = _rivals(store, deployed, policy, splits.test, digest)
+    if waiting and policy.strategy == "approval" and waiting.weights_sha256 == candidate.contender.weights_sha256:
+        return Decided(waiting, candidate, incumbent)
+    verdict = decide(
+        candidate.contender,
+        incumbent.contender if incumbent else None,
+        reference.contender if reference else None,
+        policy,
+        rollback.reason if rollback else None,
+    )
     decision = new_decision(
         outcome=verdict.outcome,
         strategy=policy.strategy,
-        reason=verdict.reason,
-        version=candidate.name,
-        weights_sha256=candidate.weights_sha256,
-        test_accuracy=candidate.test_accuracy,
-        incumbent=incumbent,
-        incumbent_test_accuracy=contender.test_accuracy if contender else None,
+        reason=_with_count(verdict, earlier),
+        version=candidate.contender.name,
+        weights_sha256=candidate.contender.weights_sha256,
+        test_accuracy=candidate.contender.accuracy,
+        incumbent=deployed,
+        incumbent_test_accuracy=incumbent.contender.accuracy if incumbent else None,
         actor=actor,
+        test_digest=digest,
+        earlier_decisions=earlier,
+        comparisons=verdict.comparisons,
+        max_regression=policy.max_regression if verdict.too_few_images is not None else None,
+        too_few_images=verdict.too_few_images,
+        reference_version=None if verdict.becomes_reference or not deployed else deployed.reference,
     )
+    _carry_out(store, decision)
+    if verdict.too_few_images is not None:  # by evidence
+        store.count_decision(digest)
+    return Decided(decision, candidate, incumbent)
+
+
+def _carry_out(store: ModelStore, decision: Decision) -> None:
     if decision.outcome != PROMOTED:
         store.record(decision)
-        return decision
+        return
     try:
         store.promote(decision)
     except (UnknownModel, CorruptModel) as error:
         raise CannotDecide(str(error)) from error
-    return decision
 
 
-def candidates(store: ModelStore) -> list[dict[str, str | float]]:
-    """Return a row for each of the newest versions: `model_name` and `validation_accuracy`."""
-    rows: list[dict[str, str | float]] = []
-    for name in store.versions()[:LISTED_CANDIDATES]:
-        accuracy: float | Literal["unknown"] | None
+def _with_count(verdict: Verdict, earlier: int) -> str:
+    """The reason; where the test images decided, also how often they had done so before."""
+    if verdict.too_few_images is None:
+        return verdict.reason
+    times = {0: "for the first time", 1: "once before"}.get(earlier, f"{earlier} times before")
+    return f"{verdict.reason}; these test images decided {times}"
+
+
+def _rivals(
+    store: ModelStore, deployed: Decision | None, policy: DeploymentSettings, test: LabelledImages, digest: str
+) -> tuple[Scored | None, Scored | None]:
+    """Return incumbent and reference with their results.
+
+    None is an incumbent where nothing is deployed, a reference that is the incumbent itself, and either if it cannot be
+    used and need not be compared with.
+    """
+    if deployed is None:
+        return None, None
+    found: list[Scored | None] = []
+    for role, name in (("incumbent", deployed.version), ("reference", deployed.reference)):
+        if role == "reference" and name == deployed.version:
+            found.append(None)
+            continue
         try:
-            accuracy = store.manifest(name).training.best("validation_accuracy")
-        except CorruptModel:
-            name, accuracy = f"{name} (damaged)", None  # noqa: PLW2901
-        rows.append({"model_name": name, "validation_accuracy": "unknown" if accuracy is None else accuracy})
-    return rows
+            found.append(_score(store, name, test, digest))
+        except UNUSABLE as error:
+            if policy.strategy in ("quality", "approval"):
+                raise CannotDecide(
+                    f"the {role} cannot be compared with: {error}. Roll back, or deploy with 'manual' or 'force'"
+                ) from error
+            log.warning("the %s cannot be used, and nothing is compared with it: %s", role, error)
+            found.append(None)
+    return found[0], found[1]
 
 
-def _candidate(store: ModelStore, policy: DeploymentSettings, evaluation: Evaluation, splits: Splits) -> Contender:
-    """Return the version to decide about, with its score on the current test images."""
-    if policy.model_name is not None:
-        return _score(store, policy.model_name, splits)
-    if evaluation.test_digest != content_digest(splits.test):
-        raise CannotDecide(
-            "the evaluation was made on other test images than there are now: materialize model_evaluation again"
-        )
-    model = evaluation.model
-    return Contender(model.name, model.weights_sha256, evaluation.test.accuracy)
-
-
-def _incumbent(
-    store: ModelStore, incumbent: Decision | None, policy: DeploymentSettings, splits: Splits
-) -> Contender | None:
-    """Return what is deployed with its score; None if nothing is, or if it is damaged and need not be compared with."""
-    try:
-        return _score(store, incumbent.version, splits) if incumbent else None
-    except UNUSABLE as error:
-        if policy.strategy == "quality":
-            raise CannotDecide(
-                f"the incumbent cannot be compared with: {error}. Roll back, or deploy with 'manual' or 'force'"
-            ) from error
-        log.warning("an incumbent that cannot be used is replaced: %s", error)
-        return None
-
-
-def _score(store: ModelStore, name: str, splits: Splits) -> Contender:
-    """Score on the CPU, as model_evaluation does: scores from two devices could differ by an image."""
-    manifest, weights = store.load(name)
-    predicted = Predictor(manifest, weights, device="cpu").predict(splits.test.images).argmax(1)
-    return Contender(name, manifest.weights_sha256, float((predicted == splits.test.labels).mean()))
+def _score(store: ModelStore, name: str, test: LabelledImages, digest: str) -> Scored:
+    manifest, labels = predicted_labels(store, name, test, digest)
+    return Scored(Contender(name, manifest.weights_sha256, labels == test.labels), labels)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydantic import BaseModel
 
@@ -46,6 +47,20 @@ class ObjectStore(BaseModel, ABC, frozen=True):
         except ObjectChanged:
             if not self._holds(key, data):
                 raise
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whether there is one or not; of several writers at once the last one stays."""
+        while True:
+            try:
+                self._replace(key, data, self.read_object(key)[1])
+            except ObjectMissing:
+                with suppress(ObjectChanged):
+                    self._create(key, data)
+                    return
+            except ObjectChanged:
+                continue
+            else:
+                return
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:

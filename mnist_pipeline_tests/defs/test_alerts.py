@@ -218,7 +218,7 @@ def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, insta
     pipeline.run(digit_classifier=WORSE, production_digit_classifier={"accuracy_threshold": 0.0})
     assert channel.tick() == "sent 1 messages"
     assert stub.texts[1].startswith(f":no_entry: *refused* `{NetworkSettings.FAMILY}_")
-    assert "worse than the incumbent" in stub.texts[1]
+    assert "and it is worse" in stub.texts[1]
     assert f"incumbent `{promoted.version}`: test accuracy {promoted.test_accuracy:.4f}" in stub.texts[1]
 
     inverted = tmp_path / "inverted.npy"
@@ -248,7 +248,9 @@ def decision(outcome: str) -> Decision:
     )
 
 
-@pytest.mark.parametrize(("outcome", "kind"), [("promoted", "promotions"), ("refused", "refusals")])
+@pytest.mark.parametrize(
+    ("outcome", "kind"), [("promoted", "promotions"), ("refused", "refusals"), ("waiting", "approvals")]
+)
 def test_each_kind_of_decision_can_be_switched_off(instance, stub, slack, outcome, kind):
     others = ",".join(set(ALERTS) - {kind})
     told, quiet = slack(SLACK_ALERTS=kind), slack(SLACK_ALERTS=others)

@@ -16,7 +16,7 @@ from mnist_pipeline.defs.assets.production_digit_classifier import deployed_mode
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_data_checks
 from mnist_pipeline.defs.resources.folders import PredictionsResource
 from mnist_pipeline.ml.records import Splits
-from mnist_pipeline.stores.base import WEIGHTS
+from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.task.examples import TINY

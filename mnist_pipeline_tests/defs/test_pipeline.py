@@ -13,7 +13,7 @@ from mnist_pipeline.defs.run_config import ConfigInvalid
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.stores.base import WEIGHTS
+from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.live import CHAIN
@@ -106,7 +106,7 @@ def test_a_worse_candidate_is_refused_and_the_incumbent_predicts(pipeline):
     assert refusal.outcome == "refused"
     assert refusal.version == metadata(result, "digit_classifier")["model"] != incumbent.version
     assert refusal.incumbent_test_accuracy == incumbent.test_accuracy
-    assert "worse than the incumbent" in refusal.reason
+    assert "and it is worse" in refusal.reason
     assert metadata(result, "batch_digit_predictions")["model"] == incumbent.version
     assert result.output_for_node("digit_predictions").model == incumbent.version
 

@@ -18,7 +18,7 @@ from mnist_pipeline_tests.versions import save
 
 def test_scores_agree_with_scikit_learn(trained, splits):
     model = model_from_bytes(trained.weights, TrainingSettings(**TINY), TASK)
-    scores, mistakes = evaluate(model, splits.test, TASK, EvaluationSettings(worst_mistakes=5))
+    scores, mistakes, labels = evaluate(model, splits.test, TASK, EvaluationSettings(worst_mistakes=5))
     from mnist_pipeline.ml.model import predict_probabilities
 
     probabilities = predict_probabilities(model, splits.test.images, TASK)
@@ -28,6 +28,7 @@ def test_scores_agree_with_scikit_learn(trained, splits):
     per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(splits.spec.classes)))
     assert [metrics.f1 for metrics in scores.per_class] == pytest.approx(per_class.tolist())
     assert [metrics.support for metrics in scores.per_class] == [20] * splits.spec.classes
+    assert np.array_equal(labels, predicted)
     wrong = predicted != splits.test.labels
     assert [m.confidence for m in mistakes] == sorted(probabilities.max(1)[wrong], reverse=True)[:5]
     assert all(m.label == splits.test.labels[m.position] != m.predicted for m in mistakes)

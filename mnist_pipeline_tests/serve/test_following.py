@@ -12,7 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import LocalModelStore, S3ModelStore
-from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS
+from mnist_pipeline.stores.base import PRODUCTION, new_decision
+from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
 from mnist_pipeline_tests.serve.service import Service
@@ -56,6 +57,29 @@ def test_what_is_deployed_answers_not_what_is_newest(store, two_versions):
     with Service(store) as service:
         assert store.versions()[0] == two_versions[1][0]
         assert service.client.post("/predict", json=MANY).json()["model"] == two_versions[0][0]
+
+
+def test_what_waits_is_served_once_it_is_approved(store, two_versions, trained):
+    name = two_versions[1][0]
+    waiting = new_decision(
+        outcome="waiting",
+        strategy="approval",
+        reason="as good",
+        version=name,
+        weights_sha256=store.manifest(name).weights_sha256,
+        incumbent=store.production(),
+        actor="run 1",
+    )
+    with Service(store) as service:
+        before = service.client.get("/model").json()
+        assert (before["model"], before["strategy"]) == (two_versions[0][0], "force")
+        store.record(waiting)
+        store.record(waiting.model_copy(update={"id": "refused", "outcome": "refused"}))
+        store.approve(name, "looked at it", "kim")
+        wait_until(lambda: served(service) == name, "the approved model")
+        model = service.client.get("/model").json()
+        found = [model[key] for key in ("strategy", "deployed_because", "actor", "reference")]
+        assert found == ["approval", "looked at it", "kim", name]
 
 
 def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixed(store, two_versions):

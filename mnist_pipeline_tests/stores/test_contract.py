@@ -22,8 +22,9 @@ from mnist_pipeline.stores import (
     S3ModelStore,
     UnknownModel,
 )
-from mnist_pipeline.stores.base import MANIFEST, PRODUCTION, WEIGHTS, new_decision
+from mnist_pipeline.stores.base import PRODUCTION, new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
 from mnist_pipeline_tests import versions
 from mnist_pipeline_tests.amounts import RACES
 from mnist_pipeline_tests.task.examples import TINY
@@ -293,6 +294,64 @@ def test_prune_keeps_the_newest_what_is_deployed_and_what_it_replaced(store, sav
     assert store.versions() == [manifests[index].name for index in (5, 4, 1, 0)]
     with pytest.raises(ValueError, match="at least 1"):
         store.prune(keep=0)
+
+
+def test_prune_keeps_the_reference_and_what_waits(store, save):
+    manifests = [save() for _ in range(5)]
+    store.promote(decision(store, manifests[0]))
+    for manifest in manifests[1:3]:
+        store.promote(decision(store, manifest).model_copy(update={"reference_version": manifests[0].name}))
+    store.put(f"{manifests[3].name}/predicted-x.npy", b"labels")
+    store.record(decision(store, manifests[3], "waiting"))
+    assert store.prune(keep=1) == []
+    store.record(decision(store, manifests[4], "waiting"))
+    assert store.prune(keep=1) == [manifests[3].name]
+    assert list(store.list_objects(f"{manifests[3].name}/")) == []
+
+
+def test_a_prefix_that_names_one_version_is_enough(store, save):
+    one, other = save().name, save().name
+    assert store.resolve(one) == one
+    begin = next(end for end in range(len(one)) if one[:end] != other[:end])
+    assert store.resolve(one[:begin]) == one
+    with pytest.raises(UnknownModel, match="the beginning of several versions: "):
+        store.resolve(one[: begin - 1])
+    for name in ("nonsense", "", "../x"):
+        with pytest.raises(UnknownModel, match="there is no model version"):
+            store.resolve(name)
+
+
+def test_what_waits_is_approved_once(store, save):
+    first, second = save(), save()
+    store.promote(decision(store, first))
+    assert store.waiting() is None
+    waiting = decision(store, second, "waiting")
+    store.record(waiting)
+    assert store.waiting() == waiting
+    approved = store.approve(second.name, "fine", "kim")
+    assert store.production() == approved
+    assert approved.replaces == waiting.replaces
+    assert [d.outcome for d in store.decisions()] == ["promoted", "waiting", "promoted"]
+    with pytest.raises(ModelStoreError, match="does not wait"):
+        store.approve(second.name, "fine", "kim")
+    assert store.rollback("no", "kim").version == first.name
+
+
+def test_decisions_by_a_test_set_are_counted(store):
+    for count in range(3):
+        assert store.earlier_decisions("a" * 64) == count
+        store.count_decision("a" * 64)
+    assert store.earlier_decisions("b" * 64) == 0
+    [key] = store.list_objects("test_sets/")
+    overwrite(store, key, b"{}")
+    with pytest.raises(CorruptModel, match="delete it to count anew"):
+        store.earlier_decisions("a" * 64)
+
+
+def test_put_writes_whether_there_is_one_or_not(store):
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: store.put("some/key", str(number).encode()), range(16)))
+    assert int(store.read_object("some/key")[0]) in range(16)
 
 
 def test_damaged_production_is_an_error_and_not_nothing(store, save):

@@ -12,7 +12,8 @@ from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import CorruptModel, LocalModelStore
-from mnist_pipeline.stores.base import MANIFEST, PRODUCTION
+from mnist_pipeline.stores.base import PRODUCTION
+from mnist_pipeline.stores.versions import MANIFEST
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service

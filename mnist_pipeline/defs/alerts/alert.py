@@ -22,7 +22,7 @@ class Fact(NamedTuple):
 class Alert(NamedTuple):
     """Something that people should know; a channel says it in its own markup."""
 
-    kind: Literal["failures", "promotions", "refusals", "drift", "unknown"]
+    kind: Literal["failures", "promotions", "approvals", "refusals", "drift", "unknown"]
     title: str
     text: str
     name: str = ""

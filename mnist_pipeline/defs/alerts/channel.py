@@ -33,7 +33,7 @@ class ChannelSetup(NamedTuple):
     resource: dg.ConfigurableResource | None
     """A Channel; None where a variable is missing."""
     kinds: frozenset[str]
-    """The kinds of alerts to send: failures, promotions, refusals, drift."""
+    """The kinds of alerts to send: failures, promotions, approvals, refusals, drift."""
     missing: tuple[str, ...] = ()
     """The variables without which nothing can be sent."""
 

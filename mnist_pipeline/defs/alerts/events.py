@@ -51,7 +51,10 @@ def failure(instance: dg.DagsterInstance, run_id: str, webserver_url: str | None
 
 
 def decision(record: dg.EventLogRecord) -> Alert | None:
-    """Tell of a promotion or a refusal that was observed, with the scores of both models; None for other decisions."""
+    """Tell of a promotion, a refusal, or a candidate that waits for approval, with the scores of both models.
+
+    Other decisions are None.
+    """
     decision = Decision.model_validate(values(record.asset_observation))
     facts = [Fact("candidate", decision.version, _accuracy(decision.test_accuracy))]
     if decision.incumbent_version:
@@ -64,6 +67,10 @@ def decision(record: dg.EventLogRecord) -> Alert | None:
             decision.version,
             tuple(facts),
         )
+    if decision.outcome == "waiting":
+        facts.append(Fact(f"approve it with: python -m mnist_pipeline approve {decision.version} --reason ..."))
+        title = "waits for approval"
+        return Alert("approvals", title, f"{decision.version}: {decision.reason}", decision.version, tuple(facts))
     if decision.outcome == "refused":
         return Alert("refusals", "refused", f"{decision.version}: {decision.reason}", decision.version, tuple(facts))
     return None

@@ -122,7 +122,7 @@ def _steps(
             alert = events.described(record, events.decision)
             told = [*position.told_decisions, decision_id][-REMEMBERED_DECISIONS:]
             position = position.model_copy(update={"told_decisions": told})
-        yield Step(wanted(alert, "promotions", "refusals"), position)
+        yield Step(wanted(alert, "promotions", "approvals", "refusals"), position)
     for record in _batches(instance, start.batches):
         position = position.model_copy(update={"batches": record.storage_id})
         told_as = events.values(record.asset_materialization).get("predictions") or f"record {record.storage_id}"

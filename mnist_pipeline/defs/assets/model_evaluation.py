@@ -33,6 +33,7 @@ def model_evaluation(
     from mnist_pipeline.ml.evaluation import evaluate
     from mnist_pipeline.ml.model import model_from_bytes
     from mnist_pipeline.ml.plots import confusion, mistake_grid
+    from mnist_pipeline.stores.scores import keep_predicted_labels
 
     manifest, weights = model_store.load(digit_classifier.name)
     if manifest.weights_sha256 != digit_classifier.weights_sha256:
@@ -40,13 +41,15 @@ def model_evaluation(
             f"{manifest.name} in the store has other weights than the candidate that was trained", allow_retries=False
         )
     network, spec = model_from_bytes(weights, manifest.network, manifest.task), manifest.task
-    validation, _ = evaluate(network, processed_mnist_data.validation, spec, config)
-    test, mistakes = evaluate(network, processed_mnist_data.test, spec, config)
+    validation = evaluate(network, processed_mnist_data.validation, spec, config).evaluation
+    test, mistakes, predicted = evaluate(network, processed_mnist_data.test, spec, config)
+    test_digest = content_digest(processed_mnist_data.test)
+    keep_predicted_labels(model_store, manifest.name, test_digest, predicted)  # the gate compares image by image
     evaluation = Evaluation(
         model=digit_classifier,
         validation=validation,
         test=test,
-        test_digest=content_digest(processed_mnist_data.test),
+        test_digest=test_digest,
     )
     return dg.Output(
         evaluation,

@@ -2,22 +2,30 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from mnist_pipeline.defs.assets.digit_classifier import CRASH_RETRIES
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.conditions import NEVER, eager_if_data_changed
-from mnist_pipeline.defs.metadata import table
+from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.manifest import Comparison, Decision
 from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
+
+if TYPE_CHECKING:
+    from mnist_pipeline.stores.deployment import Decided
 
 DEPLOYMENT_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=30), fail_window=timedelta(days=90))
 """The age of the last decision. Nothing retrains while the data stays the same; look at a model of three months."""
 
 GATE_CHECK = "candidate_accepted"
+LISTED_VERSIONS = 20
+
+DECISION_ID = "deployed_by_decision"
+"""The name in the metadata of the decision that deployed what is deployed."""
 
 RETRY_TAG = "dagster/retry_number"
 """The tag of runs that Dagster started again by itself after a crash, not of those that a person re-executed."""
@@ -41,7 +49,7 @@ class DeploymentConfig(dg.Config, DeploymentSettings):
         dg.AssetCheckSpec(
             GATE_CHECK,
             asset="production_digit_classifier",
-            description="Warns when the gate refused the candidate; the incumbent stays deployed.",
+            description="Warns when the gate refused the candidate, or it waits; the incumbent stays deployed.",
             # A check that is part of its asset's step makes automation leave out the asset's other checks, unless one
             # of them has a condition of its own (Dagster 1.13, `_build_run_requests_from_partitions_def_mapping`).
             automation_condition=NEVER,
@@ -62,45 +70,56 @@ def production_digit_classifier(
     from mnist_pipeline.stores.deployment import CannotDecide, decide_and_deploy
 
     policy = DeploymentSettings(**config.model_dump())
-    if policy.strategy == "manual" and policy.model_name is None:
-        yield from _choice(context, model_store)
+    if policy.strategy == "observe" or (policy.strategy == "manual" and policy.model_name is None):
+        yield from _nothing_decided(context, model_store, policy)
         return
+    decided = None
     try:
-        decision = _decided_before(context, model_store) or decide_and_deploy(
-            model_store, policy, model_evaluation, processed_mnist_data, _actor(context)
-        )
+        decision = _decided_before(context, model_store)
+        if decision is None:
+            decided = decide_and_deploy(model_store, policy, model_evaluation, processed_mnist_data, _actor(context))
+            decision = decided.decision
     except CannotDecide as error:  # a PromotionConflict is left to the step's retry, which decides anew
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.info("%s %s: %s", decision.outcome, decision.version, decision.reason)
     # Also a refusal is seen among the asset's events, and by the alerts.
     context.log_event(dg.AssetObservation(context.asset_key, metadata=decision.model_dump(mode="json")))
+    evidence = _evidence(decision, decided, processed_mnist_data)
     if deployed := model_store.production():
-        yield _deployment(deployed, decision)
+        yield _deployment(deployed, decision, evidence)
     # After the materialization: a check's result is about the latest one.
     yield dg.AssetCheckResult(
         check_name=GATE_CHECK,
-        passed=decision.outcome != "refused",
+        passed=decision.outcome not in ("refused", "waiting"),
         severity=dg.AssetCheckSeverity.WARN,
         description=decision.reason,
-        metadata={"candidate": decision.version, "outcome": decision.outcome, **_accuracies(decision)},
+        metadata={"candidate": decision.version, "outcome": decision.outcome, **_scores(decision), **evidence},
     )
 
 
-def _choice(
-    context: dg.AssetExecutionContext, store: ModelStoreResource
+def _nothing_decided(
+    context: dg.AssetExecutionContext, store: ModelStoreResource, policy: DeploymentSettings
 ) -> Iterator[dg.Output[Decision] | dg.AssetCheckResult]:
-    """Keep what is deployed, and list in the check the versions to choose from."""
-    from mnist_pipeline.stores.deployment import candidates
+    """Record what is deployed: as it is, or to choose another version by hand from the table in the check."""
+    from mnist_pipeline.stores.overview import overview
 
-    context.log.warning("strategy 'manual' without model_name deploys nothing; choose from the check's table")
-    if current := store.production():
-        yield _deployment(current, current)
+    current = store.production()
+    if current:
+        # A rollback or an approval on the command line: told like the decisions of the graph, each once.
+        context.log_event(dg.AssetObservation(context.asset_key, metadata=current.model_dump(mode="json")))
+        yield _deployment(current, current, {})
+    if policy.strategy == "observe":
+        described = f"{current.outcome} by {current.actor}: {current.reason}" if current else "nothing is deployed"
+    else:
+        context.log.warning("strategy 'manual' without model_name deploys nothing; choose from the check's table")
+        described = "strategy 'manual' needs model_name: the name of one of the candidates"
+    rows = [row._asdict() for row in overview(store, LISTED_VERSIONS)]
     yield dg.AssetCheckResult(
         check_name=GATE_CHECK,
-        passed=False,
+        passed=policy.strategy == "observe",
         severity=dg.AssetCheckSeverity.WARN,
-        description="strategy 'manual' needs model_name: the name of one of the candidates",
-        metadata={"candidates": table(candidates(store))},
+        description=described,
+        metadata={"candidates": table(rows), "versions": len(rows)},
     )
 
 
@@ -119,7 +138,7 @@ def _actor(context: dg.AssetExecutionContext) -> str:
     return f"run {run.run_id}"
 
 
-def _deployment(deployed: Decision, latest: Decision) -> dg.Output[Decision]:
+def _deployment(deployed: Decision, latest: Decision, evidence: dict[str, dg.MetadataValue]) -> dg.Output[Decision]:
     """Return what is deployed, with the last decision as metadata."""
     return dg.Output(
         deployed,
@@ -128,22 +147,42 @@ def _deployment(deployed: Decision, latest: Decision) -> dg.Output[Decision]:
             "deployed": deployed.version,
             "deployed_at": dg.MetadataValue.timestamp(deployed.decided_at),
             "deployed_because": deployed.reason,
+            DECISION_ID: deployed.id,
+            "reference": deployed.reference,
             "weights_sha256": deployed.weights_sha256,
             "candidate": latest.version,
             "outcome": latest.outcome,
             "reason": latest.reason,
-            **_accuracies(latest),
+            **_scores(latest),
+            **evidence,
         },
     )
 
 
-def _accuracies(decision: Decision) -> dict[str, float]:
-    """The scores that were measured for a decision."""
+def _scores(decision: Decision) -> dict[str, float]:
+    """The numbers of a decision that are worth a plot over time, as far as they were measured."""
     scores = {
         "candidate_test_accuracy": decision.test_accuracy,
         "incumbent_test_accuracy": decision.incumbent_test_accuracy,
+        "earlier_decisions": decision.earlier_decisions,
     }
+    if decision.comparisons:
+        scores |= {"loss": decision.comparisons[0].loss, "loss_high": decision.comparisons[0].loss_high}
     return {name: score for name, score in scores.items() if score is not None}
+
+
+def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> dict[str, dg.MetadataValue]:
+    """The comparisons as a table, and a picture of the images that the candidate fixes and breaks."""
+    from mnist_pipeline.ml.plots import disagreement_grid
+
+    shown: dict[str, dg.MetadataValue] = {}
+    if decision.comparisons:
+        names = Comparison.model_fields
+        shown["comparisons"] = table([comparison.model_dump(include=set(names)) for comparison in decision.comparisons])
+    if decided and decided.incumbent:
+        grid = disagreement_grid(splits.test, decided.candidate.labels, decided.incumbent.labels, splits.spec)
+        shown["fixed_and_broken"] = picture(grid, "test images that the candidate fixes and breaks")
+    return shown
 
 
 @dg.asset_check(

@@ -19,6 +19,7 @@ TOO_MANY_REQUESTS = 429
 EMOJI = {
     "failures": ":red_circle:",
     "promotions": ":rocket:",
+    "approvals": ":hourglass:",
     "refusals": ":no_entry:",
     "drift": ":warning:",
     "unknown": ":grey_question:",

@@ -1,0 +1,144 @@
+"""The versions of a model store: immutable, complete or not there.
+
+Layout, as far as versions are concerned:
+
+    <version>/weights.safetensors          written first
+    <version>/manifest.json                written last: without it there is no version
+    <version>/predicted-<images>.npy       the labels it gave those images, so that they are not predicted again
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
+from mnist_pipeline.ml.records import DriftReference, EpochMetrics
+from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
+from mnist_pipeline.stores.objects import ObjectStore
+from mnist_pipeline.task.spec import TaskSpec
+
+WEIGHTS = "weights.safetensors"
+MANIFEST = "manifest.json"
+DIGEST_LENGTH = 32
+"""The beginning of a SHA-256 that names a set of images."""
+
+VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
+"""Names also come from people: nothing that could lead out of the store."""
+
+
+class VersionStore(ObjectStore):
+    """Immutable model versions."""
+
+    def save(
+        self,
+        weights: bytes,
+        *,
+        task: TaskSpec,
+        settings: TrainingSettings,
+        history: list[EpochMetrics],
+        best_epoch: int,
+        data_version: str,
+        code_version: str,
+        run_id: str,
+        drift_reference: DriftReference | None = None,
+    ) -> ModelManifest:
+        """Store a new version. A kill on the way leaves no version behind."""
+        while True:
+            created_at = datetime.now(UTC)
+            accuracy = history[best_epoch - 1].validation_accuracy
+            manifest = ModelManifest(
+                name=version_name(created_at, settings, accuracy),
+                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                task=task,
+                network=settings.network(),
+                training=TrainingRecord(
+                    settings=settings.model_dump(),
+                    history=[metrics.model_dump() for metrics in history],
+                    best_epoch=best_epoch,
+                    data_version=data_version,
+                    code_version=code_version,
+                    run_id=run_id,
+                    created_at=created_at,
+                    drift_reference=drift_reference,
+                ),
+            )
+            try:  # creating the weights claims the name
+                self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)
+            except ObjectChanged:
+                continue  # saved in the same millisecond by another process: take the next one
+            self._create(f"{manifest.name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+            return manifest
+
+    def versions(self) -> list[str]:
+        """Return the names of all complete versions, newest first."""
+        names = (key.removesuffix(f"/{MANIFEST}") for key in self.list_objects() if key.endswith(f"/{MANIFEST}"))
+        found = [match for name in names if (match := VERSION_NAME.fullmatch(name))]
+        return [match[0] for match in sorted(found, key=lambda match: (match["time"], match[0]), reverse=True)]
+
+    def manifest(self, name: str) -> ModelManifest:
+        """Return the manifest of a version. Raises UnknownModel or CorruptModel."""
+        if not VERSION_NAME.fullmatch(name):
+            raise UnknownModel(f"{name!r} is not the name of a model version. {self._known_versions()}")
+        try:
+            data, _ = self.read_object(f"{name}/{MANIFEST}")
+        except ObjectMissing:
+            raise UnknownModel(f"there is no model version {name!r}. {self._known_versions()}") from None
+        try:
+            manifest = ModelManifest.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptModel(
+                f"the manifest of {name} is damaged, or of another network or task than this code has: {error}"
+            ) from error
+        if manifest.name != name:
+            raise CorruptModel(f"the manifest of {name} says that it is {manifest.name}")
+        return manifest
+
+    def load(self, name: str) -> tuple[ModelManifest, bytes]:
+        """Return manifest and weights of a version, the weights' digest verified.
+
+        Raises UnknownModel, or CorruptModel if the weights are missing or not those of the manifest.
+        """
+        manifest = self.manifest(name)
+        try:
+            weights, _ = self.read_object(f"{name}/{WEIGHTS}")
+        except ObjectMissing:
+            raise CorruptModel(
+                f"{name} has a manifest but no {WEIGHTS}: restore the file or delete the version"
+            ) from None
+        if (digest := hashlib.sha256(weights).hexdigest()) != manifest.weights_sha256:
+            raise CorruptModel(
+                f"{WEIGHTS} of {name} has SHA-256 {digest}, but its manifest says {manifest.weights_sha256}: "
+                "the file was changed or damaged, and is not used"
+            )
+        return manifest, weights
+
+    def resolve(self, name: str) -> str:
+        """Return the version that `name` is, or the only one that begins with it. Raises UnknownModel."""
+        versions = self.versions()
+        found = [version for version in versions if version.startswith(name)] if name else []
+        if name in found:
+            return name
+        if len(found) > 1:
+            raise UnknownModel(f"{name!r} is the beginning of several versions: {', '.join(found[:10])}")
+        if not found:
+            raise UnknownModel(f"there is no model version {name!r}. {self._known_versions()}")
+        return found[0]
+
+    def delete_version(self, name: str) -> None:
+        """Delete a version with all that belongs to it."""
+        self.delete_object(f"{name}/{MANIFEST}")  # first, so that no version without weights is ever listed
+        for key in list(self.list_objects(f"{name}/")):
+            self.delete_object(key)
+
+    def _known_versions(self) -> str:
+        versions = self.versions()
+        return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
+
+
+def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
+    """Return a name that tells one training from another: family, time, network, recipe, validation accuracy."""
+    time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
+    return f"{settings.FAMILY}_{time}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"

@@ -1,0 +1,281 @@
+"""The gate through the graph: its evidence, approval, the reference, and deployments from outside."""
+
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.stores import ModelStoreError, PromotionConflict
+from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
+from mnist_pipeline_tests.task.examples import TINY
+
+GATE = "production_digit_classifier"
+LOW = {"accuracy_threshold": 0.3}
+FORCE = {"strategy": "force", "reason": "a test"}
+APPROVAL = {"strategy": "approval", "accuracy_threshold": 0.3}
+
+
+def candidate(pipeline: Pipeline, seed: int, gate: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
+    return pipeline.run(digit_classifier={**TINY, "seed": seed}, production_digit_classifier=gate or LOW)
+
+
+@pytest.fixture
+def predicted(monkeypatch) -> list[str]:
+    """The versions that the gate had predict the test images, in order."""
+    seen: list[str] = []
+
+    class Watched(Predictor):
+        def predict(self, *arguments):
+            seen.append(self.version)
+            return super().predict(*arguments)
+
+    monkeypatch.setattr("mnist_pipeline.stores.scores.Predictor", Watched)
+    return seen
+
+
+def test_the_record_and_the_page_carry_the_evidence(pipeline, small_dataset):
+    first = candidate(pipeline, 0)
+    assert "comparisons" not in metadata(first, GATE)
+    result = candidate(pipeline, 1)
+    decision, page = pipeline.store.decisions()[0], metadata(result, GATE)
+    labels = small_dataset.test.labels
+    new, old = (
+        Predictor(*pipeline.store.load(name)).predict(small_dataset.test.images).argmax(1) == labels
+        for name in (decision.version, decision.incumbent_version)
+    )
+    [comparison] = decision.comparisons
+    assert (comparison.fixed, comparison.broken) == ((new & ~old).sum(), (old & ~new).sum())
+    assert comparison.fixed + comparison.broken > 0
+    assert comparison.test_accuracy == decision.incumbent_test_accuracy == old.mean()
+    assert (decision.max_regression, decision.too_few_images, decision.earlier_decisions) == (0.003, True, 0)
+    assert f"{comparison.fixed} better and {comparison.broken} worse of 200 images" in decision.reason
+    assert decision.reason.endswith("these test images decided for the first time")
+    [row] = page["comparisons"].records
+    assert row.data["role"] == "incumbent"
+    assert row.data["fixed"] == comparison.fixed
+    assert "data:image/png;base64," in page["fixed_and_broken"]
+    assert page["loss"] == comparison.loss
+    [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "candidate_accepted"]
+    assert {"comparisons", "fixed_and_broken", "loss", "loss_high", "earlier_decisions"} <= set(check.metadata)
+    candidate(pipeline, 2)
+    assert pipeline.store.decisions()[0].earlier_decisions == 1
+    assert pipeline.store.decisions()[0].reason.endswith("these test images decided once before")
+
+
+def test_a_version_predicts_the_test_images_once(pipeline, predicted, small_dataset):
+    candidate(pipeline, 0)
+    candidate(pipeline, 1)
+    assert predicted == []  # model_evaluation kept the results of both
+    store, deployed = pipeline.store, pipeline.store.production().version
+    [kept] = [key for key in store.list_objects(f"{deployed}/") if key.endswith(".npy")]
+    for damage in (b"", b"\x93NUMPY\x01\x00", store.read_object(kept)[0][:-4], None):
+        store.delete_object(kept)
+        if damage is not None:
+            store.create_object(kept, damage)
+        decisions = len(store.decisions())
+        pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier={"accuracy_threshold": 1.0})
+        assert predicted.pop() == deployed
+        assert predicted == []
+        assert len(store.decisions()) == decisions + 1
+    assert np.array_equal(
+        np.load(f"{store.base_path}/{kept}", allow_pickle=False),
+        Predictor(*store.load(deployed)).predict(small_dataset.test.images).argmax(1),
+    )
+
+
+def test_a_changing_setting_changes_the_decision(pipeline):
+    candidate(pipeline, 0)
+    worse = {**TINY, "epochs": 1, "seed": 1}
+    outcomes = []
+    for change in ({"max_regression": 1.0}, {"max_regression": 0.0}, {"max_regression": 0.0, "when_too_few": "keep"}):
+        first = pipeline.store.production().version
+        pipeline.run(digit_classifier=worse, production_digit_classifier=LOW | change)
+        outcomes.append(pipeline.store.decisions()[0].outcome)
+        if pipeline.store.production().version != first:
+            pipeline.store.rollback("to try again", "me", to=first)
+            worse["seed"] += 1  # what was rolled back stays out
+    assert outcomes[0] == "promoted"
+    assert outcomes[2] == "refused"
+
+
+def test_what_the_gate_would_promote_waits_for_approval(pipeline):
+    first = candidate(pipeline, 0).output_for_node("digit_classifier").name
+    deployed = pipeline.store.production()
+    result = candidate(pipeline, 1, APPROVAL)
+    waiting = pipeline.store.waiting()
+    assert waiting == pipeline.store.decisions()[0]
+    assert (waiting.outcome, waiting.strategy, waiting.incumbent_version) == ("waiting", "approval", first)
+    assert pipeline.store.production() == deployed
+    assert check_results(result)["candidate_accepted"] is False
+    assert metadata(result, GATE)["outcome"] == "waiting"
+    assert metadata(result, "batch_digit_predictions")["model"] == first
+
+    pipeline.run(GATE, production_digit_classifier=APPROVAL)  # the same candidate again waits already
+    assert pipeline.store.decisions()[0] == waiting
+
+    candidate(pipeline, 2, APPROVAL)  # a later one takes its place
+    later = pipeline.store.waiting()
+    with pytest.raises(ModelStoreError, match=f"does not wait for approval; {later.version} does"):
+        pipeline.store.approve(waiting.version, "fine", "kim")
+    with pytest.raises(ModelStoreError, match="needs a reason"):
+        pipeline.store.approve(later.version, " ", "kim")
+    approved = pipeline.store.approve(later.version, "fine", "kim")
+    assert pipeline.store.production() == approved == pipeline.store.decisions()[0]
+    assert (approved.outcome, approved.strategy, approved.reason, approved.actor) == (
+        "promoted",
+        "approval",
+        "fine",
+        "kim",
+    )
+    assert approved.comparisons == later.comparisons
+    assert pipeline.store.waiting() is None
+
+
+def test_a_candidate_waits_only_while_deployed_is_what_it_was_compared_with(pipeline):
+    candidate(pipeline, 0)
+    candidate(pipeline, 1, APPROVAL)
+    name = pipeline.store.waiting().version
+    candidate(pipeline, 2, FORCE)
+    assert pipeline.store.waiting() is None
+    with pytest.raises(ModelStoreError, match=r"no version does.* Something may have been deployed since"):
+        pipeline.store.approve(name, "fine", "kim")
+
+
+def test_of_two_who_deploy_at_once_one_is_told(pipeline, monkeypatch):
+    candidate(pipeline, 0)
+    candidate(pipeline, 1, APPROVAL)
+    waiting, store = pipeline.store.waiting(), pipeline.store
+    candidate(pipeline, 2, FORCE)
+    monkeypatch.setattr(type(store), "waiting", lambda self: waiting)  # it looked a moment earlier
+    with pytest.raises(PromotionConflict):
+        store.approve(waiting.version, "fine", "kim")
+
+
+def test_where_nothing_is_deployed_a_candidate_can_wait_too(pipeline):
+    result = candidate(pipeline, 0, APPROVAL)
+    assert result.success
+    assert pipeline.store.production() is None
+    approved = pipeline.store.approve(pipeline.store.waiting().version, "the first", "kim")
+    assert pipeline.store.production() == approved
+    assert approved.reference == approved.version
+
+
+def test_the_reference_stays_until_it_is_beaten_or_somebody_chooses(pipeline):
+    candidate(pipeline, 0, {"accuracy_threshold": 0.0})
+    first = pipeline.store.production()
+    assert first.reference == first.version
+    promoted = pipeline.run(
+        digit_classifier={**TINY, "seed": 1, "epochs": 1},
+        production_digit_classifier={"accuracy_threshold": 0.0, "max_regression": 1.0},
+    )
+    second = pipeline.store.production()
+    assert second.version == promoted.output_for_node("digit_classifier").name
+    assert second.reference == first.version
+    third = candidate(pipeline, 2, {"accuracy_threshold": 0.0, "max_regression": 1.0})
+    decision = pipeline.store.decisions()[0]
+    assert [comparison.version for comparison in decision.comparisons] == [second.version, first.version]
+    assert [comparison.role for comparison in decision.comparisons] == ["incumbent", "reference"]
+    assert len(metadata(third, GATE)["comparisons"].records) == 2
+    assert metadata(third, GATE)["reference"] == first.version
+    pipeline.store.prune(keep=1)
+    assert first.version in pipeline.store.versions()
+    back = pipeline.store.rollback("chosen", "me", to=second.version)
+    assert back.reference == second.version
+
+
+@pytest.mark.parametrize(("gate", "works"), [({"max_regression": 1.0}, False), (FORCE, True)], ids=["quality", "force"])
+def test_a_damaged_reference_can_be_replaced_but_not_compared_with(pipeline, gate, works):
+    candidate(pipeline, 0)
+    reference = pipeline.store.production().version
+    pipeline.run(
+        digit_classifier={**TINY, "seed": 1, "epochs": 1},
+        production_digit_classifier={"accuracy_threshold": 0.0, "max_regression": 1.0},
+    )
+    assert pipeline.store.production().reference == reference
+    pipeline.store.delete_version(reference)
+    result = pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate, raise_on_error=False)
+    assert result.success is works
+    if not works:
+        assert "the reference cannot be compared with" in str(result.failure_data_for_node(GATE))
+
+
+class DeploymentWatcher:
+    """The sensor over production, tick by tick; what it asks for is run."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.sensor = pipeline.defs.get_repository_def().get_sensor_def("watch_deployment")
+        self.done: set[str] = set()
+
+    def tick(self) -> dg.ExecuteInProcessResult | str:
+        """The run that it asked for, or why it asked for none."""
+        with dg.build_sensor_context(
+            instance=self.pipeline.instance, definitions=self.pipeline.defs, resources=self.pipeline.defs.resources
+        ) as context:
+            result: Any = self.sensor.evaluate_tick(context)
+        if not result.run_requests:
+            return str(result.skip_message)
+        [request] = result.run_requests
+        assert request.run_key not in self.done
+        self.done.add(request.run_key)
+        job = self.pipeline.defs.resolve_job_def("full_pipeline_job")
+        return job.execute_in_process(
+            run_config=request.run_config,
+            asset_selection=[dg.AssetKey(GATE)],
+            instance=self.pipeline.instance,
+        )
+
+
+def test_a_deployment_by_command_reaches_dagster(pipeline):
+    watcher = DeploymentWatcher(pipeline)
+    assert "nothing" in str(watcher.tick())
+    first = candidate(pipeline, 0).output_for_node("digit_classifier").name
+    assert watcher.tick() == "what is deployed is recorded"
+    candidate(pipeline, 1, FORCE)
+    assert watcher.tick() == "what is deployed is recorded"
+
+    back = pipeline.store.rollback("customers complain", "kim")
+    decisions = pipeline.store.decisions()
+    result = watcher.tick()
+    assert isinstance(result, dg.ExecuteInProcessResult)
+    page = metadata(result, GATE)
+    assert (page["deployed"], page["deployed_because"], page["outcome"]) == (first, "customers complain", "promoted")
+    assert result.output_for_node(GATE) == back
+    assert check_results(result) == {"candidate_accepted": True, "deployed_model_works": True}
+    assert pipeline.store.decisions() == decisions  # nothing was decided
+    [told] = pipeline.instance.fetch_observations(dg.AssetKey(GATE), limit=1).records
+    assert told.asset_observation.metadata["id"].value == back.id
+    assert watcher.tick() == "what is deployed is recorded"
+
+    candidate(pipeline, 2, APPROVAL)
+    approved = pipeline.store.approve(pipeline.store.waiting().version, "fine", "kim")
+    result = watcher.tick()
+    assert isinstance(result, dg.ExecuteInProcessResult)
+    assert metadata(result, GATE)["deployed"] == approved.version
+
+
+def test_a_run_that_has_yet_to_record_its_own_deployment_is_left_alone(pipeline):
+    candidate(pipeline, 0)
+    run = pipeline.instance.create_run_for_job(
+        pipeline.defs.resolve_job_def("deployment_job"), status=dg.DagsterRunStatus.STARTED
+    )
+    deployed = pipeline.store.production()
+    pipeline.store.promote(
+        deployed.model_copy(update={"id": "later", "replaces": deployed.id, "actor": f"run {run.run_id}"})
+    )
+    watcher = DeploymentWatcher(pipeline)
+    assert "records it itself" in str(watcher.tick())
+    pipeline.instance.report_run_failed(run)  # killed between its decision and its materialization
+    assert isinstance(watcher.tick(), dg.ExecuteInProcessResult)
+
+
+def test_a_deployment_by_command_is_recorded_whatever_the_defaults_are(environment, instance, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"ops: {{{GATE}: {{config: {{accuracy_threshold: 0.2, max_regression: 0.5}}}}}}")
+    pipeline = Pipeline(environment.model_copy(update={"pipeline_config": str(file)}), instance)
+    candidate(pipeline, 0)
+    candidate(pipeline, 1, LOW | {"max_regression": 1.0})
+    pipeline.store.rollback("customers complain", "kim")
+    assert isinstance(DeploymentWatcher(pipeline).tick(), dg.ExecuteInProcessResult)
