@@ -68,7 +68,7 @@ class Years(NamedTuple):
     too_few: np.ndarray
     """bool (weeks, years): whether the record says that there are too few images."""
     worst_deployed: np.ndarray
-    """The largest true loss, in images, that was deployed in each year."""
+    """The largest true regression, in images, that was deployed in each year."""
 
 
 def simulate(
@@ -101,7 +101,7 @@ def simulate(
         return answers
 
     incumbent = reference = model(Quality(test_set.wrong))
-    loss, worst = np.zeros(years), np.zeros(years)
+    regression, worst = np.zeros(years), np.zeros(years)
     promoted, too_few = np.zeros((weeks, years), bool), np.zeros((weeks, years), bool)
     for week in range(weeks):
         quality = candidate(week)
@@ -111,9 +111,9 @@ def simulate(
         too_few[week] = against[0][:, 1] | against[1][:, 1]
         better = promoted[week] & against[1][:, 2]
         incumbent, reference = _replaced(incumbent, new, promoted[week]), _replaced(reference, new, better)
-        true_loss = quality.new + (quality.wrong - test_set.wrong) * test_set.hard_images
-        loss = np.where(promoted[week], true_loss, loss)
-        worst = np.maximum(worst, loss)
+        true_regression = quality.new + (quality.wrong - test_set.wrong) * test_set.hard_images
+        regression = np.where(promoted[week], true_regression, regression)
+        worst = np.maximum(worst, regression)
     return Years(promoted, too_few, worst)
 
 

@@ -102,13 +102,13 @@ def main() -> None:
                 sum(bool(verdict.too_few_images) for verdict in verdicts),
                 f"{np.mean([new for _, new, _ in decisions]):.4f}, {np.mean([old for _, _, old in decisions]):.4f}",
                 f"{min(disagreements)} to {max(disagreements)}",
-                f"{np.mean([verdict.comparisons[0].loss for verdict in verdicts]):+.4f}",
-                f"{min(v.comparisons[0].loss_high for v in verdicts):.4f} to "
-                f"{max(v.comparisons[0].loss_high for v in verdicts):.4f}",
+                f"{np.mean([verdict.comparisons[0].regression for verdict in verdicts]):+.4f}",
+                f"{min(v.comparisons[0].regression_high for v in verdicts):.4f} to "
+                f"{max(v.comparisons[0].regression_high for v in verdicts):.4f}",
             ]
         )
     header = ["candidate", "promoted of 10", "too few images", "accuracy: candidate, incumbent", "disagreements"]
-    print_table([*header, "mean loss", "upper ends of the loss"], rows)
+    print_table([*header, "mean regression", "upper ends of the regression"], rows)
     print()
     print_table(["candidate", "pair", "decision", "reason"], details)
 

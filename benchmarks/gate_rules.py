@@ -24,14 +24,15 @@ def clopper_pearson(fixed: int, broken: int, images: int, mistakes: int, *, by_m
     n, level = fixed + broken, 0.975
     share = 1.0 if broken == n else float(stats.beta.ppf(level, broken + 1, fixed))  # type: ignore[attr-defined]
     held = 2 * NormalDist().inv_cdf(level) * sqrt(max(mistakes, 1) if by_mistakes else n) / images
-    return weigh(fixed, broken, images, mistakes)._replace(loss_high=(2 * share - 1) * n / images, margin_held=held)
+    high = (2 * share - 1) * n / images
+    return weigh(fixed, broken, images, mistakes)._replace(regression_high=high, margin_held=held)
 
 
 def bonett_price(fixed: int, broken: int, images: int, mistakes: int, *, level: float) -> Evidence:
     """Return the adjusted Wald interval of Bonett and Price 2012, Statistical Methods in Medical Research 21."""
     p, q = (fixed + 1) / (images + 2), (broken + 1) / (images + 2)
     high = q - p + NormalDist().inv_cdf(level) * sqrt((p + q - (q - p) ** 2) / (images + 2))
-    return weigh(fixed, broken, images, mistakes)._replace(loss_high=high)
+    return weigh(fixed, broken, images, mistakes)._replace(regression_high=high)
 
 
 RULES: dict[str, Rule] = {

@@ -19,15 +19,15 @@ from mnist_pipeline.stores.from_environment import store_from_environment
 from mnist_pipeline.stores.overview import Row, overview
 
 FOLLOWS = (
-    "a running daemon records it in Dagster, predicts with it and tells people; by hand: "
-    '.venv/bin/dg launch --job deployment_job --config-json \'{"ops": {"production_digit_classifier": {"config": '
-    '{"strategy": "observe"}}}}\', then .venv/bin/dg launch --job inference_job'
+    "a running daemon (make dev) records it in Dagster, predicts with it and tells people; "
+    "without one: .venv/bin/dg launch --job inference_job, with DAGSTER_HOME set as for make"
 )
 """Words after a deployment by command."""
 
 NEXT_STEPS = (
-    "its reason is on the page of production_digit_classifier; train with other settings, lower the threshold "
-    "(accuracy_threshold) if it is too high for this data, or deploy it all the same with strategy 'force'"
+    "the page of production_digit_classifier shows the comparison. Below the threshold: train longer, or lower "
+    "accuracy_threshold if it is too high for this data. Not shown to be as good: train with other settings, or give "
+    "the gate more test images or a wider max_regression. All the same: strategy 'force', which needs a reason"
 )
 """Words after a refusal."""
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (rollback, approve):
         command.add_argument("--actor", help="who decides (default: the user)")
     prune = commands.add_parser(
-        "prune", help="delete old versions, never what is deployed, was deployed before, is the reference, or waits"
+        "prune", help="delete old versions, but what is deployed, what it replaced, the reference, and what waits"
     )
     prune.add_argument("--keep", type=_positive, required=True, help="how many of the newest versions stay")
     return parser
@@ -113,14 +113,21 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
                     f"{decision.version} by {decision.actor}: {decision.reason}"
                 )
         case "rollback":
-            decision = store.rollback(options.reason, options.actor or getpass.getuser(), options.to)
+            decision = store.rollback(options.reason, options.actor or _user(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}\n{FOLLOWS}")
         case "approve":
-            decision = store.approve(options.version, options.reason, options.actor or getpass.getuser())
+            decision = store.approve(options.version, options.reason, options.actor or _user())
             print(f"deployed {decision.version} in place of {decision.incumbent_version or 'nothing'}\n{FOLLOWS}")
         case "prune":
-            for name in store.prune(options.keep):
-                print(f"deleted {name}")
+            deleted = store.prune(options.keep)
+            print("\n".join(f"deleted {name}" for name in deleted) or "there is nothing to delete")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        raise ModelStoreError("this user has no name: say with --actor who decides") from None
 
 
 def _print_models(rows: list[Row], *, as_json: bool) -> None:
@@ -129,7 +136,7 @@ def _print_models(rows: list[Row], *, as_json: bool) -> None:
     elif not rows:
         print("the store has no version yet")
     else:
-        cells = [tuple(name.replace("_", " ").replace("model name", "version") for name in Row._fields)]
+        cells = [tuple(name.replace("_", " ") for name in Row._fields)]
         cells += [tuple(f"{v:.4f}" if isinstance(v, float) else str(v or "") for v in row) for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
@@ -160,8 +167,8 @@ def _print_summary(store: ModelStore) -> None:
     """One line a fact: from the last materialization of each asset in this DAGSTER_HOME, and from the store."""
     facts = {
         "data": ("raw_mnist_data", "data"),
-        "model": ("digit_classifier", "model"),
-        "test accuracy": ("model_evaluation", "test_accuracy"),
+        "trained last": ("digit_classifier", "model"),
+        "its test accuracy": ("model_evaluation", "test_accuracy"),
         "predictions": ("batch_digit_predictions", "predictions"),
         "images predicted": ("batch_digit_predictions", "images"),
         "unreadable": ("batch_digit_predictions", "errors"),
@@ -172,20 +179,21 @@ def _print_summary(store: ModelStore) -> None:
             event = instance.get_latest_materialization_event(dg.AssetKey(asset))
             if event and event.asset_materialization:
                 value = event.asset_materialization.metadata[key].value
-                print(f"{title + ':':18}{value:.4f}" if isinstance(value, float) else f"{title + ':':18}{value}")
+                print(f"{title + ':':19}{value:.4f}" if isinstance(value, float) else f"{title + ':':19}{value}")
             elif asset == "raw_mnist_data":
                 raise NoSummary(f"{asset} was never materialized in {instance.root_directory}: run `make run` first")
             else:  # the gate may have refused while nothing was deployed
-                print(f"{title + ':':18}none")
+                print(f"{title + ':':19}none")
     last = next(iter(store.decisions()), None)
     deployed = store.production()
-    print(f"{'deployed:':18}{deployed.version if deployed else 'nothing'}")
-    print(f"{'the gate said:':18}{f'{last.outcome}: {last.reason}' if last else 'nothing yet'}")
+    print(f"{'deployed:':19}{deployed.version if deployed else 'nothing'}")
+    said = f"{last.outcome} ({last.strategy}, by {last.actor}): {last.reason}" if last else "nothing yet"
+    print(f"{'last decision:':19}{said}")
     if last and last.outcome == "refused":
-        print(f"{'what to do next:':18}{NEXT_STEPS}")
+        print(f"{'what to do next:':19}{NEXT_STEPS}")
     elif waiting := store.waiting():
         approve = f"python -m mnist_pipeline approve {waiting.version} --reason ..."
-        print(f"{'what to do next:':18}{waiting.version} waits for approval: {approve}")
+        print(f"{'what to do next:':19}{waiting.version} waits for approval: {approve}")
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     assert lines[1].startswith(f"{first}  20") and lines[1].endswith("promoted (quality)")
     assert len({line.index("promoted") for line in lines} | {header.index("decision")}) == 1
     rows = json.loads(python(variables, "models", "--json").stdout)
-    assert [row["model_name"] for row in rows] == [second, first]
+    assert [row["version"] for row in rows] == [second, first]
     assert rows[0]["test_accuracy"] == pipeline.store.production().test_accuracy
     assert python(variables, "rollback").returncode == 2
     for version, message in (("nonsense", "there is no model version 'nonsense'"), ("mnist", "of several versions")):
@@ -285,7 +285,7 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     assert len(trail) == 3
     assert trail[0].endswith(f"promoted  rollback {first} by kim: customers complain")
     assert python(variables, "prune", "--keep", "0").returncode == 2
-    assert python(variables, "prune", "--keep", "1").stdout == ""
+    assert python(variables, "prune", "--keep", "1").stdout == "there is nothing to delete\n"
     assert pipeline.store.versions() == [second, first]
 
     nobody = python(variables, "approve", second, "--reason", "fine")

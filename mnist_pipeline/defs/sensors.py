@@ -1,11 +1,16 @@
 """The sensors that look at automation conditions and at folders."""
 
-import dagster as dg
+from datetime import UTC, datetime
 
+import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES  # Dagster has no public name for it
+
+from mnist_pipeline.defs.assets.model_evaluation import model_evaluation
 from mnist_pipeline.defs.assets.production_digit_classifier import DECISION_ID, production_digit_classifier
-from mnist_pipeline.defs.conditions import DATA_VERSION_TAG
+from mnist_pipeline.defs.conditions import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG
 from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.ml.settings import DeploymentSettings
+
+UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 
 
 def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditionSensorDefinition:
@@ -57,7 +62,8 @@ def deployment_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
     """Return the sensor that brings a deployment from outside Dagster into it: a rollback or an approval by command.
 
     It starts one run of `production_digit_classifier` that decides nothing and records what is deployed. Predictions
-    and messages follow as after a decision of the graph.
+    and messages follow as after a decision of the graph. A candidate that has yet to be decided about comes first: its
+    decision records the deployment, too.
     """
     asset = production_digit_classifier.key
 
@@ -69,29 +75,67 @@ def deployment_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
         default_status=_status(running),
         minimum_interval_seconds=every_seconds,
     )
-    def watch(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        deployed = context.resources.model_store.production()
-        latest = context.instance.get_latest_materialization_event(asset)
-        if deployed is None or latest is None or latest.asset_materialization is None:
-            return dg.SkipReason("nothing is deployed, or nothing was ever materialized here")
-        recorded = latest.asset_materialization.metadata.get(DECISION_ID)
-        if recorded is None or recorded.value == deployed.id:  # without one: a materialization of earlier code
-            return dg.SkipReason("what is deployed is recorded")
-        if _is_under_way(context.instance, deployed):
-            return dg.SkipReason(f"the {deployed.actor}, which deployed {deployed.version}, records it itself")
-        # All settings, also those with a default: PIPELINE_CONFIG may have others, which only a decision can have.
-        settings = DeploymentSettings(strategy="observe").model_dump(exclude_none=True)
-        return dg.RunRequest(
-            run_key=deployed.id, run_config={"ops": {asset.to_python_identifier(): {"config": settings}}}
-        )
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance, deployed = context.instance, context.resources.model_store.production()
+        if deployed is None or _is_recorded(instance, deployed):
+            return _skip(context, "nothing is deployed, or it is recorded")
+        if not all(
+            instance.get_latest_materialization_event(key) for key in production_digit_classifier.dependency_keys
+        ):
+            return _skip(context, "what the asset reads was never materialized here")
+        if _is_under_way(instance, deployed):
+            return _skip(context, f"the {deployed.actor}, which deployed {deployed.version}, records it itself")
+        if _is_at_work(instance):
+            return _skip(context, "a run of the asset is at work, and records it")
+        undecided = _undecided_evaluation(instance)
+        if undecided and context.cursor != undecided:  # automation has a tick's time to start its decision
+            return dg.SensorResult(skip_reason="a candidate has yet to be decided about", cursor=undecided)
+        config = {} if undecided else {"ops": {asset.to_python_identifier(): {"config": {"strategy": "observe"}}}}
+        # Dagster starts no second run of a key, also where the first one failed: it is tried again each hour.
+        hour = f"{datetime.now(UTC):%Y%m%dT%H}"
+        request = dg.RunRequest(run_key=f"{deployed.id} {undecided or 'observed'} {hour}", run_config=config)
+        return dg.SensorResult(run_requests=[request], cursor=context.cursor)
 
     return watch
+
+
+def _skip(context: dg.SensorEvaluationContext, reason: str) -> dg.SensorResult:
+    return dg.SensorResult(skip_reason=reason, cursor=context.cursor)
+
+
+def _is_recorded(instance: dg.DagsterInstance, deployed: Decision) -> bool:
+    """Return whether the latest materialization is about this deployment; earlier code named the version only."""
+    event = instance.get_latest_materialization_event(production_digit_classifier.key)
+    if event is None or event.asset_materialization is None:
+        return False
+    told = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    return told[DECISION_ID] == deployed.id if DECISION_ID in told else told.get("deployed") == deployed.version
 
 
 def _is_under_way(instance: dg.DagsterInstance, decision: Decision) -> bool:
     """Return whether the run that made a decision has yet to end."""
     run = instance.get_run_by_id(decision.actor.removeprefix("run "))
     return run is not None and not run.is_finished
+
+
+def _is_at_work(instance: dg.DagsterInstance) -> bool:
+    """Return whether a run that may materialize the asset has yet to end; those of jobs name no assets."""
+    selections = [run.asset_selection for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))]
+    return any(selected is None or production_digit_classifier.key in selected for selected in selections)
+
+
+def _undecided_evaluation(instance: dg.DagsterInstance) -> str | None:
+    """Return the data version of the evaluation, if the asset was last built from another one."""
+    evaluation = instance.get_latest_data_version_record(model_evaluation.key, is_source=False)
+    built = instance.get_latest_data_version_record(production_digit_classifier.key, is_source=False)
+    version, built_from = (
+        (record.event_log_entry.tags or {}).get(tag) if record else None
+        for record, tag in (
+            (evaluation, DATA_VERSION_TAG),
+            (built, f"{INPUT_DATA_VERSION_TAG}/{model_evaluation.key.to_user_string()}"),
+        )
+    )
+    return version if built and version != built_from else None
 
 
 def _status(running: bool) -> dg.DefaultSensorStatus:

@@ -12,14 +12,14 @@ from mnist_pipeline.ml.manifest import Comparison
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 CONFIDENCE = 0.95
-"""The one-sided level of the interval of the loss."""
+"""The one-sided level of the interval of the regression."""
 
 POWER = 0.8
 """The least probability that an equal model is promoted; below it there are too few images (Cohen 1988, Statistical
 Power Analysis for the Behavioral Sciences)."""
 
 TOLERANCE = 1e-9
-"""The distance kept from the ends of the range of losses, where the score is not defined."""
+"""The distance kept from the ends of the range of regressions, where the score is not defined."""
 
 P_WORSE = 0.025
 """The p-value up to which a candidate counts as worse where there are too few images for the margin."""
@@ -49,10 +49,10 @@ class Evidence(NamedTuple):
     """The exact McNemar p-value, one-sided: the probability of so many fixed images if the models were equal."""
     p_worse: float
     """The same of so many broken images."""
-    loss_low: float
-    """The lower end of the interval of the loss; a negative loss is a gain."""
-    loss_high: float
-    """The upper end of the interval of the loss."""
+    regression_low: float
+    """The lower end of the interval of the regression; a negative regression is a gain."""
+    regression_high: float
+    """The upper end of the interval of the regression."""
     margin_held: float
     """The smallest margin within which these images show an equal model to be, in a share POWER of cases."""
 
@@ -84,25 +84,26 @@ def decide(
     - Models are compared image by image. Of N images the candidate fixes some that the other model labels wrongly, and
       breaks some that it labels correctly; only those say which model is better (McNemar 1947, Note on the sampling
       error of the difference between correlated proportions or percentages, Psychometrika 12).
-    - The loss is the share of broken images less that of fixed ones. The upper end of its one-sided 95% interval must
-      be at most the margin: Tango's score interval for paired proportions (Tango 1998, Equivalence test and confidence
-      interval for the difference in proportions for the paired-sample design, Statistics in Medicine 17). An interval
-      that is exact given the number of disagreements (Clopper and Pearson 1934, by way of the share of broken ones
-      among them) cannot be larger than they are, so that a candidate that breaks twelve of 1,000 and fixes none would
-      be "at most 0.012 worse": it lets more than half of such candidates through.
+    - The regression is the share of broken images less that of fixed ones. The upper end of its one-sided 95% interval
+      must be at most the margin: Tango's score interval (Tango 1998, Equivalence test and confidence interval for the
+      difference in proportions for the paired-sample design, Statistics in Medicine 17). One that is exact given the
+      number of disagreements (Clopper and Pearson 1934, of the share of broken ones among them) cannot be larger than
+      they are: a candidate that breaks twelve of 1,000 and fixes none would be "at most 0.012 worse", and of those that
+      are truly worse by just that, it would let more than half through.
     - Where the images cannot hold the margin, an equal model would be promoted in less than 80% of cases. The smallest
       margin that they hold is about 2.5 sqrt(m) / N, where m is the number of the other model's mistakes: as many
       disagreements as there are with an equal model that shares half of them. It depends on nothing that the
       candidate did, so that a bad candidate cannot earn itself the milder rule. `when_too_few` then decides: `promote`
       unless the exact McNemar test says worse (one-sided p at most 0.025), or `keep`.
     - The reference is the last deployed version that beat the reference before it (exact McNemar, one-sided p at most
-      0.001) or was chosen by hand. It keeps small losses, each within the margin, from adding up.
+      0.001) or was chosen by hand, also by a rollback. It keeps small regressions from adding up.
 
-    The rates of errors (benchmarks/gate.py simulates them, BENCHMARKS.md has the table): of candidates that are worse
-    by the margin at most 5% are promoted, and in 95% of years of ever worse candidates nothing is deployed that is
-    worse than the best by more than the margin, on 10,000 images with a margin of 0.003 and on 1,000 with 0.012. Of
-    equal models 98% are promoted on the former, 92% on the latter (99% with a margin of 0.015). Many candidates are
-    many chances: of 52 just beyond the margin, one a week, one or more come through in over half of the years.
+    The rates of errors, as benchmarks/gate.py simulates them where each model labels each of 100 of 10,000 images, or
+    of 20 of 1,000, wrongly with probability 1/2 (BENCHMARKS.md has the table): with a margin of 0.003 on 10,000 images,
+    and of 0.012 on 1,000, at most 5% of candidates that are worse by the margin are promoted, and in 95% of years of
+    ever worse candidates nothing is deployed that is worse than the best by more than the margin. Of equal models 98%
+    are promoted on the former, 92% on the latter (99% with a margin of 0.015). Many candidates are many chances: of 52
+    just beyond the margin, one a week, one or more come through in over half of the years.
 
     `reference` is None where it is the incumbent itself. `rolled_back_because` is the reason for which these very
     weights were taken out of production; then only `manual` and `force` bring them back.
@@ -138,7 +139,7 @@ def compare(candidate: Contender, rival: Contender, role: Literal["incumbent", "
         images=images,
         fixed=fixed,
         broken=broken,
-        loss=(broken - fixed) / images,
+        regression=(broken - fixed) / images,
         **evidence._asdict(),
     )
 
@@ -151,9 +152,9 @@ def weigh(fixed: int, broken: int, images: int, mistakes: int) -> Evidence:
     return Evidence(
         p_better=_p_of_so_many(fixed, disagreements),
         p_worse=_p_of_so_many(broken, disagreements),
-        loss_low=-loss_bound(broken, fixed, images),
-        loss_high=loss_bound(fixed, broken, images),
-        margin_held=loss_bound(equal - broken_by_an_equal, broken_by_an_equal, images),
+        regression_low=-regression_bound(broken, fixed, images),
+        regression_high=regression_bound(fixed, broken, images),
+        margin_held=regression_bound(equal - broken_by_an_equal, broken_by_an_equal, images),
     )
 
 
@@ -162,30 +163,30 @@ def _p_of_so_many(images: int, disagreements: int) -> float:
     return float(stats.binomtest(images, disagreements, alternative="greater").pvalue) if disagreements else 1.0
 
 
-def loss_bound(fixed: int, broken: int, images: int) -> float:
-    """Return the upper end of Tango's one-sided interval of the loss, at the level CONFIDENCE."""
+def regression_bound(fixed: int, broken: int, images: int) -> float:
+    """Return the upper end of Tango's one-sided interval of the regression, at the level CONFIDENCE."""
     if broken == images:
         return 1.0
     critical = NormalDist().inv_cdf(CONFIDENCE)
     least = max((broken - fixed) / images, -1 + TOLERANCE) + TOLERANCE
-    return float(brentq(lambda loss: _score(loss, fixed, broken, images) + critical, least, 1 - TOLERANCE))
+    return float(brentq(lambda regression: _score(regression, fixed, broken, images) + critical, least, 1 - TOLERANCE))
 
 
-def _score(loss: float, fixed: int, broken: int, images: int) -> float:
-    """Tango's score statistic (equation 15) of a hypothetical loss; `expected` is the share of fixed images under it.
+def _score(regression: float, fixed: int, broken: int, images: int) -> float:
+    """Tango's score statistic of a hypothetical regression, under which `expected` is the likeliest share to fix.
 
-    It falls from 0, where that is the observed loss, and is a standard normal variable where it is the true one.
+    It falls from 0, where that is the observed regression, and is a standard normal variable where it is the true one.
     """
     a = 2 * images
-    b = (2 * images - broken + fixed) * loss - broken - fixed
-    c = -fixed * loss * (1 - loss)
+    b = (2 * images - broken + fixed) * regression - broken - fixed
+    c = -fixed * regression * (1 - regression)
     expected = (sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    return (broken - fixed - images * loss) / sqrt(images * (2 * expected + loss * (1 - loss)))
+    return (broken - fixed - images * regression) / sqrt(images * (2 * expected + regression * (1 - regression)))
 
 
 def holds(evidence: Evidence | Comparison, policy: DeploymentSettings) -> bool:
     """Return whether a candidate passes one comparison, as `decide` says."""
-    if evidence.loss_high <= policy.max_regression:
+    if evidence.regression_high <= policy.max_regression:
         return True
     too_few = evidence.margin_held > policy.max_regression
     return too_few and policy.when_too_few == "promote" and evidence.p_worse > P_WORSE
@@ -220,18 +221,19 @@ def _by_quality(
 
 def _in_words(comparison: Comparison, policy: DeploymentSettings) -> str:
     """Return one comparison and what it shows, for a line of a message."""
-    margin = policy.max_regression
+    high, held, margin = comparison.regression_high, comparison.margin_held, policy.max_regression
+    p = f"(p = {comparison.p_worse:.2g})"
     said = (
-        f"{comparison.fixed} better and {comparison.broken} worse of {comparison.images:,} images than the "
-        f"{comparison.role}'s {comparison.test_accuracy:.4f}: "
+        f"fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images:,} images of the "
+        f"{comparison.role} ({comparison.test_accuracy:.4f}): "
     )
-    if comparison.loss_high <= margin or comparison.margin_held <= margin:
-        within = "within" if comparison.loss_high <= margin else "not shown to be within"
-        gained = "a gain of at least" if comparison.loss_high < 0 else "at most"
-        lost = f"{gained} {abs(comparison.loss_high):.4f}{'' if comparison.loss_high < 0 else ' lost'}"
-        return f"{said}{lost}, {within} the margin of {margin:.4f} (p = {comparison.p_worse:.2g})"
-    said += f"too few images for the margin of {margin:.4f} (they hold {comparison.margin_held:.4f}), "
+    if high < 0:
+        return f"{said}better by at least {-high:.5f} {p}"
+    if high <= margin or held <= margin:
+        within = "within" if high <= margin else "not shown to be within"
+        return f"{said}worse by at most {high:.5f}, {within} the margin of {margin:g} {p}"
+    said += f"too few images for the margin of {margin:g} (they hold {held:.5f}), "
     if policy.when_too_few == "keep":
-        return f"{said}and when_too_few is 'keep'"
+        return f"{said}and when_too_few is 'keep' {p}"
     verdict = "and it is worse" if comparison.p_worse <= P_WORSE else "and nothing shows that it is worse"
-    return f"{said}{verdict} (p = {comparison.p_worse:.2g})"
+    return f"{said}{verdict} {p}"

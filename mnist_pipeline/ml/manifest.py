@@ -7,7 +7,7 @@ and shown, names that it misses are None, so that another version of the code ca
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
@@ -25,7 +25,27 @@ YEAR_SECONDS = 365 * 86400
 """More is no time of a training."""
 
 
-class TrainingRecord(BaseModel, frozen=True, extra="allow"):
+class LenientRecord(BaseModel, frozen=True, extra="allow"):
+    """A record that another version of the code can read, except for the names in STRICT."""
+
+    STRICT: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_cannot_be_read(cls, content: Any) -> Any:
+        """A known name with an unreadable value is kept by another name and counts as missing."""
+        if isinstance(content, cls):
+            return content
+        content = dict(content) if isinstance(content, dict) else {"unreadable": content}
+        for name in content.keys() & cls.model_fields.keys() - cls.STRICT:
+            try:
+                _adapter(cls, name).validate_python(content[name])
+            except ValidationError:
+                content[f"unreadable_{name}"] = content.pop(name)
+        return content
+
+
+class TrainingRecord(LenientRecord):
     """The origin of a version, as far as the code that wrote it recorded it."""
 
     settings: dict[str, Any] = Field({}, description="All settings of the training, by their names at that time.")
@@ -36,20 +56,6 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
     run_id: str | None = Field(None, description="The Dagster run that trained it.")
     created_at: datetime | None = Field(None, description="UTC.")
     drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_what_cannot_be_read(cls, content: Any) -> Any:
-        """A known name with an unreadable value is kept by another name and counts as missing."""
-        if isinstance(content, cls):
-            return content
-        content = dict(content) if isinstance(content, dict) else {"unreadable": content}
-        for name in content.keys() & cls.model_fields.keys():
-            try:
-                _adapter(name).validate_python(content[name])
-            except ValidationError:
-                content[f"unreadable_{name}"] = content.pop(name)
-        return content
 
     def best(self, metric: str) -> float | None:
         """Return a metric of the best epoch; None if it was not recorded."""
@@ -70,9 +76,9 @@ class TrainingRecord(BaseModel, frozen=True, extra="allow"):
 
 
 @cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    """The validator of one field of a TrainingRecord; made once, since manifests are read again and again."""
-    return TypeAdapter(cast(Any, TrainingRecord.model_fields[name].annotation))
+def _adapter(record: type[LenientRecord], name: str) -> TypeAdapter[Any]:
+    """The validator of one field; made once, since manifests and decisions are read again and again."""
+    return TypeAdapter(cast(Any, record.model_fields[name].annotation))
 
 
 class ModelManifest(Record):
@@ -113,16 +119,18 @@ class Comparison(BaseModel, frozen=True, extra="allow"):
     images: int
     fixed: int = Field(description="Images that only the candidate labels correctly.")
     broken: int = Field(description="Images that only the other version labels correctly.")
-    loss: float = Field(description="broken less fixed, as a share of the images; negative: a gain.")
-    loss_low: float = Field(description="Lower end of the loss's interval, one-sided 95%.")
-    loss_high: float = Field(description="Upper end of the loss's interval, one-sided 95%.")
+    regression: float = Field(description="broken less fixed, as a share of the images; negative: a gain.")
+    regression_low: float = Field(description="Lower end of the regression's interval, one-sided 95%.")
+    regression_high: float = Field(description="Upper end of the regression's interval, one-sided 95%.")
     p_better: float = Field(description="Exact McNemar, one-sided: small where the candidate is better.")
     p_worse: float = Field(description="Exact McNemar, one-sided: small where the candidate is worse.")
     margin_held: float = Field(description="The smallest margin that these images can hold.")
 
 
-class Decision(BaseModel, frozen=True, extra="allow"):
+class Decision(LenientRecord):
     """One decision of the gate, or of a person. The latest one that promoted is what is deployed."""
+
+    STRICT = frozenset({"id", "outcome", "version", "weights_sha256", "incumbent_version", "replaces", "decided_at"})
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$", description="Sorts by time; it names a file.")
     outcome: str = Field(

@@ -163,7 +163,7 @@ class DeploymentSettings(Settings):
         ge=0,
         le=1,
         description="With quality and approval: the margin (0..1). A candidate is promoted if it can be shown that its "
-        "test accuracy is lower by no more than this.",
+        "test accuracy is lower by no more than this. A margin of 0 is strict only with when_too_few='keep'.",
     )
     when_too_few: Literal["promote", "keep"] = Field(
         "promote",
@@ -179,13 +179,15 @@ class DeploymentSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.strategy == "observe":  # it decides nothing, whatever defaults PIPELINE_CONFIG has for decisions
+            return self
         if self.strategy == "force" and not (self.reason or "").strip():
             raise ValueError("strategy 'force' needs a reason: say in `reason` why the gate is to be overridden")
         if self.model_name is not None and self.strategy != "manual":
             raise ValueError(f"model_name has an effect only with strategy='manual', not {self.strategy!r}")
         if self.reason is not None and self.strategy not in ("force", "manual"):
             raise ValueError(f"reason has an effect only with strategy='force' or 'manual', not {self.strategy!r}")
-        if self.strategy not in ("quality", "approval"):
+        if self.strategy in ("manual", "force"):
             for name in ("accuracy_threshold", "max_regression", "when_too_few"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(

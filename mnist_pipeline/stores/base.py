@@ -8,13 +8,12 @@ Layout of a store, beside its versions (`versions`):
     test_sets/<id>.json     how often a set of test images has decided
 """
 
-import json
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
 from mnist_pipeline.stores.errors import (
@@ -31,6 +30,12 @@ PRODUCTION = "production.json"
 WAITING_DECISION = "waiting.json"
 DECISIONS = "decisions/"
 TEST_SETS = "test_sets/"
+
+
+class _Count(BaseModel):
+    """The number of decisions by a set of test images."""
+
+    decisions: int = Field(ge=0)
 
 
 class ModelStore(VersionStore):
@@ -63,11 +68,7 @@ class ModelStore(VersionStore):
         if manifest.weights_sha256 != decision.weights_sha256:
             raise CorruptModel(f"{decision.version} is not the model that was decided about: its weights differ")
         current, token = self._read_production()
-        if (current.id if current else None) != decision.replaces:
-            raise PromotionConflict(
-                f"{current.version if current else 'nothing'} is deployed by now (decision "
-                f"{current.id if current else None}), not what this decision set out from ({decision.replaces})"
-            )
+        self._require_incumbent(decision, current)
         if current:  # a kill between the two writes below may have left it out
             self._file_again(current)
         data = decision.model_dump_json(indent=2).encode()
@@ -83,12 +84,17 @@ class ModelStore(VersionStore):
     def record(self, decision: Decision) -> None:
         """Add a decision that deploys nothing to the audit trail.
 
-        One that waits for approval takes the place of the one that waited before.
+        One that waits for approval takes the place of the one that waited; one that refuses what waits ends that.
         """
         if decision.outcome == PROMOTED:
             raise ValueError("a decision to promote is recorded by promote()")
         if decision.outcome == WAITING:
+            self._require_incumbent(decision, self._read_production()[0])
             self.put(WAITING_DECISION, decision.model_dump_json(indent=2).encode())
+        else:
+            with suppress(CorruptModel):  # a damaged one cannot be approved anyway
+                if (waiting := self.waiting()) and waiting.weights_sha256 == decision.weights_sha256:
+                    self.delete_object(WAITING_DECISION)
         self._file_decision(decision)
 
     def waiting(self) -> Decision | None:
@@ -98,7 +104,8 @@ class ModelStore(VersionStore):
         except ObjectMissing:
             return None
         decision, (current, _) = self._parse_decision(data, WAITING_DECISION), self._read_production()
-        return decision if decision.replaces == (current.id if current else None) else None
+        waits = decision.outcome == WAITING and decision.replaces == (current.id if current else None)
+        return decision if waits else None
 
     def approve(self, version: str, reason: str, actor: str) -> Decision:
         """Deploy the version that waits for approval; `version` may be the beginning of its name.
@@ -128,13 +135,17 @@ class ModelStore(VersionStore):
         except ObjectMissing:
             return 0
         try:
-            return int(json.loads(data)["decisions"])
-        except (ValueError, TypeError, KeyError) as error:
+            return _Count.model_validate_json(data).decisions
+        except ValidationError as error:
             raise CorruptModel(f"{_test_set(test_digest)} is damaged; delete it to count anew: {error}") from error
 
     def count_decision(self, test_digest: str) -> None:
         """Count a decision by these test images."""
-        self.put(_test_set(test_digest), json.dumps({"decisions": self.earlier_decisions(test_digest) + 1}).encode())
+
+        def one_more() -> bytes:
+            return _Count(decisions=self.earlier_decisions(test_digest) + 1).model_dump_json().encode()
+
+        self.update(_test_set(test_digest), one_more)
 
     def decisions(self) -> list[Decision]:
         """Return the audit trail, newest first."""
@@ -174,7 +185,7 @@ class ModelStore(VersionStore):
             raise NothingDeployed("nothing is deployed, so nothing can be rolled back")
         if to is None and current.strategy == "rollback":
             raise ModelStoreError(f"{current.version} was itself reached by a rollback: name the version to deploy")
-        target = self.resolve(to) if to else current.incumbent_version
+        target = current.incumbent_version if to is None else self.resolve(to)
         if target is None:
             raise ModelStoreError(f"nothing was deployed before {current.version}")
         if target == current.version:
@@ -221,7 +232,15 @@ class ModelStore(VersionStore):
         try:
             return Decision.model_validate_json(data)
         except ValidationError as error:
-            raise CorruptModel(f"the decision {key} is damaged: {error}") from error
+            remedy = "; delete it, and let the gate decide anew" if key == WAITING_DECISION else ""
+            raise CorruptModel(f"the decision {key} is damaged{remedy}: {error}") from error
+
+    def _require_incumbent(self, decision: Decision, current: Decision | None) -> None:
+        if (current.id if current else None) != decision.replaces:
+            raise PromotionConflict(
+                f"{current.version if current else 'nothing'} is deployed by now (decision "
+                f"{current.id if current else None}), not what this decision set out from ({decision.replaces})"
+            )
 
     def _file_again(self, decision: Decision) -> None:
         with suppress(ObjectChanged):  # it is there, perhaps as other code wrote it

@@ -8,7 +8,7 @@ import numpy as np
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.gate import Contender, Verdict, decide
-from mnist_pipeline.ml.manifest import PROMOTED, Decision
+from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
 from mnist_pipeline.ml.model import ModelError
 from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
@@ -59,15 +59,14 @@ def decide_and_deploy(
             "the evaluation was made on other test images than there are now: materialize model_evaluation again"
         )
     try:
-        deployed, waiting = store.production(), store.waiting()
+        deployed = store.production()
+        waiting = store.waiting() if policy.strategy == "approval" else None
         candidate = _score(store, policy.model_name or evaluation.model.name, splits.test, digest)
         rollback = store.rolled_back(candidate.contender.weights_sha256)
         earlier = store.earlier_decisions(digest)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     incumbent, reference = _rivals(store, deployed, policy, splits.test, digest)
-    if waiting and policy.strategy == "approval" and waiting.weights_sha256 == candidate.contender.weights_sha256:
-        return Decided(waiting, candidate, incumbent)
     verdict = decide(
         candidate.contender,
         incumbent.contender if incumbent else None,
@@ -75,6 +74,9 @@ def decide_and_deploy(
         policy,
         rollback.reason if rollback else None,
     )
+    if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
+        store.record(waiting)  # a kill may have kept it out of the audit trail
+        return Decided(waiting, candidate, incumbent)
     decision = new_decision(
         outcome=verdict.outcome,
         strategy=policy.strategy,
@@ -98,6 +100,11 @@ def decide_and_deploy(
     return Decided(decision, candidate, incumbent)
 
 
+def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
+    name, weights_sha256, _ = candidate.contender
+    return (decision.version, decision.weights_sha256, decision.test_digest) == (name, weights_sha256, digest)
+
+
 def _carry_out(store: ModelStore, decision: Decision) -> None:
     if decision.outcome != PROMOTED:
         store.record(decision)
@@ -110,10 +117,8 @@ def _carry_out(store: ModelStore, decision: Decision) -> None:
 
 def _with_count(verdict: Verdict, earlier: int) -> str:
     """The reason; where the test images decided, also how often they had done so before."""
-    if verdict.too_few_images is None:
-        return verdict.reason
-    times = {0: "for the first time", 1: "once before"}.get(earlier, f"{earlier} times before")
-    return f"{verdict.reason}; these test images decided {times}"
+    by_evidence = verdict.too_few_images is not None
+    return f"{verdict.reason}; earlier decisions by these test images: {earlier}" if by_evidence else verdict.reason
 
 
 def _rivals(

@@ -1,7 +1,7 @@
 """Bytes by key: what a backend of a model store provides."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from pydantic import BaseModel
@@ -50,16 +50,18 @@ class ObjectStore(BaseModel, ABC, frozen=True):
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whether there is one or not; of several writers at once the last one stays."""
+        self.update(key, lambda: data)
+
+    def update(self, key: str, content: Callable[[], bytes]) -> None:
+        """Write `content()`, which reads what is there; it is asked again if another one wrote in the meantime."""
         while True:
-            try:
-                self._replace(key, data, self.read_object(key)[1])
-            except ObjectMissing:
-                with suppress(ObjectChanged):
-                    self._create(key, data)
-                    return
-            except ObjectChanged:
-                continue
-            else:
+            with suppress(ObjectChanged):
+                try:
+                    _, token = self.read_object(key)
+                except ObjectMissing:
+                    self.create_object(key, content())
+                else:
+                    self.replace_object(key, content(), token)
                 return
 
     def _holds(self, key: str, data: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.manifest import PROMOTED, Decision
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel
 
@@ -10,7 +10,7 @@ from mnist_pipeline.stores.errors import CorruptModel
 class Row(NamedTuple):
     """A version in the table; fields are empty where nothing is known."""
 
-    model_name: str
+    version: str
     created_at: str
     """UTC, to the second."""
     data: str
@@ -21,7 +21,7 @@ class Row(NamedTuple):
     decision: str
     """The outcome of the last decision about it."""
     state: str
-    """deployed, reference, waiting, or damaged."""
+    """deployed, reference, waiting, rolled back, damaged, or none of them."""
 
 
 def overview(store: ModelStore, limit: int | None = None) -> list[Row]:
@@ -34,8 +34,13 @@ def overview(store: ModelStore, limit: int | None = None) -> list[Row]:
     if current and current.reference == current.version:
         states[current.version] = "deployed, reference"
     about: dict[str, list[Decision]] = {}
-    for decision in store.decisions():  # newest first
+    trail = store.decisions()  # newest first
+    for decision in trail:
         about.setdefault(decision.version, []).append(decision)
+    undone = {decision.replaces for decision in trail if decision.strategy == "rollback"}
+    for name, decisions in about.items():
+        if next((d.id for d in decisions if d.outcome == PROMOTED), None) in undone:
+            states.setdefault(name, "rolled back")
     return [_row(store, name, states.get(name, ""), about.get(name, [])) for name in store.versions()[:limit]]
 
 

@@ -1,6 +1,6 @@
 """The labels that a version gives to a set of images: predicted once, and kept beside the version."""
 
-import io
+import hashlib
 import logging
 
 import numpy as np
@@ -14,6 +14,8 @@ from mnist_pipeline.task.dataset import LabelledImages
 
 log = logging.getLogger(__name__)
 
+STORED = np.dtype("<i4")
+
 
 def predicted_labels(
     store: ModelStore, name: str, split: LabelledImages, digest: str
@@ -24,40 +26,39 @@ def predicted_labels(
     Raises what `store.load` and `Predictor` raise for a version that cannot be used.
     """
     manifest, weights = store.load(name)
-    kept = _read(store, manifest, digest, len(split.labels))
+    kept = _read(store, manifest, digest)
     if kept is not None:
         return manifest, kept
     # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
     predicted = Predictor(manifest, weights, device="cpu").predict(split.images).argmax(1)
-    keep_predicted_labels(store, name, digest, predicted)
+    keep_predicted_labels(store, manifest, digest, predicted)
     return manifest, predicted
 
 
-def keep_predicted_labels(store: ModelStore, name: str, digest: str, predicted: np.ndarray) -> None:
+def keep_predicted_labels(store: ModelStore, manifest: ModelManifest, digest: str, predicted: np.ndarray) -> None:
     """Keep the labels, integers (N,), that a version predicted for the images of this content digest."""
-    buffer = io.BytesIO()
-    np.save(buffer, predicted.astype(np.int32), allow_pickle=False)
-    store.put(_key(name, digest), buffer.getvalue())
+    data = predicted.astype(STORED).tobytes()
+    store.put(_key(manifest, digest), _seal(manifest, digest, data) + data)
 
 
-def _read(store: ModelStore, manifest: ModelManifest, digest: str, images: int) -> np.ndarray | None:
+def _read(store: ModelStore, manifest: ModelManifest, digest: str) -> np.ndarray | None:
     """The labels that were kept; None where there are none that can be used."""
-    key = _key(manifest.name, digest)
     try:
-        data, _ = store.read_object(key)
+        content, _ = store.read_object(_key(manifest, digest))
     except ObjectMissing:
         return None
-    try:
-        labels = np.load(io.BytesIO(data), allow_pickle=False)
-        if labels.shape != (images,) or labels.dtype != np.int32:
-            raise ValueError(f"{labels.dtype} {labels.shape}")
-        if labels.min() < 0 or labels.max() >= manifest.task.classes:
-            raise ValueError("labels of other classes")
-    except (ValueError, EOFError) as error:
-        log.warning("%s is damaged and made anew: %s", key, error)
+    size = hashlib.sha256().digest_size
+    seal, data = content[:size], content[size:]
+    if seal != _seal(manifest, digest, data):
+        log.warning("%s is damaged, or of another model or other images, and made anew", _key(manifest, digest))
         return None
-    return labels.astype(np.int64)
+    return np.frombuffer(data, STORED).astype(np.int64)
 
 
-def _key(name: str, digest: str) -> str:
-    return f"{name}/predicted-{digest[:DIGEST_LENGTH]}.npy"
+def _seal(manifest: ModelManifest, digest: str, data: bytes) -> bytes:
+    """The SHA-256 of labels together with the model and the images that they are of."""
+    return hashlib.sha256(f"{manifest.weights_sha256} {digest} ".encode() + data).digest()
+
+
+def _key(manifest: ModelManifest, digest: str) -> str:
+    return f"{manifest.name}/predicted-{digest[:DIGEST_LENGTH]}.labels"

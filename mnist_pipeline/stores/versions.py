@@ -4,7 +4,7 @@ Layout, as far as versions are concerned:
 
     <version>/weights.safetensors          written first
     <version>/manifest.json                written last: without it there is no version
-    <version>/predicted-<images>.npy       the labels it gave those images, so that they are not predicted again
+    <version>/predicted-<images>.labels    the labels it gave those images, so that they are not predicted again
 """
 
 import hashlib

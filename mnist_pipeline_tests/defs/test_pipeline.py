@@ -163,7 +163,7 @@ def test_manual_deploys_the_version_that_is_named(pipeline):
 def test_manual_without_a_name_deploys_nothing_and_shows_the_candidates(pipeline):
     result = pipeline.run(production_digit_classifier={"strategy": "manual"})
     [evaluation] = [e for e in result.get_asset_check_evaluations() if e.check_name == "candidate_accepted"]
-    candidates = [record.data["model_name"] for record in evaluation.metadata["candidates"].records]
+    candidates = [record.data["version"] for record in evaluation.metadata["candidates"].records]
     assert candidates == pipeline.store.versions()
     assert not evaluation.passed
     assert pipeline.store.production() is None

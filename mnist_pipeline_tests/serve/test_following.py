@@ -74,7 +74,7 @@ def test_what_waits_is_served_once_it_is_approved(store, two_versions, trained):
         before = service.client.get("/model").json()
         assert (before["model"], before["strategy"]) == (two_versions[0][0], "force")
         store.record(waiting)
-        store.record(waiting.model_copy(update={"id": "refused", "outcome": "refused"}))
+        store.record(waiting.model_copy(update={"id": "other", "outcome": "refused", "weights_sha256": "0" * 64}))
         store.approve(name, "looked at it", "kim")
         wait_until(lambda: served(service) == name, "the approved model")
         model = service.client.get("/model").json()

@@ -24,6 +24,7 @@ from mnist_pipeline.stores import (
 )
 from mnist_pipeline.stores.base import PRODUCTION, new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.overview import overview
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
 from mnist_pipeline_tests import versions
 from mnist_pipeline_tests.amounts import RACES
@@ -301,7 +302,7 @@ def test_prune_keeps_the_reference_and_what_waits(store, save):
     store.promote(decision(store, manifests[0]))
     for manifest in manifests[1:3]:
         store.promote(decision(store, manifest).model_copy(update={"reference_version": manifests[0].name}))
-    store.put(f"{manifests[3].name}/predicted-x.npy", b"labels")
+    store.put(f"{manifests[3].name}/predicted-x.labels", b"labels")
     store.record(decision(store, manifests[3], "waiting"))
     assert store.prune(keep=1) == []
     store.record(decision(store, manifests[4], "waiting"))
@@ -335,6 +336,32 @@ def test_what_waits_is_approved_once(store, save):
     with pytest.raises(ModelStoreError, match="does not wait"):
         store.approve(second.name, "fine", "kim")
     assert store.rollback("no", "kim").version == first.name
+    with pytest.raises(UnknownModel):
+        store.rollback("again", "kim", to="")
+    assert [row.state for row in overview(store)] == ["rolled back", "deployed, reference"]
+
+
+def test_what_cannot_wait_is_not_approved(store, save):
+    first, second = save(), save()
+    store.promote(decision(store, first))
+    waiting = decision(store, second, "waiting")
+    store.record(waiting)
+    overwrite(store, "waiting.json", waiting.model_copy(update={"outcome": "withdrawn"}).model_dump_json().encode())
+    assert store.waiting() is None
+    overwrite(store, "waiting.json", b"{")
+    with pytest.raises(CorruptModel, match=r"waiting\.json is damaged; delete it"):
+        store.approve(second.name, "fine", "kim")
+    store.record(decision(store, second, "refused"))  # the gate is not held up
+    store.promote(decision(store, second))
+    with pytest.raises(PromotionConflict):
+        store.record(waiting)  # something was deployed while it was scored
+
+
+def test_a_damaged_version_is_listed_as_damaged(store, save):
+    name = save().name
+    overwrite(store, f"{name}/{MANIFEST}", b"{")
+    [row] = overview(store)
+    assert (row.version, row.state, row.validation_accuracy) == (name, "damaged", None)
 
 
 def test_decisions_by_a_test_set_are_counted(store):
@@ -343,9 +370,13 @@ def test_decisions_by_a_test_set_are_counted(store):
         store.count_decision("a" * 64)
     assert store.earlier_decisions("b" * 64) == 0
     [key] = store.list_objects("test_sets/")
-    overwrite(store, key, b"{}")
-    with pytest.raises(CorruptModel, match="delete it to count anew"):
-        store.earlier_decisions("a" * 64)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: store.count_decision("a" * 64), range(16)))
+    assert store.earlier_decisions("a" * 64) == 19
+    for damage in (b"{}", b'{"decisions": -1}', b'{"decisions": Infinity}', b"[" * 9999):
+        overwrite(store, key, damage)
+        with pytest.raises(CorruptModel, match="delete it to count anew"):
+            store.earlier_decisions("a" * 64)
 
 
 def test_put_writes_whether_there_is_one_or_not(store):

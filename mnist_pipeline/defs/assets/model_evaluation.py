@@ -44,7 +44,7 @@ def model_evaluation(
     validation = evaluate(network, processed_mnist_data.validation, spec, config).evaluation
     test, mistakes, predicted = evaluate(network, processed_mnist_data.test, spec, config)
     test_digest = content_digest(processed_mnist_data.test)
-    keep_predicted_labels(model_store, manifest.name, test_digest, predicted)  # the gate compares image by image
+    keep_predicted_labels(model_store, manifest, test_digest, predicted)  # the gate compares image by image
     evaluation = Evaluation(
         model=digit_classifier,
         validation=validation,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -103,23 +103,24 @@ def _nothing_decided(
     """Record what is deployed: as it is, or to choose another version by hand from the table in the check."""
     from mnist_pipeline.stores.overview import overview
 
-    current = store.production()
-    if current:
-        # A rollback or an approval on the command line: told like the decisions of the graph, each once.
+    current, observing = store.production(), policy.strategy == "observe"
+    if current and observing:  # a rollback or an approval by command is told like the decisions of the graph, once
         context.log_event(dg.AssetObservation(context.asset_key, metadata=current.model_dump(mode="json")))
+    if current:
         yield _deployment(current, current, {})
-    if policy.strategy == "observe":
+    if observing:
         described = f"{current.outcome} by {current.actor}: {current.reason}" if current else "nothing is deployed"
+        shown: dict[str, Any] = _scores(current) | {"deployed": current.version} if current else {}
     else:
-        context.log.warning("strategy 'manual' without model_name deploys nothing; choose from the check's table")
-        described = "strategy 'manual' needs model_name: the name of one of the candidates"
-    rows = [row._asdict() for row in overview(store, LISTED_VERSIONS)]
+        described = "strategy 'manual' needs model_name: the name of one of the candidates in the table"
+        context.log.warning(described)
+        shown = {"candidates": table([row._asdict() for row in overview(store, LISTED_VERSIONS)])}
     yield dg.AssetCheckResult(
         check_name=GATE_CHECK,
-        passed=policy.strategy == "observe",
+        passed=observing,
         severity=dg.AssetCheckSeverity.WARN,
         description=described,
-        metadata={"candidates": table(rows), "versions": len(rows)},
+        metadata=shown,
     )
 
 
@@ -167,7 +168,8 @@ def _scores(decision: Decision) -> dict[str, float]:
         "earlier_decisions": decision.earlier_decisions,
     }
     if decision.comparisons:
-        scores |= {"loss": decision.comparisons[0].loss, "loss_high": decision.comparisons[0].loss_high}
+        first = decision.comparisons[0]
+        scores |= {"regression": first.regression, "regression_high": first.regression_high}
     return {name: score for name, score in scores.items() if score is not None}
 
 
@@ -177,12 +179,30 @@ def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> 
 
     shown: dict[str, dg.MetadataValue] = {}
     if decision.comparisons:
-        names = Comparison.model_fields
-        shown["comparisons"] = table([comparison.model_dump(include=set(names)) for comparison in decision.comparisons])
-    if decided and decided.incumbent:
+        columns = {comparison.role: _in_words(comparison) for comparison in decision.comparisons}
+        measures = next(iter(columns.values()))
+        rows = [{"measure": name} | {role: told[name] for role, told in columns.items()} for name in measures]
+        shown["comparisons"] = table(rows)
+    if decided and decided.incumbent and (decided.candidate.labels != decided.incumbent.labels).any():
         grid = disagreement_grid(splits.test, decided.candidate.labels, decided.incumbent.labels, splits.spec)
         shown["fixed_and_broken"] = picture(grid, "test images that the candidate fixes and breaks")
     return shown
+
+
+def _in_words(comparison: Comparison) -> dict[str, str]:
+    """One column of the table."""
+    return {
+        "version": comparison.version,
+        "its test accuracy": f"{comparison.test_accuracy:.4f}",
+        "images that the candidate fixes": str(comparison.fixed),
+        "images that the candidate breaks": str(comparison.broken),
+        "of images": f"{comparison.images:,}",
+        "regression (negative: a gain)": f"{comparison.regression:.4f}",
+        "its interval (one-sided 95% each)": f"{comparison.regression_low:.4f} to {comparison.regression_high:.4f}",
+        "p: worse by chance (exact McNemar)": f"{comparison.p_worse:.2g}",
+        "p: better by chance": f"{comparison.p_better:.2g}",
+        "smallest margin that the images hold": f"{comparison.margin_held:.4f}",
+    }
 
 
 @dg.asset_check(
