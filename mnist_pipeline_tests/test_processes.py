@@ -153,8 +153,19 @@ def test_a_killed_training_step_is_retried_and_continues(variables, launch):
 
     summary = python(variables, "summary")
     assert summary.returncode == 0, summary.stderr
-    assert f"deployed:         {trained['model']}" in summary.stdout
-    assert "images predicted: 200" in summary.stdout
+    assert f"deployed:          {trained['model']}" in summary.stdout
+    assert "images predicted:  200" in summary.stdout
+    assert "what to do next" not in summary.stdout
+    store = LocalModelStore(base_path=f"{variables['STORAGE_ROOT']}/models")
+    deployed = store.production()
+    assert deployed
+    for outcome, words in (
+        ("refused", "lower accuracy_threshold"),
+        ("waiting", f"approve {deployed.version} --reason"),
+    ):
+        store.record(deployed.model_copy(update={"id": f"9-{outcome}", "outcome": outcome, "replaces": deployed.id}))
+        [next_step] = [line for line in python(variables, "summary").stdout.splitlines() if "what to do next" in line]
+        assert words in next_step
 
 
 def test_after_a_run_that_was_killed_whole_the_next_one_continues(variables, launch):
