@@ -10,6 +10,8 @@ from mnist_pipeline.defs.assets.production_digit_classifier import DECISION_ID, 
 from mnist_pipeline.defs.conditions import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG
 from mnist_pipeline.ml.manifest import Decision
 
+ROOT_RUN_TAG = "dagster/root_run_id"
+WILL_RETRY_TAG = "dagster/will_retry"
 UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 
 
@@ -113,9 +115,11 @@ def _is_recorded(instance: dg.DagsterInstance, deployed: Decision) -> bool:
 
 
 def _is_under_way(instance: dg.DagsterInstance, decision: Decision) -> bool:
-    """Return whether the run that made a decision has yet to end."""
-    run = instance.get_run_by_id(decision.actor.removeprefix("run "))
-    return run is not None and not run.is_finished
+    """Return whether the run that made a decision has yet to end, or to be started again after a crash."""
+    run_id = decision.actor.removeprefix("run ")
+    again = instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_TAG: run_id}), limit=1)  # the newest
+    run = again[0] if again else instance.get_run_by_id(run_id)
+    return run is not None and (not run.is_finished or run.tags.get(WILL_RETRY_TAG) == "true")
 
 
 def _is_at_work(instance: dg.DagsterInstance) -> bool:

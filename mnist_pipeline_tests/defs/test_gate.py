@@ -17,8 +17,14 @@ FORCE = {"strategy": "force", "reason": "a test"}
 APPROVAL = {"strategy": "approval", "accuracy_threshold": 0.3}
 
 
+CANDIDATE = ("digit_classifier", "model_evaluation", GATE)
+
+
 def candidate(pipeline: Pipeline, seed: int, gate: dict[str, Any] | None = None) -> dg.ExecuteInProcessResult:
-    return pipeline.run(digit_classifier={**TINY, "seed": seed}, production_digit_classifier=gate or LOW)
+    """A training and the gate's decision about it; the first one begins with the data."""
+    has_data = pipeline.instance.get_latest_materialization_event(dg.AssetKey("processed_mnist_data"))
+    assets = CANDIDATE if has_data else ("raw_mnist_data", "processed_mnist_data", *CANDIDATE)
+    return pipeline.run(*assets, digit_classifier={**TINY, "seed": seed}, production_digit_classifier=gate or LOW)
 
 
 @pytest.fixture
@@ -69,6 +75,7 @@ def test_a_version_predicts_the_test_images_once(pipeline, predicted):
     candidate(pipeline, 1)
     assert predicted == []  # model_evaluation kept the results of both
     store, deployed = pipeline.store, pipeline.store.production().version
+    candidate(pipeline, 2, {"accuracy_threshold": 1.0})
     [kept] = [key for key in store.list_objects(f"{deployed}/") if key.endswith(".labels")]
     whole, _ = store.read_object(kept)
     for damage in (b"", whole[:-4], whole[:-1] + b"\1", b"\x93NUMPY\x01\x00", None):
@@ -76,7 +83,7 @@ def test_a_version_predicts_the_test_images_once(pipeline, predicted):
         if damage is not None:
             store.create_object(kept, damage)
         decisions = len(store.decisions())
-        pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier={"accuracy_threshold": 1.0})
+        pipeline.run(GATE, production_digit_classifier={"accuracy_threshold": 1.0})
         assert predicted.pop() == deployed
         assert predicted == []
         assert len(store.decisions()) == decisions + 1
@@ -89,7 +96,7 @@ def test_a_changing_setting_changes_the_decision(pipeline):
     outcomes = []
     for change in ({"max_regression": 1.0}, {"max_regression": 0.0}, {"max_regression": 0.0, "when_too_few": "keep"}):
         first = pipeline.store.production().version
-        pipeline.run(digit_classifier=worse, production_digit_classifier=LOW | change)
+        pipeline.run(*CANDIDATE, digit_classifier=worse, production_digit_classifier=LOW | change)
         outcomes.append(pipeline.store.decisions()[0].outcome)
         if pipeline.store.production().version != first:
             pipeline.store.rollback("to try again", "me", to=first)
@@ -107,7 +114,8 @@ def test_what_the_gate_would_promote_waits_for_approval(pipeline):
     assert pipeline.store.production() == deployed
     assert check_results(result)["candidate_accepted"] is False
     assert metadata(result, GATE)["outcome"] == "waiting"
-    assert metadata(result, "batch_digit_predictions")["model"] == first
+    predicted = pipeline.run("batch_digit_predictions")
+    assert metadata(predicted, "batch_digit_predictions")["model"] == first
 
     pipeline.run(GATE, production_digit_classifier=APPROVAL)  # the same candidate again waits already
     assert pipeline.store.decisions()[0] == waiting
@@ -177,6 +185,7 @@ def test_the_reference_stays_until_it_is_beaten_or_somebody_chooses(pipeline):
     first = pipeline.store.production()
     assert first.reference == first.version
     promoted = pipeline.run(
+        *CANDIDATE,
         digit_classifier={**TINY, "seed": 1, "epochs": 1},
         production_digit_classifier={"accuracy_threshold": 0.0, "max_regression": 1.0},
     )
@@ -201,12 +210,18 @@ def test_a_damaged_reference_can_be_replaced_but_not_compared_with(pipeline, gat
     candidate(pipeline, 0)
     reference = pipeline.store.production().version
     pipeline.run(
+        *CANDIDATE,
         digit_classifier={**TINY, "seed": 1, "epochs": 1},
         production_digit_classifier={"accuracy_threshold": 0.0, "max_regression": 1.0},
     )
     assert pipeline.store.production().reference == reference
     pipeline.store.delete_version(reference)
-    result = pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate, raise_on_error=False)
+    result = pipeline.run(
+        *CANDIDATE,
+        digit_classifier={**TINY, "seed": 2},
+        production_digit_classifier=gate,
+        raise_on_error=False,
+    )
     assert result.success is works
     if not works:
         assert "the reference cannot be compared with" in str(result.failure_data_for_node(GATE))
@@ -283,7 +298,18 @@ def test_a_run_that_has_yet_to_record_its_own_deployment_is_left_alone(pipeline)
     )
     watcher = DeploymentWatcher(pipeline)
     assert "records it itself" in str(watcher.tick())
+    pipeline.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
     pipeline.instance.report_run_failed(run)  # killed between its decision and its materialization
+    assert "records it itself" in str(watcher.tick())
+    again = pipeline.instance.create_run_for_job(
+        pipeline.defs.resolve_job_def("deployment_job"),
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"dagster/root_run_id": run.run_id, "dagster/parent_run_id": run.run_id},
+        parent_run_id=run.run_id,
+        root_run_id=run.run_id,
+    )
+    assert "records it itself" in str(watcher.tick())
+    pipeline.instance.report_run_failed(again)
     assert isinstance(watcher.tick(), dg.ExecuteInProcessResult)
 
 
