@@ -62,7 +62,7 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         versions: dict[str, str | None] = {}
         for key in self._dependencies(context):
             record = instance.get_latest_data_version_record(key, is_source=not graph.get(key).is_materializable)
-            versions[key.to_user_string()] = _tags(record).get(DATA_VERSION_TAG)
+            versions[key.to_user_string()] = tags_of(record).get(DATA_VERSION_TAG)
         return {"code": graph.get(context.key).code_version, "data": versions}
 
     def _built(self, context: dg.AutomationContext) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         record = context.asset_graph_view.instance.get_latest_data_version_record(context.key, is_source=False)
         if record is None:
             return None
-        tags = _tags(record)
+        tags = tags_of(record)
         names = [key.to_user_string() for key in self._dependencies(context)]
         return {
             # For an asset without a code version Dagster records one that it made up.
@@ -82,7 +82,8 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         return sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
 
 
-def _tags(record: Any) -> dict[str, str]:
+def tags_of(record: Any) -> dict[str, str]:
+    """Return the tags of a data version record; none where there is no record."""
     return (record.event_log_entry.tags or {}) if record else {}
 
 

@@ -1,18 +1,17 @@
-"""The sensors that look at automation conditions and at folders."""
+"""The sensors that look at automation conditions, at folders, and at what is deployed."""
 
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.dagster_run import FINISHED_STATUSES  # Dagster has no public name for it
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # Dagster has no public name for it
 
 from mnist_pipeline.defs.assets.model_evaluation import model_evaluation
 from mnist_pipeline.defs.assets.production_digit_classifier import DECISION_ID, production_digit_classifier
-from mnist_pipeline.defs.conditions import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG
+from mnist_pipeline.defs.conditions import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG, tags_of
 from mnist_pipeline.ml.manifest import Decision
 
 ROOT_RUN_TAG = "dagster/root_run_id"
 WILL_RETRY_TAG = "dagster/will_retry"
-UNFINISHED = [status for status in dg.DagsterRunStatus if status not in FINISHED_STATUSES]
 
 
 def automation_sensor(running: bool, every_seconds: int) -> dg.AutomationConditionSensorDefinition:
@@ -49,7 +48,7 @@ def folder_sensor(source: dg.AssetKey, resource_key: str, running: bool, every_s
         if latest and fingerprint == context.cursor:
             return dg.SkipReason("no file changed")
         version = folder.data_version()
-        known = (latest.event_log_entry.tags or {}).get(DATA_VERSION_TAG) if latest else None
+        known = tags_of(latest).get(DATA_VERSION_TAG)
         observation = dg.AssetObservation(
             source,
             metadata={"location": dg.MetadataValue.path(folder.location or "none")},
@@ -77,32 +76,27 @@ def deployment_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
         default_status=_status(running),
         minimum_interval_seconds=every_seconds,
     )
-    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.RunRequest | dg.SkipReason:
         instance, deployed = context.instance, context.resources.model_store.production()
         if deployed is None or _is_recorded(instance, deployed):
-            return _skip(context, "nothing is deployed, or it is recorded")
+            return dg.SkipReason("nothing is deployed, or it is recorded")
         if not all(
             instance.get_latest_materialization_event(key) for key in production_digit_classifier.dependency_keys
         ):
-            return _skip(context, "what the asset reads was never materialized here")
+            return dg.SkipReason("what the asset reads was never materialized here")
         if _is_under_way(instance, deployed):
-            return _skip(context, f"the {deployed.actor}, which deployed {deployed.version}, records it itself")
+            return dg.SkipReason(f"the {deployed.actor}, which deployed {deployed.version}, records it itself")
         if _is_at_work(instance):
-            return _skip(context, "a run of the asset is at work, and records it")
+            return dg.SkipReason("a run of the asset is at work, and records it")
         undecided = _undecided_evaluation(instance)
         if undecided and context.cursor != undecided:  # automation has a tick's time to start its decision
             return dg.SensorResult(skip_reason="a candidate has yet to be decided about", cursor=undecided)
         config = {} if undecided else {"ops": {asset.to_python_identifier(): {"config": {"strategy": "observe"}}}}
         # Dagster starts no second run of a key, also where the first one failed: it is tried again each hour.
         hour = f"{datetime.now(UTC):%Y%m%dT%H}"
-        request = dg.RunRequest(run_key=f"{deployed.id} {undecided or 'observed'} {hour}", run_config=config)
-        return dg.SensorResult(run_requests=[request], cursor=context.cursor)
+        return dg.RunRequest(run_key=f"{deployed.id} {undecided or 'observed'} {hour}", run_config=config)
 
     return watch
-
-
-def _skip(context: dg.SensorEvaluationContext, reason: str) -> dg.SensorResult:
-    return dg.SensorResult(skip_reason=reason, cursor=context.cursor)
 
 
 def _is_recorded(instance: dg.DagsterInstance, deployed: Decision) -> bool:
@@ -124,7 +118,7 @@ def _is_under_way(instance: dg.DagsterInstance, decision: Decision) -> bool:
 
 def _is_at_work(instance: dg.DagsterInstance) -> bool:
     """Return whether a run that may materialize the asset has yet to end; those of jobs name no assets."""
-    selections = [run.asset_selection for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))]
+    selections = [run.asset_selection for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))]
     return any(selected is None or production_digit_classifier.key in selected for selected in selections)
 
 
@@ -132,13 +126,8 @@ def _undecided_evaluation(instance: dg.DagsterInstance) -> str | None:
     """Return the data version of the evaluation, if the asset was last built from another one."""
     evaluation = instance.get_latest_data_version_record(model_evaluation.key, is_source=False)
     built = instance.get_latest_data_version_record(production_digit_classifier.key, is_source=False)
-    version, built_from = (
-        (record.event_log_entry.tags or {}).get(tag) if record else None
-        for record, tag in (
-            (evaluation, DATA_VERSION_TAG),
-            (built, f"{INPUT_DATA_VERSION_TAG}/{model_evaluation.key.to_user_string()}"),
-        )
-    )
+    version = tags_of(evaluation).get(DATA_VERSION_TAG)
+    built_from = tags_of(built).get(f"{INPUT_DATA_VERSION_TAG}/{model_evaluation.key.to_user_string()}")
     return version if built and version != built_from else None
 
 

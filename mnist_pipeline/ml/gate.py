@@ -43,7 +43,7 @@ class Contender(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Conclusions from the images on which two models disagree. Losses and margins are shares of all images, 0..1."""
+    """Conclusions from the images on which two models disagree. Regressions and margins are shares of all, 0..1."""
 
     p_better: float
     """The exact McNemar p-value, one-sided: the probability of so many fixed images if the models were equal."""
@@ -67,6 +67,11 @@ class Verdict(NamedTuple):
     """True where the images cannot hold the margin; None where it was not asked."""
     becomes_reference: bool = False
     """True where the candidate, once it is deployed, is the reference of later decisions."""
+
+    @property
+    def by_evidence(self) -> bool:
+        """True where the test images decided."""
+        return self.too_few_images is not None
 
 
 def decide(

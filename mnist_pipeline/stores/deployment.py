@@ -90,12 +90,12 @@ def decide_and_deploy(
         test_digest=digest,
         earlier_decisions=earlier,
         comparisons=verdict.comparisons,
-        max_regression=policy.max_regression if verdict.too_few_images is not None else None,
+        max_regression=policy.max_regression if verdict.by_evidence else None,
         too_few_images=verdict.too_few_images,
         reference_version=None if verdict.becomes_reference or not deployed else deployed.reference,
     )
     _carry_out(store, decision)
-    if verdict.too_few_images is not None:  # by evidence
+    if verdict.by_evidence:
         store.count_decision(digest)
     return Decided(decision, candidate, incumbent)
 
@@ -117,8 +117,8 @@ def _carry_out(store: ModelStore, decision: Decision) -> None:
 
 def _with_count(verdict: Verdict, earlier: int) -> str:
     """The reason; where the test images decided, also how often they had done so before."""
-    by_evidence = verdict.too_few_images is not None
-    return f"{verdict.reason}; earlier decisions by these test images: {earlier}" if by_evidence else verdict.reason
+    counted = f"{verdict.reason}; earlier decisions by these test images: {earlier}"
+    return counted if verdict.by_evidence else verdict.reason
 
 
 def _rivals(
