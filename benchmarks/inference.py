@@ -21,7 +21,7 @@ from benchmarks.processes import measure
 from benchmarks.tables import print_table
 from mnist_pipeline.ml import drift
 from mnist_pipeline.ml.data import split
-from mnist_pipeline.ml.inference import predict_to_parquet, read_batches
+from mnist_pipeline.ml.inference import find_inputs, predict_to_parquet, read_batches
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
 from mnist_pipeline.ml.predictor import Predictor
@@ -72,9 +72,10 @@ def by_us(paths: list[Path], manifest: ModelManifest, weights: bytes, table: Pat
     What the asset does besides, the digest of its input and the upload of its tables, is left out.
     """
     predictor = Predictor(manifest, weights, device="cpu")  # as the loop
-    batches = read_batches(paths, manifest.task, BatchPredictionSettings().batch_size)
+    batches = read_batches(find_inputs(paths), manifest.task, BatchPredictionSettings().batch_size)
     began = time.perf_counter()
-    result = predict_to_parquet(predictor, batches, table, table.with_suffix(".errors"))
+    with table.open("wb") as file, table.with_suffix(".errors").open("wb") as errors:
+        result = predict_to_parquet(predictor, batches, file, errors)
     return result.images / (time.perf_counter() - began)
 
 

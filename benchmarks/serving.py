@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.load import Result, multipart_request, run
 from benchmarks.tables import print_table
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.stores.from_environment import store_from_environment
+from mnist_pipeline.stores import store_from_environment
 from mnist_pipeline_tests.task.examples import embedded_images, png
 
 CLIENTS = (1, 8, 32, 128)
@@ -38,8 +38,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of a forward pass, in all three")
     options = parser.parse_args()
-    store = Environment.read(os.environ).local_place("model_dir", "models")
-    if store_from_environment(Environment.read({"MODEL_DIR": store})).production() is None:
+    environment = Environment.read(os.environ)
+    store = environment.model_address()
+    if store_from_environment(environment).production() is None:
         raise SystemExit("no model is deployed: `make run` first")
     requests = [multipart_request("/predict", png) for png in digit_files(500)]
     results: dict[tuple[str, int], list[Result]] = {}

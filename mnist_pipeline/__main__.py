@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -14,9 +15,11 @@ from dagster._core.launcher import WorkerStatus
 from dotenv import load_dotenv
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
-from mnist_pipeline.stores import ModelStore, ModelStoreError
-from mnist_pipeline.stores.from_environment import store_from_environment
-from mnist_pipeline.stores.overview import Row, overview
+from mnist_pipeline.stores import MemoryModelStore, ModelStore, ModelStoreError, store_at, store_from_environment
+from mnist_pipeline.stores.base import ORPHANS_OLDER_THAN
+from mnist_pipeline.stores.copying import copy
+from mnist_pipeline.stores.overview import Overview, Row, overview
+from mnist_pipeline.stores.trail import Damaged, Entry
 
 FOLLOWS = (
     "a running daemon (make dev) records it in Dagster, predicts with it and tells people; "
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _recover()
             return 0
         store = store_from_environment(Environment.read(os.environ))
+        _require_lasting(store)
         if options.command == "summary":
             _print_summary(store)
         else:
@@ -68,10 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     models = commands.add_parser("models", help="all model versions, newest first: data, scores, decisions, state")
     models.add_argument("--json", action="store_true", help="for machines")
+    models.add_argument("--limit", type=_positive, default=20, help="how many of the newest (default: 20)")
     show = commands.add_parser("show", help="all that was recorded about a version")
     show.add_argument("version", help="its name, as `models` lists it, or the beginning of it")
     commands.add_parser("production", help="what is deployed, and why")
-    commands.add_parser("decisions", help="the audit trail, newest first")
+    decisions = commands.add_parser("decisions", help="the audit trail, newest first")
+    decisions.add_argument("--limit", type=_positive, help="how many of the newest (default: all)")
     rollback = commands.add_parser("rollback", help="deploy an earlier version again")
     rollback.add_argument("--reason", required=True, help="for the audit trail")
     rollback.add_argument("--to", help="version to deploy, or the beginning of its name; by default the one before")
@@ -84,6 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         "prune", help="delete old versions, but what is deployed, what it replaced, the reference, and what waits"
     )
     prune.add_argument("--keep", type=_positive, required=True, help="how many of the newest versions stay")
+    prune.add_argument(
+        "--orphans-older-than",
+        type=_days,
+        default=ORPHANS_OLDER_THAN,
+        metavar="DAYS",
+        help="also delete what killed saves left more than so many days ago (default: 1)",
+    )
+    copying = commands.add_parser("copy", help="copy the whole store to another address; again: what is new")
+    copying.add_argument("address", help="folder, or s3://, gs:// or az:// with bucket and prefix")
     return parser
 
 
@@ -93,10 +108,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _days(text: str) -> timedelta:
+    try:
+        days = timedelta(days=float(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be a number of days, not {text!r}") from None
+    if days < timedelta(0):
+        raise argparse.ArgumentTypeError(f"must not be negative, but is {text!r}")
+    return days
+
+
 def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
     match options.command:
         case "models":
-            _print_models(overview(store), as_json=options.json)
+            _print_models(overview(store, options.limit), as_json=options.json)
         case "show":
             print(
                 store.manifest(store.resolve(options.version)).model_dump_json(
@@ -107,11 +132,8 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
             current = store.production()
             print(current.model_dump_json(indent=2) if current else "nothing is deployed")
         case "decisions":
-            for decision in store.decisions():
-                print(
-                    f"{decision.decided_at:%Y-%m-%d %H:%M:%S} {decision.outcome:9} {decision.strategy:8} "
-                    f"{decision.version} by {decision.actor}: {decision.reason}"
-                )
+            for entry in store.decisions(options.limit):
+                print(_line(entry))
         case "rollback":
             decision = store.rollback(options.reason, options.actor or _user(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}\n{FOLLOWS}")
@@ -119,8 +141,41 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
             decision = store.approve(options.version, options.reason, options.actor or _user())
             print(f"deployed {decision.version} in place of {decision.incumbent_version or 'nothing'}\n{FOLLOWS}")
         case "prune":
-            deleted = store.prune(options.keep)
-            print("\n".join(f"deleted {name}" for name in deleted) or "there is nothing to delete")
+            pruned = store.prune(options.keep, options.orphans_older_than)
+            lines = [f"deleted {name}" for name in pruned.versions]
+            lines += [f"deleted {name}, which was never finished" for name in pruned.orphans]
+            print("\n".join(lines) or "there is nothing to delete")
+        case "copy":
+            _copy(store, options.address)
+
+
+def _line(entry: Entry) -> str:
+    if isinstance(entry, Damaged):
+        return f"damaged: {entry.key}: {entry.problem}"
+    return (
+        f"{entry.decided_at:%Y-%m-%d %H:%M:%S} {entry.outcome:9} {entry.strategy:8} {entry.version} "
+        f"by {entry.actor}: {entry.reason}"
+    )
+
+
+def _copy(store: ModelStore, address: str) -> None:
+    try:
+        target = store_at(address, Environment.read(os.environ).s3_endpoint_url)
+    except ValueError as error:
+        raise ModelStoreError(str(error)) from None
+    _require_lasting(target)
+    done = copy(store, target, lambda name: print(f"copying {name}", flush=True))
+    print(
+        f"{len(done.versions)} versions and {done.decisions} decisions copied to {target.address}, {len(done.present)} "
+        f"versions were there; to use it: MODEL_STORE={target.address}"
+    )
+    for name, why in done.damaged.items():
+        print(f"left out: {name}: {why}")
+
+
+def _require_lasting(store: ModelStore) -> None:
+    if isinstance(store, MemoryModelStore):
+        raise ModelStoreError(f"{store.address} lives in the memory of one process, and no other can look at it")
 
 
 def _user() -> str:
@@ -130,7 +185,8 @@ def _user() -> str:
         raise ModelStoreError("this user has no name: say with --actor who decides") from None
 
 
-def _print_models(rows: list[Row], *, as_json: bool) -> None:
+def _print_models(found: Overview, *, as_json: bool) -> None:
+    rows = found.rows
     if as_json:
         print(json.dumps([row._asdict() for row in rows], indent=2))
     elif not rows:
@@ -141,6 +197,8 @@ def _print_models(rows: list[Row], *, as_json: bool) -> None:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if len(rows) < found.versions:
+            print(f"{len(rows)} of {found.versions} versions; more with --limit")
 
 
 def _recover() -> None:
@@ -184,14 +242,15 @@ def _print_summary(store: ModelStore) -> None:
                 raise NoSummary(f"{asset} was never materialized in {instance.root_directory}: run `make run` first")
             else:  # the gate may have refused while nothing was deployed
                 print(f"{title + ':':19}none")
-    last = next(iter(store.decisions()), None)
-    deployed = store.production()
-    print(f"{'deployed:':19}{deployed.version if deployed else 'nothing'}")
-    said = f"{last.outcome} ({last.strategy}, by {last.actor}): {last.reason}" if last else "nothing yet"
-    print(f"{'last decision:':19}{said}")
-    if last and last.outcome == "refused":
+    last, state = next(iter(store.decisions(1)), None), store.state()
+    print(f"{'deployed:':19}{state.deployed.version if state.deployed else 'nothing'}")
+    if last is None or isinstance(last, Damaged):
+        print(f"{'last decision:':19}{_line(last) if last else 'nothing yet'}")
+    else:
+        print(f"{'last decision:':19}{last.outcome} ({last.strategy}, by {last.actor}): {last.reason}")
+    if last and not isinstance(last, Damaged) and last.outcome == "refused":
         print(f"{'what to do next:':19}{NEXT_STEPS}")
-    elif waiting := store.waiting():
+    elif waiting := state.waiting:
         approve = f"python -m mnist_pipeline approve {waiting.version} --reason ..."
         print(f"{'what to do next:':19}{waiting.version} waits for approval: {approve}")
 

@@ -10,7 +10,13 @@ from mnist_pipeline.defs.alerts.sensor import alert_sensor
 from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifier
 from mnist_pipeline.defs.conditions import scheduled
 from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
-from mnist_pipeline.defs.jobs import JOBS, LIGHT_FORKSERVER, require_complete
+from mnist_pipeline.defs.jobs import (
+    LIGHT_FORKSERVER,
+    PRELOADED_FORKSERVER,
+    build_jobs,
+    one_process_only,
+    require_complete,
+)
 from mnist_pipeline.defs.resources.folders import (
     CheckpointsResource,
     LabelledImagesResource,
@@ -22,7 +28,7 @@ from mnist_pipeline.defs.resources.stores import as_resource
 from mnist_pipeline.defs.run_config import configure, read_pipeline_config
 from mnist_pipeline.defs.sensors import automation_sensor, deployment_sensor, folder_sensor
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.stores.from_environment import store_from_environment
+from mnist_pipeline.stores import store_from_environment
 
 WATCHED_FOLDERS = {"labelled_digits": "labelled_digits_dir", "prediction_input": "prediction_input_dir"}
 """The observed assets and the resources that know their folders."""
@@ -39,18 +45,18 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     if unwatched := {source.key.to_user_string() for source in sources} - set(WATCHED_FOLDERS):
         raise dg.DagsterInvalidDefinitionError(f"no sensor watches {unwatched}: add them to WATCHED_FOLDERS")
     automated, every = environment.automation, environment.automation_seconds
-    channels = channels_from_environment(environment)
+    channels, in_memory = channels_from_environment(environment), environment.in_memory()
     return dg.Definitions(
         assets=[*sources, *assets],
         asset_checks=checks,
-        jobs=JOBS,
+        jobs=build_jobs(one_process_only if in_memory else PRELOADED_FORKSERVER),
         sensors=[
             automation_sensor(automated, every),
             deployment_sensor(automated, every),
             *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
             *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],
-        executor=LIGHT_FORKSERVER,
+        executor=one_process_only if in_memory else LIGHT_FORKSERVER,
         resources=resources(environment)
         | {channel.resource_key: channel.resource for channel in channels if channel.resource},
     )
@@ -89,10 +95,16 @@ def resources(environment: Environment) -> dict[str, object]:
             source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
         ),
         "labelled_digits_dir": LabelledImagesResource(
-            location=environment.place("labelled_dir", "labelled"), endpoint_url=endpoint_url
+            location=environment.place("labelled_dir", "labelled"),
+            endpoint_url=endpoint_url,
+            links=environment.folder_links,
         ),
-        "prediction_input_dir": PredictionInputResource(location=environment.input_folder()),
-        "checkpoints": CheckpointsResource(directory=environment.local_place("checkpoint_dir", "checkpoints")),
+        "prediction_input_dir": PredictionInputResource(
+            location=environment.input_folder(), endpoint_url=endpoint_url, links=environment.folder_links
+        ),
+        "checkpoints": CheckpointsResource(
+            directory=environment.place("checkpoint_dir", "checkpoints"), endpoint_url=endpoint_url
+        ),
         "predictions_dir": PredictionsResource(
             location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
         ),

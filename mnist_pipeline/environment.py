@@ -6,11 +6,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, refuse_secrets
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
+
+STORES_OF_BEFORE = ("local", "s3")
+"""Values of MODEL_STORE of before a store was named by an address; they are still read."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
 """Values of earlier versions of the code that are still read."""
@@ -31,21 +36,24 @@ class Environment(BaseModel):
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     storage_root: str = Field(str(PROJECT / "storage"), description="Default place of all that follows.")
-    data_dir: str = Field("", description="Values between assets: folder or s3://.")
-    predictions_dir: str = Field("", description="Tables of predictions: folder or s3://.")
-    labelled_dir: str = Field("", description="Images that people labelled: folder or s3://.")
-    checkpoint_dir: str = Field("", description="Unfinished trainings: a local folder.")
+    data_dir: str = Field("", description="Values between assets: folder or address.")
+    predictions_dir: str = Field("", description="Tables of predictions: folder or address.")
+    labelled_dir: str = Field("", description="Images that people labelled: folder or address.")
+    checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
     mnist_source: Literal["auto", "directory", "download", "sample"] = "auto"
     mnist_dir: str = Field("", description="Folder of the IDX files; downloads go there.")
 
-    model_store: Literal["local", "s3"] = "local"
-    model_dir: str = Field("", description="The local model store.")
-    s3_model_bucket: str | None = None
+    model_store: str = Field("", description="The models: folder or address.")
+    model_dir: str = Field("", description="Of before: the folder of the models.")
+    s3_model_bucket: str | None = Field(None, description="Of before: with MODEL_STORE=s3, the bucket of the models.")
     s3_model_prefix: str = "models"
 
-    prediction_input: str | None = Field(None, description="Folder of images for the batch predictions.")
+    prediction_input: str | None = Field(None, description="Images for the batch predictions: folder or address.")
+    folder_links: Literal["inside", "anywhere", "never"] = Field(
+        "inside", description="Links in watched folders that are followed: to somewhere inside the folder, all, none."
+    )
 
     automation: bool = Field(True, description="off leaves the sensors of automation stopped.")
     automation_seconds: int = Field(15, ge=5, le=3600, description="Between two looks at conditions, folders, alerts.")
@@ -85,18 +93,43 @@ class Environment(BaseModel):
                 problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
 
-    @field_validator("model_dir", "mnist_dir", "checkpoint_dir", "prediction_input")
+    @field_validator("model_dir", "mnist_dir")
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if value and "://" in value:
             raise ValueError(f"{value!r} is not a local folder, and only a local folder will do")
         return value
 
-    @field_validator("storage_root", "data_dir", "predictions_dir", "labelled_dir")
+    @field_validator(
+        "storage_root",
+        "data_dir",
+        "predictions_dir",
+        "labelled_dir",
+        "checkpoint_dir",
+        "model_store",
+        "prediction_input",
+    )
     @classmethod
-    def _folder_or_s3(cls, value: str) -> str:
-        if "://" in value and not value.startswith("s3://"):
-            raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
+    def _folder_or_address(cls, value: str | None) -> str | None:
+        if value:
+            parse_address(value)
+        return value
+
+    @field_validator("s3_endpoint_url", "slack_api_url", "dagster_webserver_url")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        if value:
+            refuse_secrets(value)
+        return value
+
+    @field_validator("model_store")
+    @classmethod
+    def _no_bare_word(cls, value: str) -> str:
+        if value and "/" not in value and value not in (*STORES_OF_BEFORE, ".", "..", "~"):
+            raise ValueError(
+                f"{value!r} is neither a folder (./{value} is one) nor an address: "
+                f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+            )
         return value
 
     @field_validator("serve_token")
@@ -136,10 +169,23 @@ class Environment(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _bucket_for_s3(self) -> "Environment":
+    def _one_name_of_the_store(self) -> "Environment":
         if self.model_store == "s3" and not self.s3_model_bucket:
-            raise ValueError("MODEL_STORE=s3 needs S3_MODEL_BUCKET, the name of the bucket")
+            raise ValueError(
+                "MODEL_STORE=s3 needs S3_MODEL_BUCKET; or name both at once: MODEL_STORE=s3://bucket/prefix"
+            )
+        if self.model_store not in ("", *STORES_OF_BEFORE) and (self.model_dir or self.s3_model_bucket):
+            name = "MODEL_DIR" if self.model_dir else "S3_MODEL_BUCKET"
+            raise ValueError(f"MODEL_STORE names the place of the models, and {name} would be ignored: unset it")
         return self
+
+    def model_address(self) -> str:
+        """Return the folder, absolute, or the address of the models."""
+        if self.model_store == "s3":
+            return f"s3://{self.s3_model_bucket}/{self.s3_model_prefix}"
+        if self.model_store == "local" or self.model_dir:
+            return self.local_place("model_dir", "models")
+        return self.place("model_store", "models")
 
     def alert_kinds(self) -> frozenset[str]:
         """Return the kinds of alerts to send."""
@@ -150,12 +196,18 @@ class Environment(BaseModel):
         return absolute(self.pipeline_config) if self.pipeline_config else None
 
     def input_folder(self) -> str | None:
-        """Return PREDICTION_INPUT as an absolute path."""
-        return absolute(self.prediction_input) if self.prediction_input else None
+        """Return PREDICTION_INPUT as an absolute path or an address."""
+        return self.place("prediction_input", "") if self.prediction_input else None
+
+    def in_memory(self) -> bool:
+        """Return whether anything is kept in memory only, so that a run must be one process."""
+        names = ("storage_root", "data_dir", "predictions_dir", "labelled_dir", "checkpoint_dir", "model_store")
+        return any(getattr(self, name).startswith(f"{MEMORY}://") for name in names)
 
     def place(self, name: str, folder: str) -> str:
         """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""
-        value = getattr(self, name) or f"{self.storage_root.rstrip('/')}/{folder}"
+        root = self.storage_root if self.storage_root.endswith("/") else f"{self.storage_root}/"
+        value = getattr(self, name) or f"{root}{folder}"
         return value if "://" in value else absolute(value)
 
     def local_place(self, name: str, folder: str) -> str:

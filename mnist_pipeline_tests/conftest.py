@@ -1,6 +1,8 @@
 """Real images, tiny real trainings, real servers on loopback."""
 
+import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from moto.server import ThreadedMotoServer
 
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
+from mnist_pipeline.files import cloud
 from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult, train
 from mnist_pipeline.task.dataset import Dataset, no_images
 from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests import clouds
 from mnist_pipeline_tests.task import examples
 from mnist_pipeline_tests.task.examples import TINY
 
@@ -115,7 +119,44 @@ def s3_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def fresh_connections() -> None:
+    """Nothing left of the connections and credentials of another test."""
+    for connection in (cloud.connect, cloud.options, cloud._boto3_credentials):
+        connection.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def azurite_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Azure's emulator, installed by npm into pytest's cache; a skip with a reason where that cannot be."""
+    program = clouds.install_azurite(request.config.cache.mkdir("azurite"))
+    if isinstance(program, str):
+        pytest.skip(program)
+    with clouds.azurite(program, tmp_path_factory.mktemp("azurite")) as url:
+        yield url
+
+
+@pytest.fixture
+def azure_container(azurite_url: str, fresh_connections: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty container on the emulator, and the variables by which it is found."""
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", azurite_url)
+    name = f"test-{uuid.uuid4().hex}"
+    clouds.make_container(azurite_url, name)
+    return name
+
+
+@pytest.fixture
+def google_bucket(fresh_connections: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket on a server that speaks Google's protocol, and the variables by which it is found."""
+    name = f"test-{uuid.uuid4().hex}"
+    with clouds.google(name) as url:
+        account = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": ""}
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account | {"private_key_id": ""}))
+        yield name
+
+
+@pytest.fixture
+def s3_bucket(s3_url: str, fresh_connections: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket on the server, and credentials for it."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",

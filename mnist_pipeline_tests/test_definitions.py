@@ -174,12 +174,15 @@ def test_presets_are_configurations_of_every_training_job(preset):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"MODEL_STORE": "gcs"}, "MODEL_STORE: Input should be 'local' or 's3'"),
+        ({"MODEL_STORE": "gcs"}, "MODEL_STORE: 'gcs' is neither a folder"),
         ({"MODEL_STORE": "s3"}, "S3_MODEL_BUCKET"),
         ({"MNIST_SOURCE": "web"}, "MNIST_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
         ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
         ({"MODEL_DIR": "s3://bucket/models"}, "MODEL_DIR: 's3://bucket/models' is not a local folder"),
-        ({"STORAGE_ROOT": "ftp://host/x"}, "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor s3://"),
+        (
+            {"STORAGE_ROOT": "ftp://host/x"},
+            "STORAGE_ROOT: 'ftp://host/x' is neither a folder nor one of s3://, gs://",
+        ),
         ({"PREDICT_CRON": "nightly"}, "PREDICT_CRON.*'nightly' is not a cron schedule"),
         ({"AUTOMATION": "maybe"}, "AUTOMATION: Input should be 'on' or 'off'"),
         ({"AUTOMATION_SECONDS": "1"}, "AUTOMATION_SECONDS: Input should be greater than or equal to 5"),
@@ -188,7 +191,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
             {"SLACK_ALERTS": "failures,noise"},
             "SLACK_ALERTS: noise is not one of failures, promotions, approvals, refusals, drift",
         ),
-        ({"PREDICTION_INPUT": "s3://bucket/in"}, "PREDICTION_INPUT: 's3://bucket/in' is not a local folder"),
+        ({"PREDICTION_INPUT": "s3://"}, "PREDICTION_INPUT: 's3://' names no bucket"),
         ({"CRON_TIMEZONE": "Mars/Olympus"}, "CRON_TIMEZONE.*not an IANA time zone"),
         ({"CRON_TIMEZONE": "Europe"}, "CRON_TIMEZONE.*not an IANA time zone"),
     ],

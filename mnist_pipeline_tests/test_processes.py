@@ -17,6 +17,7 @@ import dagster as dg
 import pytest
 
 from mnist_pipeline.environment import Environment
+from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline_tests.amounts import KILLS
@@ -223,7 +224,7 @@ from pathlib import Path
 from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.task.spec import TASK
 
 store = LocalModelStore(base_path=sys.argv[1])
@@ -261,7 +262,8 @@ def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
         assert Predictor.from_store(store).version == deployed.version
         trail = store.decisions()
         assert trail[0] == deployed
-        assert [d.replaces for d in trail[:-1]] == [d.id for d in trail[1:]]
+        chain = [entry for entry in trail if isinstance(entry, Decision)]
+        assert [d.replaces for d in chain[:-1]] == [d.id for d in chain[1:]]
     assert len(store.decisions()) > KILLS
     assert all(store.load(name) for name in store.versions())
 
@@ -314,7 +316,11 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
 @pytest.mark.parametrize(
     ("command", "changes", "message"),
     [
-        ("models", {"MODEL_STORE": "foo"}, "error: MODEL_STORE: Input should be 'local' or 's3'"),
+        (
+            "models",
+            {"MODEL_STORE": "foo"},
+            "error: MODEL_STORE: 'foo' is neither a folder (./foo is one) nor an address",
+        ),
         ("models", {"MODEL_STORE": "s3"}, "error: MODEL_STORE=s3 needs S3_MODEL_BUCKET"),
         ("summary", {"DAGSTER_HOME": "/no/such/folder"}, "error: "),
         ("summary", {"DAGSTER_HOME": ""}, "error: set DAGSTER_HOME"),

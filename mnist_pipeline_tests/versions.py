@@ -6,7 +6,7 @@ from mnist_pipeline.ml.manifest import Decision, ModelManifest
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult
 from mnist_pipeline.stores import ModelStore
-from mnist_pipeline.stores.base import new_decision
+from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.task.spec import TASK
 
 

@@ -1,13 +1,13 @@
-"""The files between assets: images as safetensors, records as JSON, in a folder or on s3://."""
+"""The files between assets: images as safetensors, records as JSON, in a folder, in a bucket, or in memory."""
 
-import json
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 from upath import UPath
 
-from mnist_pipeline.files.storage import storage_path, write_bytes
+from mnist_pipeline.files.storage import read_bytes, storage_path, write_bytes
+from mnist_pipeline.files.tensors import header_texts
 from mnist_pipeline.ml.records import Record, Splits
 from mnist_pipeline.task.dataset import Dataset
 
@@ -30,10 +30,8 @@ class _SafetensorsIOManager(dg.UPathIOManager):
 
         from mnist_pipeline.ml.data import dataset_from_arrays, splits_from_arrays
 
-        data = path.read_bytes()
-        # safetensors gives the texts of a header only for files; the format: length (8 bytes), then JSON
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        arrays, texts = load(data), header.get("__metadata__", {})
+        data = read_bytes(path)
+        arrays, texts = load(data), header_texts(data)
         wanted = _wanted_type(context)
         if wanted is Splits:
             return splits_from_arrays(arrays, texts)
@@ -49,7 +47,7 @@ class _RecordIOManager(dg.UPathIOManager):
         write_bytes(path, obj.model_dump_json(indent=2).encode())
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Record:
-        return _wanted_type(context).model_validate_json(path.read_bytes())
+        return _wanted_type(context).model_validate_json(read_bytes(path))
 
 
 def _wanted_type(context: dg.InputContext) -> Any:
@@ -63,7 +61,7 @@ def _wanted_type(context: dg.InputContext) -> Any:
 
 
 class _StorageIOManager(dg.ConfigurableIOManagerFactory):
-    base_path: str = Field(description="Folder, or s3://bucket/prefix.")
+    base_path: str = Field(description="Folder, or address of a bucket.")
     endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
 

@@ -3,6 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,  # Dagster has no public name for what define_asset_job returns
+)
+
+EVERYTHING = "full_pipeline_job"
 
 PRELOADED_MODULES = [
     "mnist_pipeline.definitions",
@@ -21,35 +26,48 @@ LIGHT_FORKSERVER = _forked_from(["mnist_pipeline.definitions"])
 PRELOADED_FORKSERVER = _forked_from(PRELOADED_MODULES)
 """The executor of runs of many steps: the server imports most, once, instead of every step by itself."""
 
-training_job = dg.define_asset_job(
-    "training_job",
-    ["raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"],
-    description="Data, a new candidate, and its scores. Where automation is on, the gate decides about it next.",
-    executor_def=PRELOADED_FORKSERVER,
-)
-deployment_job = dg.define_asset_job(
-    "deployment_job",
-    ["production_digit_classifier"],
-    description="The gate alone: deploy the last evaluated candidate, a version by name, or with force.",
-)
-inference_job = dg.define_asset_job(
-    "inference_job",
-    ["batch_digit_predictions", "digit_predictions"],
-    description="Predictions with what is deployed.",
-)
-full_pipeline_job = dg.define_asset_job(
-    "full_pipeline_job",
-    dg.AssetSelection.all(),
-    description="Everything, from raw data to predictions.",
-    executor_def=PRELOADED_FORKSERVER,
-)
-JOBS = [training_job, deployment_job, inference_job, full_pipeline_job]
+
+@dg.executor(name="one_process_only")
+def one_process_only(_: dg.InitExecutorContext) -> dg.Executor:
+    """The executor of a deployment in memory: it refuses, since steps in processes of their own would find nothing."""
+    raise dg.DagsterInvariantViolationError(
+        "memory:// holds values within one process only, and this run would have several: use dg.materialize() or "
+        "execute_in_process() in a notebook or a test, or set STORAGE_ROOT to a folder or a bucket"
+    )
+
+
+def build_jobs(executor: dg.ExecutorDefinition = PRELOADED_FORKSERVER) -> list[UnresolvedAssetJobDefinition]:
+    """Return the jobs; those of many steps run by `executor`."""
+    return [
+        dg.define_asset_job(
+            "training_job",
+            ["raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"],
+            description="Data, a new candidate, and its scores. Where automation is on, the gate decides next.",
+            executor_def=executor,
+        ),
+        dg.define_asset_job(
+            "deployment_job",
+            ["production_digit_classifier"],
+            description="The gate alone: deploy the last evaluated candidate, a version by name, or with force.",
+        ),
+        dg.define_asset_job(
+            "inference_job",
+            ["batch_digit_predictions", "digit_predictions"],
+            description="Predictions with what is deployed.",
+        ),
+        dg.define_asset_job(
+            EVERYTHING,
+            dg.AssetSelection.all(),
+            description="Everything, from raw data to predictions.",
+            executor_def=executor,
+        ),
+    ]
 
 
 def require_complete(assets: Sequence[dg.AssetsDefinition], checks: Sequence[dg.AssetChecksDefinition]) -> None:
     """Raise DagsterInvalidDefinitionError if an asset lacks a condition, a check, or a place in a job of its own."""
     checked = {key.asset_key for check in checks for key in check.check_keys}
-    jobs = [job for job in JOBS if job is not full_pipeline_job]
+    jobs = [job for job in build_jobs() if job.name != EVERYTHING]
     in_a_job = {key for job in jobs for key in job.selection.resolve(assets)}
     for asset in assets:
         lacking = []

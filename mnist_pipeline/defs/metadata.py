@@ -6,10 +6,23 @@ from typing import Any
 
 import dagster as dg
 
+from mnist_pipeline.files.folders import printable
+
+LISTED_FILES = 100
+"""More are counted only."""
+
 
 def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
     """Return a PNG inside the metadata itself, so that it is seen wherever the event log is."""
     return dg.MetadataValue.md(f"![{alternative_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def left_out(found: dict[str, str]) -> "dict[str, dg.RawMetadataValue]":
+    """Return how many files of a folder do not count, and which and why; nothing where all do."""
+    if not found:
+        return {}
+    rows = [{"file": printable(name), "reason": why} for name, why in list(found.items())[:LISTED_FILES]]
+    return {"files_left_out": len(found), "left_out": table(rows)}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:

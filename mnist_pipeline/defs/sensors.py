@@ -8,6 +8,8 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES  # Dagster h
 from mnist_pipeline.defs.assets.model_evaluation import model_evaluation
 from mnist_pipeline.defs.assets.production_digit_classifier import DECISION_ID, production_digit_classifier
 from mnist_pipeline.defs.conditions import DATA_VERSION_TAG, INPUT_DATA_VERSION_TAG, tags_of
+from mnist_pipeline.defs.observing import observation
+from mnist_pipeline.files import folders
 from mnist_pipeline.ml.manifest import Decision
 
 ROOT_RUN_TAG = "dagster/root_run_id"
@@ -30,7 +32,7 @@ def folder_sensor(source: dg.AssetKey, resource_key: str, running: bool, every_s
     """Return the sensor that observes a source whenever its folder changed.
 
     A look at an unchanged folder costs no run and no reading.
-    The resource tells `fingerprint()`, cheap, and `data_version()`, from the contents.
+    The resource, a `WatchedFolderResource`, lists the files, and tells the data version from their contents.
     """
 
     @dg.sensor(
@@ -44,17 +46,18 @@ def folder_sensor(source: dg.AssetKey, resource_key: str, running: bool, every_s
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         folder = getattr(context.resources, resource_key)
         latest = context.instance.get_latest_data_version_record(source, is_source=True)
-        fingerprint = folder.fingerprint()  # first: what is written from here on changes it
+        found = folder.walk()  # first: what is written from here on changes the fingerprint
+        fingerprint = folders.fingerprint(found)
         if latest and fingerprint == context.cursor:
             return dg.SkipReason("no file changed")
-        version = folder.data_version()
+        version = folder.data_version(found)
         known = tags_of(latest).get(DATA_VERSION_TAG)
-        observation = dg.AssetObservation(
+        event = dg.AssetObservation(
             source,
-            metadata={"location": dg.MetadataValue.path(folder.location or "none")},
+            metadata=observation(folder, found),
             tags={DATA_VERSION_TAG: version},
         )
-        return dg.SensorResult(asset_events=[] if version == known else [observation], cursor=fingerprint)
+        return dg.SensorResult(asset_events=[] if version == known else [event], cursor=fingerprint)
 
     return watch
 

@@ -6,20 +6,23 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from upath import UPath
 
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.files.storage import read_bytes
 
 UNSIGNED_BYTES = 0x08
 """Type code of unsigned bytes in the header (Y. LeCun's description of the format)."""
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path | UPath) -> np.ndarray:
     """Return an IDX file of unsigned bytes, gzipped if its name ends in .gz, as a uint8 array of its own shape.
 
     Raises DataError, with what was expected, for anything else.
     """
     try:
-        blob = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_bytes(path)
+        blob = gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (OSError, EOFError, zlib.error) as error:

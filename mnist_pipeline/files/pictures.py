@@ -15,6 +15,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded."""
 
+MAX_FILE_BYTES = 100 << 20
+"""Larger files are refused before they are read: a picture of MAX_PIXELS seldom has a quarter of that."""
+
 SHRUNK_SIDE = 2048
 """Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
 
@@ -57,6 +60,12 @@ def open_picture(
 def is_image(path: Path | str) -> bool:
     """Return whether the name has the ending of an image file."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def require_size(size: int) -> None:
+    """Raise ImageError for a file of more than MAX_FILE_BYTES."""
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"the file has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
 
 
 @contextmanager

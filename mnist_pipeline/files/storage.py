@@ -1,33 +1,119 @@
-"""Files in a folder or on `s3://`, written whole or not at all."""
+"""Files at an address: a folder, a bucket, or this process's memory. They are written whole or not at all."""
 
-import shutil
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from upath import UPath
 
-from mnist_pipeline.files import atomic
+from mnist_pipeline.files import atomic, cloud
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 
-def storage_path(url: str, endpoint_url: str | None = None) -> UPath:
-    """A folder path or an `s3://bucket/prefix` as a path object; credentials are found by the S3 client itself."""
-    if url.startswith("s3://"):
-        # A server that lives for weeks must see what others wrote since.
-        return UPath(url, endpoint_url=endpoint_url, use_listings_cache=False)
-    return UPath(url)
+def storage_path(address: str, endpoint_url: str | None = None) -> UPath:
+    """Return a folder, `s3://`, `gs://`, `az://` or `memory://` address as a path object; `~` is the home folder.
+
+    `endpoint_url` is of stores that speak S3 but are not Amazon's. Raises ValueError for an address that is none.
+    """
+    scheme, _, _ = cloud.parse_address(address)
+    if not scheme:
+        return UPath(Path(address).expanduser())
+    if scheme == cloud.MEMORY:
+        return UPath(address)  # fsspec's own, which all threads of the process share
+    _register()
+    return UPath(address, **cloud.options(scheme, endpoint_url))
 
 
-def write_bytes(path: UPath, data: bytes) -> None:
-    """Replace an object or a file by `data`, all or nothing."""
-    if path.protocol in ("", "file"):
-        atomic.write_bytes(Path(path.path), data)
+@cache
+def _register() -> None:
+    from obstore.fsspec import register
+
+    register(list(cloud.BUCKETS))
+
+
+def read_bytes(path: Path | UPath) -> bytes:
+    """Return the content of a file. Raises FileNotFoundError, or OSError where it cannot be read."""
+    if isinstance(path, Path):
+        return path.read_bytes()
+    with cloud.sentences(str(path)):
+        return path.fs.cat_file(path.path)  # one request; path.read_bytes() makes two
+
+
+def write_bytes(path: Path | UPath, data: bytes) -> None:
+    """Replace a file by `data`, all or nothing."""
+    if isinstance(path, Path):
+        atomic.write_bytes(path, data)
     else:
-        path.write_bytes(data)  # S3 shows an object only when it is complete
+        with cloud.sentences(str(path)):
+            path.fs.pipe_file(path.path, data)  # a bucket shows an object only when it is complete
 
 
-def upload(file: Path, path: UPath) -> None:
-    """Move a finished local file to where it belongs, all or nothing, without holding it in memory."""
-    if path.protocol in ("", "file"):
-        with atomic.replacing(Path(path.path)) as temporary:
-            shutil.copyfile(file, temporary)
+@contextmanager
+def writing(path: Path | UPath) -> Iterator[IO[bytes]]:
+    """Open a file to write to, which becomes the content of `path` when the block ends well, all or nothing.
+
+    What is to go to a bucket is collected in a temporary file, not in memory.
+    """
+    if isinstance(path, Path):
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            yield file
+            file.flush()
+    elif path.protocol == cloud.MEMORY:
+        collected = io.BytesIO()
+        yield collected
+        write_bytes(path, collected.getvalue())
     else:
-        path.fs.put_file(str(file), path.path)
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            with cloud.sentences(str(path)):
+                path.fs.put_file(file.name, path.path)
+
+
+@contextmanager
+def reading(path: Path | UPath) -> Iterator[IO[bytes]]:
+    """Open a file to read and to seek in; that of a bucket is fetched into a temporary file, in constant memory."""
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            yield file
+    elif path.protocol == cloud.MEMORY:
+        yield io.BytesIO(read_bytes(path))
+    else:
+        import obstore
+
+        bucket, key = bucket_of(path)
+        with tempfile.NamedTemporaryFile() as fetched:
+            with cloud.sentences(str(path)):
+                for chunk in obstore.get(bucket, key).stream():
+                    fetched.write(chunk)
+            fetched.seek(0)
+            yield fetched
+
+
+def bucket_of(path: UPath) -> tuple["ObjectStore", str]:
+    """Return the bucket of a path as obstore's store, and the key in it."""
+    bucket, _, key = path.path.partition("/")
+    return cloud.connect(path.protocol, bucket, path.storage_options.get("config", {}).get("endpoint")), key
+
+
+def exists(path: Path | UPath) -> bool:
+    """Return whether there is a file or a folder of this name."""
+    if isinstance(path, Path):
+        return path.exists()
+    with cloud.sentences(str(path)):
+        return path.exists()
+
+
+def delete(path: Path | UPath) -> None:
+    """Remove a file; nothing happens if there is none."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    with cloud.sentences(str(path)), suppress(FileNotFoundError):  # fsspec's memory tells it, buckets do not
+        path.fs.rm_file(path.path)

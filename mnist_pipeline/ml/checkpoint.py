@@ -2,18 +2,22 @@
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from upath import UPath
 
-from mnist_pipeline.files import atomic
+from mnist_pipeline.files import storage
+from mnist_pipeline.files.tensors import header_texts
 from mnist_pipeline.ml.records import EpochMetrics
 
 log = logging.getLogger(__name__)
@@ -38,7 +42,7 @@ class TrainingState:
     history: list[EpochMetrics]
 
 
-def save_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> None:
+def save_checkpoint(folder: Path | UPath, fingerprint: str, state: TrainingState) -> None:
     """Replace the checkpoint in `folder`, all or nothing."""
     optimizer = state.optimizer.state_dict()
     tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
@@ -54,23 +58,23 @@ def save_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> Non
         "schedule": state.schedule.state_dict(),
     }
     data = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    atomic.write_bytes(folder / FILE_NAME, save_safetensors(data, {"state": json.dumps(rest)}))
+    storage.write_bytes(folder / FILE_NAME, save_safetensors(data, {"state": json.dumps(rest)}))
 
 
-def restore_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> bool:
+def restore_checkpoint(folder: Path | UPath, fingerprint: str, state: TrainingState) -> bool:
     """Bring `state` to where the checkpoint in `folder` left off; False if there is none for this fingerprint.
 
     An unreadable checkpoint is reported and left out: training again costs time, resuming from it would
     cost correctness.
     """
     path = folder / FILE_NAME
-    if not path.exists():
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
         return False
     try:
-        with safe_open(path, "pt") as file:
-            rest = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        rest, tensors = json.loads(header_texts(data)["state"]), load_safetensors(data)
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         log.warning("training from the start, since %s is not a readable checkpoint: %s", path, error)
         return False
     if rest["fingerprint"] != fingerprint:
@@ -92,6 +96,14 @@ def restore_checkpoint(folder: Path, fingerprint: str, state: TrainingState) -> 
     state.best_epoch = rest["best_epoch"]
     state.history = [EpochMetrics(**metrics) for metrics in rest["history"]]
     return True
+
+
+def remove_checkpoint(folder: Path | UPath) -> None:
+    """Remove the checkpoint in `folder`, and the folder."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)  # also what kills left unfinished
+    else:
+        storage.delete(folder / FILE_NAME)
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -1,22 +1,22 @@
 """Batch predictions: from files of images to a Parquet table, in constant memory."""
 
 import hashlib
+import io
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from mnist_pipeline.files import atomic, folders
+from mnist_pipeline.files import folders, storage
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.idx import read_idx
-from mnist_pipeline.files.pictures import ImageError, is_image
+from mnist_pipeline.files.pictures import ImageError, is_image, require_size
 from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.drift import DriftMonitor
 from mnist_pipeline.ml.predictor import Predictor
@@ -41,6 +41,51 @@ ERRORS_SCHEMA = pa.schema(
 )
 
 
+class InputFile(NamedTuple):
+    """A file to be read."""
+
+    path: Path | UPath
+    entry: folders.Entry | None
+    """Its size and tag; None where it is no regular file, or could not be looked at."""
+    problem: str | None = None
+    """The reason for that."""
+
+    @property
+    def name(self) -> str:
+        """The name in tables and metadata."""
+        return folders.printable(str(self.path))
+
+
+class Inputs(NamedTuple):
+    """All files to be read, and those in their folders that are left out."""
+
+    files: list[InputFile]
+    left_out: dict[str, str]
+    """The name of each, and why it does not count."""
+
+
+def find_inputs(paths: Sequence[Path | UPath], links: folders.Links = "inside") -> Inputs:
+    """Find the files that `paths` name, and in folders those that are images or arrays by their names.
+
+    Which files of a folder count, and which links are followed, is told by `files.folders.walk`. Other files in folders
+    (labels, notes) are passed over, but one that is named itself must be readable.
+    """
+    files: list[InputFile] = []
+    left_out: dict[str, str] = {}
+    for path in paths:
+        if path.is_dir():
+            found = folders.walk(path, links)
+            inside = ((path / name, entry) for name, entry in found.files.items())
+            files += [InputFile(file, entry) for file, entry in inside if is_image(file.name) or _is_array(file.name)]
+            left_out |= {f"{path}/{name}": why for name, why in found.left_out.items()}
+            continue
+        try:
+            files.append(InputFile(path, folders.entry(path)))
+        except OSError as error:
+            files.append(InputFile(path, None, str(error)))
+    return Inputs(files, left_out)
+
+
 class ImageBatch(NamedTuple):
     """Some images and where each stood."""
 
@@ -51,32 +96,34 @@ class ImageBatch(NamedTuple):
     """Position of each image in its source; 0 for an image file."""
 
 
-def read_batches(paths: Sequence[Path], spec: TaskSpec, batch_size: int) -> Iterator[ImageBatch | InputError]:
-    """Stream images out of files and folders, at most `batch_size` at a time, in the order of their names.
+def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[ImageBatch | InputError]:
+    """Stream images out of files, at most `batch_size` at a time, in the order of their names.
 
     Image files are prepared like drawings and photos; IDX, npy and npz hold ready uint8 images of the shape of `spec`.
-    What cannot be read comes as an InputError and does not stop the rest. Files in folders that are no images
-    by their name (labels, notes) are passed over, but one that is named itself must be readable.
+    What cannot be read comes as an InputError and does not stop the rest.
     """
     images: list[np.ndarray] = []
     sources: list[str] = []
-    for path in _expand(paths):
-        if not _is_array(path):
+    for file in inputs.files:
+        if file.entry is None:
+            yield InputError(source=file.name, error=file.problem or "it cannot be read")
+        elif not _is_array(file.path.name):
             try:
-                images.append(read_image(path.read_bytes()))
-                sources.append(str(path))
+                require_size(file.entry.size)
+                images.append(read_image(storage.read_bytes(file.path)))
+                sources.append(file.name)
             except (ImageError, OSError) as error:
-                yield InputError(source=str(path), error=str(error))
+                yield InputError(source=file.name, error=folders.printable(str(error)))
             if len(images) == batch_size:
                 yield ImageBatch(np.stack(images), sources, [0] * len(images))
                 images, sources = [], []
-            continue
-        try:
-            for name, array in _read_arrays(path):
-                spec.require_images(array)
-                yield from array_batches(array, name, batch_size)
-        except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            yield InputError(source=str(path), error=str(error))
+        else:
+            try:
+                for name, array in _read_arrays(file):
+                    spec.require_images(array)
+                    yield from array_batches(array, name, batch_size)
+            except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                yield InputError(source=file.name, error=folders.printable(str(error)))
     if images:
         yield ImageBatch(np.stack(images), sources, [0] * len(images))
 
@@ -105,23 +152,22 @@ MAX_LISTED_ERRORS = 100
 
 
 def predict_to_parquet(
-    predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: Path, error_table: Path
+    predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: IO[bytes], error_table: IO[bytes]
 ) -> BatchResult:
-    """Predict in constant memory into two Parquet files, which appear whole or not at all."""
+    """Predict in constant memory into two Parquet files, which are open for writing."""
     reference = predictor.manifest.training.drift_reference
     monitor = DriftMonitor(reference) if reference else None
     counts, total_confidence, error_count = np.zeros(predictor.spec.classes, np.int64), 0.0, 0
     listed: list[InputError] = []
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(pq.ParquetWriter(stack.enter_context(atomic.replacing(path)), schema))
-            for path, schema in ((error_table, ERRORS_SCHEMA), (table, PREDICTIONS_SCHEMA))
-        ]
+    with (
+        pq.ParquetWriter(error_table, ERRORS_SCHEMA) as error_writer,
+        pq.ParquetWriter(table, PREDICTIONS_SCHEMA) as writer,
+    ):
         for batch in batches:
             if isinstance(batch, InputError):
                 error_count += 1
                 listed += [batch] if len(listed) < MAX_LISTED_ERRORS else []
-                writers[0].write_table(pa.table([[batch.source], [batch.error]], schema=ERRORS_SCHEMA))
+                error_writer.write_table(pa.table([[batch.source], [batch.error]], schema=ERRORS_SCHEMA))
                 continue
             probabilities = predictor.predict(batch.images)
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
@@ -130,7 +176,7 @@ def predict_to_parquet(
             counts += class_counts(labels, predictor.spec)
             total_confidence += float(confidences.sum(dtype=np.float64))
             columns = [batch.sources, batch.indices, labels, confidences, [predictor.version] * len(labels)]
-            writers[1].write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
+            writer.write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
     images = int(counts.sum())
     return BatchResult(
         images=images,
@@ -142,48 +188,45 @@ def predict_to_parquet(
     )
 
 
-def inputs_digest(paths: Sequence[Path]) -> str:
+def inputs_digest(inputs: Inputs) -> str:
     """Return the SHA-256 (hex) of the names and contents of all that `read_batches` would read."""
     sha = hashlib.sha256()
-    for path in _expand(paths):
-        sha.update(f"{path}\0".encode())
+    for file in inputs.files:
+        sha.update(f"{file.path}\0".encode(errors="surrogateescape"))
+        if file.entry and file.entry.tag:
+            sha.update(f"{file.entry.tag}\0".encode())
+            continue
+        if file.entry is None:
+            continue  # read_batches reports it
         try:
-            folders.update(sha, path)
-        except OSError as error:  # read_batches reports it
+            folders.update(sha, file.path)
+        except OSError as error:
             sha.update(f"unreadable: {error.strerror}".encode())
     return sha.hexdigest()
 
 
-def is_empty(paths: Sequence[Path]) -> bool:
-    """Return whether `read_batches` would find nothing to read."""
-    return next(_expand(paths), None) is None
+def _is_array(name: str) -> bool:
+    return Path(name).suffix.lower() in ARRAY_SUFFIXES or name.lower().endswith(IDX_ENDINGS)
 
 
-def _expand(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            inside = (path / name for name in folders.visible_files(UPath(path)))
-            yield from (found for found in inside if is_image(found) or _is_array(found))
-        else:
-            yield path
-
-
-def _is_array(path: Path) -> bool:
-    return path.suffix.lower() in ARRAY_SUFFIXES or path.name.lower().endswith(IDX_ENDINGS)
-
-
-def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_arrays(file: InputFile) -> Iterator[tuple[str, np.ndarray]]:
     """Name and content of each array in the file; npy files are mapped, not read."""
-    if path.suffix.lower() == ".npy":
-        array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-        yield str(path), array
-    elif path.suffix.lower() == ".npz":
-        if not zipfile.is_zipfile(path):
+    suffix = file.path.suffix.lower()
+    if suffix not in ARRAY_SUFFIXES:
+        yield file.name, read_idx(file.path)
+        return
+    with storage.reading(file.path) as content:
+        if suffix == ".npy":  # both refuse pickled objects
+            if isinstance(content, io.BytesIO):
+                yield file.name, np.lib.format.read_array(content)
+            else:
+                yield file.name, np.lib.format.open_memmap(content.name, mode="r")
+            return
+        if not zipfile.is_zipfile(content):
             raise DataError("not a whole npz file")
-        with np.load(path, allow_pickle=False) as archive:
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as archive:
             for name in archive.files:
                 if not isinstance(array := archive[name], np.ndarray):
                     raise DataError(f"{name} in it is not an array")
-                yield f"{path}:{name}", array
-    else:
-        yield str(path), read_idx(path)
+                yield f"{file.name}:{name}", array

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from upath import UPath
 
-from mnist_pipeline.files.folders import visible_files
-from mnist_pipeline.files.pictures import ImageError, is_image
+from mnist_pipeline.files.folders import Links, walk
+from mnist_pipeline.files.pictures import ImageError, is_image, require_size
+from mnist_pipeline.files.storage import read_bytes
 from mnist_pipeline.task.dataset import LabelledImages, no_images
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline.task.spec import TaskSpec
@@ -20,11 +21,15 @@ class LabelledFolder(NamedTuple):
     """Relative name of each file that was left out, and why."""
 
 
-def read_labelled(root: UPath, spec: TaskSpec) -> LabelledFolder:
-    """Read `<root>/<class name>/<image>`. A file that is unreadable or elsewhere is skipped and named, not fatal."""
+def read_labelled(root: UPath, spec: TaskSpec, links: Links = "inside") -> LabelledFolder:
+    """Read `<root>/<class name>/<image>`. A file that is unreadable or elsewhere is skipped and named, not fatal.
+
+    Which files count, and which links are followed, is told by `files.folders.walk`.
+    """
     label_of = {name: label for label, name in enumerate(spec.class_names)}
-    images, labels, skipped = [], [], {}
-    for name in visible_files(root):
+    found = walk(root, links)
+    images, labels, skipped = [], [], dict(found.left_out)
+    for name, entry in found.files.items():
         folder, _, rest = name.partition("/")
         if folder not in label_of or "/" in rest or not rest:
             skipped[name] = f"not in a folder of a class: {', '.join(spec.class_names)}"
@@ -32,9 +37,10 @@ def read_labelled(root: UPath, spec: TaskSpec) -> LabelledFolder:
             skipped[name] = "not an image file"
         else:
             try:
-                images.append(read_image((root / name).read_bytes()))
+                require_size(entry.size)
+                images.append(read_image(read_bytes(root / name)))
                 labels.append(label_of[folder])
             except (ImageError, OSError) as error:
                 skipped[name] = str(error)
-    found = LabelledImages(np.stack(images), np.array(labels, np.uint8)) if images else no_images(spec)
-    return LabelledFolder(found, skipped)
+    together = LabelledImages(np.stack(images), np.array(labels, np.uint8)) if images else no_images(spec)
+    return LabelledFolder(together, skipped)

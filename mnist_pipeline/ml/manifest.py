@@ -130,7 +130,9 @@ class Comparison(BaseModel, frozen=True, extra="allow"):
 class Decision(LenientRecord):
     """One decision of the gate, or of a person. The latest one that promoted is what is deployed."""
 
-    STRICT = frozenset({"id", "outcome", "version", "weights_sha256", "incumbent_version", "replaces", "decided_at"})
+    STRICT = frozenset(
+        {"id", "outcome", "version", "weights_sha256", "incumbent_version", "replaces", "decided_at", "sequence"}
+    )
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$", description="Sorts by time; it names a file.")
     outcome: str = Field(
@@ -144,6 +146,12 @@ class Decision(LenientRecord):
     incumbent_version: str | None = Field(None, description="The version deployed before; None: nothing.")
     incumbent_test_accuracy: float | None = Field(None, description="0..1, on the same test images.")
     replaces: str | None = Field(None, description="Id of the decision that had deployed the incumbent.")
+    sequence: int | None = Field(
+        None,
+        ge=0,
+        description="The number of the deployment: of a promotion its own, counted from 1, else that of the deployment "
+        "it was decided against, 0 where there was none. None in decisions of before there were numbers.",
+    )
     actor: str = Field("unknown", description="The person or the run that decided.")
     decided_at: datetime = Field(description="UTC.")
     test_digest: str | None = Field(None, description="Content digest of the test images and labels.")
@@ -154,6 +162,11 @@ class Decision(LenientRecord):
     reference_version: str | None = Field(
         None, description="The reference of later decisions once this one deploys; None: the version itself."
     )
+
+    @property
+    def by_evidence(self) -> bool:
+        """True where the test images decided, and not a threshold or a person."""
+        return self.max_regression is not None
 
     @property
     def reference(self) -> str:

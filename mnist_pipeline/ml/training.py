@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from upath import UPath
 
-from mnist_pipeline.ml.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
+from mnist_pipeline.ml.checkpoint import TrainingState, remove_checkpoint, restore_checkpoint, save_checkpoint
 from mnist_pipeline.ml.data import data_version
 from mnist_pipeline.ml.model import (
     channels_first,
@@ -68,7 +68,7 @@ def train(
     settings: TrainingSettings,
     splits: Splits,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
-    checkpoint_dir: Path | None = None,
+    checkpoint_dir: Path | UPath | None = None,
 ) -> TrainingResult:
     """Train on `splits.train` and choose the epoch of least loss on `splits.validation`.
 
@@ -119,9 +119,9 @@ def train(
     )
 
 
-def discard_checkpoint(settings: TrainingSettings, splits: Splits, checkpoint_dir: Path) -> None:
+def discard_checkpoint(settings: TrainingSettings, splits: Splits, checkpoint_dir: Path | UPath) -> None:
     """Remove what `train` saved on the way, once its result is safe elsewhere."""
-    shutil.rmtree(checkpoint_dir / _fingerprint(settings, splits)[:16], ignore_errors=True)
+    remove_checkpoint(checkpoint_dir / _fingerprint(settings, splits)[:16])
 
 
 def _run_epoch(

@@ -11,6 +11,7 @@ from dotenv import load_dotenv
 from pydantic import ValidationError
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.files.cloud import MEMORY, parse_address
 from mnist_pipeline.serve.settings import LOOPBACK, ServeSettings
 
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = options.pop("store")
     try:
         environment = Environment.read(os.environ | (_store_variables(store) if store else {}))
+        if environment.model_address().startswith(f"{MEMORY}://"):
+            raise EnvironmentInvalid("MODEL_STORE: memory:// lives in one process, and another finds no model in it")
         settings = ServeSettings(**{name: value for name, value in options.items() if value is not None})
     except (EnvironmentInvalid, ValidationError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
@@ -40,7 +43,7 @@ def _serve(settings: ServeSettings, environment: Environment) -> None:
 
     from mnist_pipeline.files.storage import storage_path
     from mnist_pipeline.serve.app import create_app
-    from mnist_pipeline.stores.from_environment import store_from_environment
+    from mnist_pipeline.stores import store_from_environment
 
     labelled = storage_path(environment.place("labelled_dir", "labelled"), environment.s3_endpoint_url)
     app = create_app(
@@ -61,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--store",
-        help="folder, or s3://bucket/prefix (no prefix: models), of the models (default: from the environment)",
+        help="the models: folder, or s3://, gs:// or az:// with bucket and prefix (s3:// without one: models); "
+        "default: from the environment",
     )
     for name, field in ServeSettings.model_fields.items():
         help = f"{field.description} (default: {field.default})"
@@ -70,10 +74,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _store_variables(store: str) -> dict[str, str]:
-    if not store.startswith("s3://"):
-        return {"MODEL_STORE": "local", "MODEL_DIR": store}
-    bucket, _, prefix = store.removeprefix("s3://").partition("/")
-    return {"MODEL_STORE": "s3", "S3_MODEL_BUCKET": bucket, "S3_MODEL_PREFIX": prefix}
+    """The variables that name the store, in place of all that may name another one. Raises EnvironmentInvalid."""
+    address = store if "/" in store else f"./{store}"
+    try:
+        scheme, bucket, prefix = parse_address(address)
+    except ValueError as error:
+        raise EnvironmentInvalid(f"--store: {error}") from None
+    if scheme == "s3" and not prefix:
+        address = f"s3://{bucket}/models"  # as ever
+    return {"MODEL_STORE": address, "MODEL_DIR": "", "S3_MODEL_BUCKET": ""}
 
 
 def _sentence(error: Exception) -> str:

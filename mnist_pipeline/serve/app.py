@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from botocore.exceptions import BotoCoreError
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -211,7 +210,6 @@ def _answer_errors_in_one_shape(app: FastAPI, metrics: Metrics) -> None:
     async def model_failed(_: Request, error: ModelError) -> JSONResponse:
         return error_response(ServiceError(503, "model_failed", str(error)), metrics)
 
-    @app.exception_handler(BotoCoreError)
     @app.exception_handler(ModelStoreError)
     @app.exception_handler(OSError)
     async def storage_failed(_: Request, error: Exception) -> JSONResponse:

@@ -4,7 +4,6 @@ import hashlib
 import io
 import time
 from collections import OrderedDict, deque
-from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
@@ -13,9 +12,9 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from mnist_pipeline.files.folders import visible_files
+from mnist_pipeline.files.folders import walk
 from mnist_pipeline.files.pictures import ImageError, is_image
-from mnist_pipeline.files.storage import write_bytes
+from mnist_pipeline.files.storage import delete, exists, write_bytes
 from mnist_pipeline.serve.errors import ServiceError, unusable
 from mnist_pipeline.stores import CorruptModel, ModelStore, UnknownModel
 from mnist_pipeline.task.preprocessing import prepare
@@ -62,12 +61,11 @@ class Corrections:
                 self._admit()
                 data = io.BytesIO()
                 Image.fromarray(image).save(data, "PNG")
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, data.getvalue())
                 self._times.append(time.monotonic())
             for other in stored:
                 if other != path:
-                    other.unlink(missing_ok=True)
+                    delete(other)
         return Correction(id=digest, label=label, waiting=self.waiting(spec)), new
 
     def take_back(self, digest: str, spec: TaskSpec) -> None:
@@ -75,15 +73,15 @@ class Corrections:
         with self._lock:
             stored = self._stored(digest, spec)
             for path in stored:
-                path.unlink(missing_ok=True)
+                delete(path)
         if not stored:
             raise ServiceError(404, "unknown_correction", "there is no correction of this id")
 
     def waiting(self, spec: TaskSpec) -> int:
         """Count the labelled images that came after the newest model's training had begun."""
-        files = [
-            details
-            for name, details in visible_files(self._root).items()
+        times = [
+            entry.changed
+            for name, entry in walk(self._root).files.items()
             if is_image(name) and name.partition("/")[0] in spec.class_names
         ]
         for name in self._store.versions():
@@ -92,15 +90,15 @@ class Corrections:
             except (CorruptModel, UnknownModel):  # damaged, or pruned in between
                 continue
             if began is not None:
-                return sum(_changed(details) > began for details in files)
-        return len(files)
+                return sum(changed > began for changed in times)
+        return len(times)
 
     def _path(self, digest: str, class_name: str) -> UPath:
         return self._root / class_name / f"{digest}.png"
 
     def _stored(self, digest: str, spec: TaskSpec) -> list[UPath]:
         """The files of an image, of whatever class."""
-        return [path for name in spec.class_names if (path := self._path(digest, name)).exists()]
+        return [path for name in spec.class_names if exists(path := self._path(digest, name))]
 
     def _admit(self) -> None:
         now = time.monotonic()
@@ -161,8 +159,3 @@ def _keep(items: "OrderedDict[str, ReviewItem]", item: ReviewItem, size: int) ->
 def image_id(image: np.ndarray) -> str:
     """Return the SHA-256 (hex, its first half) of the pixels of an image."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:32]
-
-
-def _changed(details: dict) -> datetime:
-    when = details.get("LastModified") or details["mtime"]
-    return when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)

@@ -2,20 +2,26 @@
 
 from typing import NoReturn
 
+from mnist_pipeline.stores.addresses import store_at, store_from_environment
 from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.cloud import AzureModelStore, GoogleModelStore, MemoryModelStore, S3ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, PromotionConflict, UnknownModel
 from mnist_pipeline.stores.local import LocalModelStore
-from mnist_pipeline.stores.s3 import S3ModelStore
 
 __all__ = [
+    "AzureModelStore",
     "CorruptModel",
+    "GoogleModelStore",
     "LocalModelStore",
+    "MemoryModelStore",
     "ModelStore",
     "ModelStoreError",
     "NothingDeployed",
     "PromotionConflict",
     "S3ModelStore",
     "UnknownModel",
+    "store_at",
+    "store_from_environment",
 ]
 
 

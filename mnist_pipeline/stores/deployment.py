@@ -12,9 +12,11 @@ from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
 from mnist_pipeline.ml.model import ModelError
 from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
-from mnist_pipeline.stores.base import ModelStore, new_decision
+from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
+from mnist_pipeline.stores.state import State
 from mnist_pipeline.task.dataset import LabelledImages
 
 log = logging.getLogger(__name__)
@@ -59,20 +61,19 @@ def decide_and_deploy(
             "the evaluation was made on other test images than there are now: materialize model_evaluation again"
         )
     try:
-        deployed = store.production()
-        waiting = store.waiting() if policy.strategy == "approval" else None
+        state = store.state()
         candidate = _score(store, policy.model_name or evaluation.model.name, splits.test, digest)
-        rollback = store.rolled_back(candidate.contender.weights_sha256)
-        earlier = store.earlier_decisions(digest)
+        earlier = store.earlier_decisions(state, digest)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
+    deployed, waiting = state.deployed, state.waiting
     incumbent, reference = _rivals(store, deployed, policy, splits.test, digest)
     verdict = decide(
         candidate.contender,
         incumbent.contender if incumbent else None,
         reference.contender if reference else None,
         policy,
-        rollback.reason if rollback else None,
+        state.rolled_back.get(candidate.contender.weights_sha256),
     )
     if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
         store.record(waiting)  # a kill may have kept it out of the audit trail
@@ -94,9 +95,7 @@ def decide_and_deploy(
         too_few_images=verdict.too_few_images,
         reference_version=None if verdict.becomes_reference or not deployed else deployed.reference,
     )
-    _carry_out(store, decision)
-    if verdict.by_evidence:
-        store.count_decision(digest)
+    _carry_out(store, decision, state)
     return Decided(decision, candidate, incumbent)
 
 
@@ -105,12 +104,12 @@ def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
     return (decision.version, decision.weights_sha256, decision.test_digest) == (name, weights_sha256, digest)
 
 
-def _carry_out(store: ModelStore, decision: Decision) -> None:
-    if decision.outcome != PROMOTED:
-        store.record(decision)
-        return
+def _carry_out(store: ModelStore, decision: Decision, state: State) -> None:
     try:
-        store.promote(decision)
+        if decision.outcome == PROMOTED:
+            store.promote(decision, state)
+        else:
+            store.record(decision, state)
     except (UnknownModel, CorruptModel) as error:
         raise CannotDecide(str(error)) from error
 
@@ -149,5 +148,5 @@ def _rivals(
 
 
 def _score(store: ModelStore, name: str, test: LabelledImages, digest: str) -> Scored:
-    manifest, labels = predicted_labels(store, name, test, digest)
-    return Scored(Contender(name, manifest.weights_sha256, labels == test.labels), labels)
+    weights_sha256, labels = predicted_labels(store, name, test, digest)
+    return Scored(Contender(name, weights_sha256, labels == test.labels), labels)

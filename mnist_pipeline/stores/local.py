@@ -5,21 +5,16 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import Field
 
-from mnist_pipeline.environment import Environment
 from mnist_pipeline.files import atomic
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectMissing
 
 LOCK = ".lock"
-
-
-def from_environment(environment: Environment) -> ModelStore:
-    """Return the store in the folder MODEL_DIR."""
-    return LocalModelStore(base_path=environment.local_place("model_dir", "models"))
 
 
 class LocalModelStore(ModelStore):
@@ -27,24 +22,36 @@ class LocalModelStore(ModelStore):
 
     base_path: str = Field(description="The folder; made when first written to.")
 
-    def read_object(self, key: str) -> tuple[bytes, str]:
-        try:
-            data = self._path(key).read_bytes()
-        except FileNotFoundError:
-            raise ObjectMissing(key) from None
-        return data, hashlib.sha256(data).hexdigest()
+    @property
+    def address(self) -> str:
+        return self.base_path
 
-    def create_object(self, key: str, data: bytes) -> None:
-        path = self._path(key)
-        with atomic.temporary_sibling(path) as temporary:
-            temporary.write_bytes(data)
-            temporary.chmod(0o644)
-            atomic.sync(temporary)
+    def read_object(self, key: str) -> tuple[bytes, str]:
+        with self._must_be_a_folder():
             try:
-                os.link(temporary, path)  # unlike a rename it fails if the name is taken
-            except FileExistsError:
-                raise ObjectChanged(key) from None
-            atomic.sync(path.parent)
+                data = self._path(key).read_bytes()
+            except FileNotFoundError:
+                raise ObjectMissing(key) from None
+        return data, _token(data)
+
+    def create_object(self, key: str, data: bytes) -> str:
+        path = self._path(key)
+        with self._must_be_a_folder():
+            created = False
+            while not created:
+                # A deletion at the same moment may take the empty folder away in between: then it is made again.
+                with suppress(FileNotFoundError), atomic.temporary_sibling(path) as temporary:
+                    temporary.write_bytes(data)
+                    temporary.chmod(0o644)
+                    atomic.sync(temporary)
+                    try:
+                        os.link(temporary, path)  # unlike a rename it fails if the name is taken
+                    except FileExistsError:
+                        raise ObjectChanged(key) from None
+                    created = True
+            with suppress(FileNotFoundError):
+                atomic.sync(path.parent)
+        return _token(data)
 
     def replace_object(self, key: str, data: bytes, token: str) -> None:
         with self._lock():
@@ -56,12 +63,9 @@ class LocalModelStore(ModelStore):
                 raise ObjectChanged(key)
             atomic.write_bytes(self._path(key), data)
 
-    def list_objects(self, prefix: str = "") -> Iterator[str]:
-        root = Path(self.base_path)
-        for path in root.rglob("*"):
-            key = path.relative_to(root).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(".") and path.is_file():
-                yield key
+    def list_objects(self, prefix: str = "", after: str = "") -> Iterator[str]:
+        with self._must_be_a_folder():
+            yield from self._below(prefix, after)
 
     def delete_object(self, key: str) -> None:
         path = self._path(key)
@@ -70,8 +74,42 @@ class LocalModelStore(ModelStore):
             with suppress(OSError):  # not empty, or gone already
                 path.parent.rmdir()
 
+    def delete_unfinished(self, before: datetime) -> list[str]:
+        removed = []
+        for folder, _, names in os.walk(self.base_path):
+            for name in names:
+                path = Path(folder, name)
+                if name.startswith(atomic.TEMPORARY_PREFIX):
+                    with suppress(FileNotFoundError):
+                        if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                            path.unlink()
+                            removed.append(path.relative_to(self.base_path).as_posix())
+        return removed
+
+    def _below(self, folder: str, after: str) -> Iterator[str]:
+        """The keys below a folder, which is empty or ends with a slash, in order; a folder that went away has none."""
+        try:
+            with os.scandir(self._path(folder)) as entries:
+                names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+        except FileNotFoundError:
+            return
+        for name in names:
+            key = folder + name
+            if name.endswith("/"):
+                if key > after or after.startswith(key):
+                    yield from self._below(key, after)
+            elif not name.startswith(".") and key > after:
+                yield key
+
     def _path(self, key: str) -> Path:
         return Path(self.base_path) / key
+
+    @contextmanager
+    def _must_be_a_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except (NotADirectoryError, FileExistsError):
+            raise ModelStoreError(f"{self.base_path} is, or lies below, a file: a model store is a folder") from None
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -81,3 +119,7 @@ class LocalModelStore(ModelStore):
         with path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _token(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

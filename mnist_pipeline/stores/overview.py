@@ -1,10 +1,17 @@
 """A table of the versions in a store: when, by which data, how good, and what was decided about each."""
 
+from itertools import islice
 from typing import NamedTuple
 
-from mnist_pipeline.ml.manifest import PROMOTED, Decision
+from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.errors import CorruptModel
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.stores.state import State
+from mnist_pipeline.stores.trail import earlier_entries
+from mnist_pipeline.stores.versions import MANIFEST, newest_first
+
+DECISIONS_READ = 5
+"""More decisions about a version are not looked through for a test accuracy."""
 
 
 class Row(NamedTuple):
@@ -24,33 +31,45 @@ class Row(NamedTuple):
     """deployed, reference, waiting, rolled back, damaged, or none of them."""
 
 
-def overview(store: ModelStore, limit: int | None = None) -> list[Row]:
-    """Return a row for each version, the newest `limit` or all, newest first."""
-    current, waiting = store.production(), store.waiting()
-    states = {
-        **({waiting.version: "waiting"} if waiting else {}),
-        **({current.reference: "reference", current.version: "deployed"} if current else {}),
-    }
-    if current and current.reference == current.version:
-        states[current.version] = "deployed, reference"
-    about: dict[str, list[Decision]] = {}
-    trail = store.decisions()  # newest first
-    for decision in trail:
-        about.setdefault(decision.version, []).append(decision)
-    undone = {decision.replaces for decision in trail if decision.strategy == "rollback"}
-    for name, decisions in about.items():
-        if next((d.id for d in decisions if d.outcome == PROMOTED), None) in undone:
-            states.setdefault(name, "rolled back")
-    return [_row(store, name, states.get(name, ""), about.get(name, [])) for name in store.versions()[:limit]]
+class Overview(NamedTuple):
+    """The rows of the newest versions."""
+
+    rows: list[Row]
+    versions: int
+    """The number of all versions."""
 
 
-def _row(store: ModelStore, name: str, state: str, about: list[Decision]) -> Row:
+def overview(store: ModelStore, limit: int | None = None) -> Overview:
+    """Return a row for each version, newest first: of the newest `limit` and of those that are in use, or of all."""
+    state, found = store.state(), store.version_files()
+    versions = newest_first(name for name, files in found.items() if MANIFEST in files)
+    shown = [
+        name for position, name in enumerate(versions) if limit is None or position < limit or name in state.in_use
+    ]
+    before = list(earlier_entries(store))
+    rows = []
+    for name in shown:
+        about = list(islice(store.decisions_about(name, found[name], before), DECISIONS_READ))
+        try:
+            rows.append(_row(store, name, state, about))
+        except UnknownModel:  # pruned since it was listed
+            continue
+    return Overview(rows, len(versions))
+
+
+def _row(store: ModelStore, name: str, state: State, about: list[Decision]) -> Row:
     score = next((decision.test_accuracy for decision in about if decision.test_accuracy is not None), None)
     outcome = f"{about[0].outcome} ({about[0].strategy})" if about else ""
+    deployed, words = state.deployed, []
+    words += ["deployed"] if deployed and name == deployed.version else []
+    words += ["reference"] if deployed and name == deployed.reference else []
+    words += ["waiting"] if state.waiting and name == state.waiting.version else []
     try:
-        training = store.manifest(name).training
+        manifest = store.manifest(name)
     except CorruptModel:
-        return Row(name, "", "", None, score, outcome, f"{state}, damaged".removeprefix(", "))
+        return Row(name, "", "", None, score, outcome, ", ".join([*words, "damaged"]))
+    words += ["rolled back"] if manifest.weights_sha256 in state.rolled_back and not words else []
+    training = manifest.training
     return Row(
         name,
         f"{training.created_at:%Y-%m-%d %H:%M:%S}" if training.created_at else "",
@@ -58,5 +77,5 @@ def _row(store: ModelStore, name: str, state: str, about: list[Decision]) -> Row
         training.best("validation_accuracy"),
         score,
         outcome,
-        state,
+        ", ".join(words),
     )

@@ -1,4 +1,7 @@
-"""The labels that a version gives to a set of images: predicted once, and kept beside the version."""
+"""The labels that a version gives to a set of images: predicted once, and kept beside the version.
+
+<version>/predicted-<images>.labels    SHA-256 of the weights, a seal of what follows, the labels (little-endian int32)
+"""
 
 import hashlib
 import logging
@@ -15,50 +18,48 @@ from mnist_pipeline.task.dataset import LabelledImages
 log = logging.getLogger(__name__)
 
 STORED = np.dtype("<i4")
+SHA256_BYTES = 32
 
 
-def predicted_labels(
-    store: ModelStore, name: str, split: LabelledImages, digest: str
-) -> tuple[ModelManifest, np.ndarray]:
-    """Return a version's manifest and the label it predicts for each image of `split` with this content digest.
+def predicted_labels(store: ModelStore, name: str, split: LabelledImages, digest: str) -> tuple[str, np.ndarray]:
+    """Return the SHA-256 (hex) of a version's weights, and the label it predicts for each image of `split`.
 
-    The labels are int64 (N,). The version is verified each time, but predicts only where its labels are not kept yet.
-    Raises what `store.load` and `Predictor` raise for a version that cannot be used.
+    `digest` is the content digest of the images; the labels are int64 (N,). A version predicts them once; then they are
+    read, in one request, and the version is verified when it is deployed. Raises what `store.load` and `Predictor`
+    raise for a version that cannot be used.
     """
+    if (kept := _read(store, name, digest)) is not None:
+        return kept
     manifest, weights = store.load(name)
-    kept = _read(store, manifest, digest)
-    if kept is not None:
-        return manifest, kept
     # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
     predicted = Predictor(manifest, weights, device="cpu").predict(split.images).argmax(1)
     keep_predicted_labels(store, manifest, digest, predicted)
-    return manifest, predicted
+    return manifest.weights_sha256, predicted
 
 
 def keep_predicted_labels(store: ModelStore, manifest: ModelManifest, digest: str, predicted: np.ndarray) -> None:
     """Keep the labels, integers (N,), that a version predicted for the images of this content digest."""
-    data = predicted.astype(STORED).tobytes()
-    store.put(_key(manifest, digest), _seal(manifest, digest, data) + data)
+    weights, data = bytes.fromhex(manifest.weights_sha256), predicted.astype(STORED).tobytes()
+    store.put(_key(manifest.name, digest), weights + _seal(weights, digest, data) + data)
 
 
-def _read(store: ModelStore, manifest: ModelManifest, digest: str) -> np.ndarray | None:
+def _read(store: ModelStore, name: str, digest: str) -> tuple[str, np.ndarray] | None:
     """The labels that were kept; None where there are none that can be used."""
     try:
-        content, _ = store.read_object(_key(manifest, digest))
+        content, _ = store.read_object(_key(name, digest))
     except ObjectMissing:
         return None
-    size = hashlib.sha256().digest_size
-    seal, data = content[:size], content[size:]
-    if seal != _seal(manifest, digest, data):
-        log.warning("%s is damaged, or of another model or other images, and made anew", _key(manifest, digest))
+    weights, seal, data = content[:SHA256_BYTES], content[SHA256_BYTES : 2 * SHA256_BYTES], content[2 * SHA256_BYTES :]
+    if seal != _seal(weights, digest, data):
+        log.warning("%s is damaged, or of other images or earlier code, and made anew", _key(name, digest))
         return None
-    return np.frombuffer(data, STORED).astype(np.int64)
+    return weights.hex(), np.frombuffer(data, STORED).astype(np.int64)
 
 
-def _seal(manifest: ModelManifest, digest: str, data: bytes) -> bytes:
+def _seal(weights: bytes, digest: str, data: bytes) -> bytes:
     """The SHA-256 of labels together with the model and the images that they are of."""
-    return hashlib.sha256(f"{manifest.weights_sha256} {digest} ".encode() + data).digest()
+    return hashlib.sha256(f"{weights.hex()} {digest} ".encode() + data).digest()
 
 
-def _key(manifest: ModelManifest, digest: str) -> str:
-    return f"{manifest.name}/predicted-{digest[:DIGEST_LENGTH]}.labels"
+def _key(name: str, digest: str) -> str:
+    return f"{name}/predicted-{digest[:DIGEST_LENGTH]}.labels"

@@ -5,10 +5,12 @@ Layout, as far as versions are concerned:
     <version>/weights.safetensors          written first
     <version>/manifest.json                written last: without it there is no version
     <version>/predicted-<images>.labels    the labels it gave those images, so that they are not predicted again
+    <version>/decided/<decision>           empty; its name is that of a decision about it, see `trail`
 """
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -24,6 +26,12 @@ WEIGHTS = "weights.safetensors"
 MANIFEST = "manifest.json"
 DIGEST_LENGTH = 32
 """The beginning of a SHA-256 that names a set of images."""
+
+DECISIONS = "decisions/"
+"""The prefix of the audit trail, which stands between versions in a listing and is passed over there."""
+
+AFTER_DECISIONS = "decisions0"
+"""The first name after all that begin with DECISIONS: in ASCII 0 follows the slash."""
 
 VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
 """Names also come from people: nothing that could lead out of the store."""
@@ -74,9 +82,20 @@ class VersionStore(ObjectStore):
 
     def versions(self) -> list[str]:
         """Return the names of all complete versions, newest first."""
-        names = (key.removesuffix(f"/{MANIFEST}") for key in self.list_objects() if key.endswith(f"/{MANIFEST}"))
-        found = [match for name in names if (match := VERSION_NAME.fullmatch(name))]
-        return [match[0] for match in sorted(found, key=lambda match: (match["time"], match[0]), reverse=True)]
+        return newest_first(name for name, files in self.version_files().items() if MANIFEST in files)
+
+    def version_files(self) -> dict[str, list[str]]:
+        """Return the names of the files of each version, also of those that are not complete.
+
+        The listing costs a request for each thousand files; the audit trail is passed over, so that the cost does not
+        grow with it.
+        """
+        found: dict[str, list[str]] = {}
+        for key in self._keys_but_decisions():
+            name, _, file = key.partition("/")
+            if VERSION_NAME.fullmatch(name):
+                found.setdefault(name, []).append(file)
+        return found
 
     def manifest(self, name: str) -> ModelManifest:
         """Return the manifest of a version. Raises UnknownModel or CorruptModel."""
@@ -133,12 +152,36 @@ class VersionStore(ObjectStore):
         for key in list(self.list_objects(f"{name}/")):
             self.delete_object(key)
 
+    def _keys_but_decisions(self) -> Iterator[str]:
+        for key in self.list_objects():
+            if key.startswith(DECISIONS):
+                break
+            yield key
+        yield from self.list_objects(after=AFTER_DECISIONS)
+
     def _known_versions(self) -> str:
         versions = self.versions()
         return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
 
 
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Return the names of versions in the order of the times in them, newest first."""
+    return sorted(names, key=lambda name: (time_in(name), name), reverse=True)
+
+
+def time_in(name: str) -> str:
+    """Return the time when saving a version began, as its name has it: text that sorts by time."""
+    match = VERSION_NAME.fullmatch(name)
+    return match["time"] if match else ""
+
+
 def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
     """Return a name that tells one training from another: family, time, network, recipe, validation accuracy."""
-    time = f"{created_at:%Y%m%dT%H%M%S}.{created_at.microsecond // 1000:03d}Z"
-    return f"{settings.FAMILY}_{time}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"
+    return (
+        f"{settings.FAMILY}_{time_text(created_at)}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"
+    )
+
+
+def time_text(moment: datetime) -> str:
+    """Return a time, UTC, as names of versions have it."""
+    return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"

@@ -48,7 +48,7 @@ def test_the_folder_is_read_unless_the_run_names_inputs(pipeline, inbox, small_d
 
 def test_a_folder_that_is_not_there_is_an_error_that_is_not_retried(pipeline, inbox):
     inbox.rmdir()
-    with pytest.raises(dg.Failure, match=r"PREDICTION_INPUT that do not exist: .*in") as failed:
+    with pytest.raises(dg.Failure, match=r"PREDICTION_INPUT names no folder: .*in") as failed:
         pipeline.run(BATCH)
     assert not failed.value.allow_retries
 

@@ -2,6 +2,8 @@
 
 # mypy: disable-error-code="attr-defined,call-arg"
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +82,7 @@ def ran(pipeline: Pipeline):
     return pipeline, pipeline.run()
 
 
-def test_the_checks_of_what_was_stored(ran):
+def test_the_checks_of_what_was_stored(ran, tmp_path):
     pipeline, result = ran
     candidate = result.output_for_node("digit_classifier")
     store = pipeline.store
@@ -113,7 +115,8 @@ def test_the_checks_of_what_was_stored(ran):
     assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), store).passed
 
     batch = result.output_for_node("batch_digit_predictions")
-    folder = PredictionsResource(location="/unused")
+    moved = Path(shutil.copytree(Path(batch.path).parent, tmp_path / "moved"))  # as if mounted elsewhere by now
+    folder = PredictionsResource(location=str(moved))
 
     def found(**changes):
         return outcomes(batch_prediction_checks(batch.model_copy(update=changes), folder))
@@ -131,8 +134,8 @@ def test_the_blocking_check_stops_predictions(ran, monkeypatch):
     # The gate is satisfied (nothing to compare), and the damage comes between it and the predictions.
     promote = type(pipeline.store).promote
 
-    def promote_then_damage(self, decision):
-        promote(self, decision)
+    def promote_then_damage(self, decision, seen):
+        promote(self, decision, seen)
         self.delete_object(f"{decision.version}/{WEIGHTS}")
 
     monkeypatch.setattr(type(pipeline.store), "promote", promote_then_damage)

@@ -117,8 +117,8 @@ def test_a_gate_that_is_cut_off_after_its_decision_does_not_decide_again(
 ):
     decide, calls = getattr(type(pipeline.store), method), []
 
-    def cut_off(self, decision):
-        decide(self, decision)
+    def cut_off(self, decision, seen):
+        decide(self, decision, seen)
         calls.append(decision)
         raise ConnectionError("the answer was lost")
 
@@ -218,9 +218,17 @@ def test_a_deployed_model_that_is_damaged_stops_predictions(pipeline):
     store.replace_object(f"{version}/{WEIGHTS}", data[:-1] + bytes([data[-1] ^ 1]), token)
     with pytest.raises(dg.Failure, match="SHA-256"):
         pipeline.run("batch_digit_predictions")
+    forget_labels(store, version)
     result = pipeline.run(digit_classifier={**TINY, "seed": 5}, raise_on_error=False)
     assert not result.success
     assert "SHA-256" in result.failure_data_for_node("production_digit_classifier").error.message
+
+
+def forget_labels(store, version: str) -> None:
+    """So that it has to predict again."""
+    for key in list(store.list_objects(f"{version}/")):
+        if key.endswith(".labels"):
+            store.delete_object(key)
 
 
 @pytest.mark.parametrize(("strategy", "works"), [({}, False), (FORCE, True)], ids=["quality", "force"])
@@ -228,12 +236,23 @@ def test_a_damaged_incumbent_can_be_replaced_but_not_compared_with(pipeline, str
     pipeline.run()
     damaged = pipeline.store.production().version
     pipeline.store.delete_object(f"{damaged}/{WEIGHTS}")
+    forget_labels(pipeline.store, damaged)
     gate = strategy or {"accuracy_threshold": 0.3}
     result = pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate, raise_on_error=False)
     assert result.success is works
     assert (pipeline.store.production().version != damaged) is works
     if not works:
         assert "deploy with 'manual' or 'force'" in str(result.failure_data_for_node("production_digit_classifier"))
+
+
+def test_a_damaged_incumbent_is_compared_with_by_the_labels_that_are_kept(pipeline):
+    pipeline.run()
+    damaged = pipeline.store.production().version
+    pipeline.store.delete_object(f"{damaged}/{WEIGHTS}")
+    gate = {"accuracy_threshold": 0.3, "max_regression": 1.0}
+    assert pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate).success
+    decision = pipeline.store.production()
+    assert (decision.incumbent_version, decision.comparisons[0].version) == (damaged, damaged)
 
 
 def test_labelled_digits_join_the_training_split_only(pipeline, small_dataset, tmp_path):
@@ -303,7 +322,7 @@ def test_predictions_for_images_given_in_the_configuration(pipeline, small_datas
     ("config", "message"),
     [
         ({"image_paths": ["/no/such.png"]}, "image_paths that do not exist: /no/such.png"),
-        ({"image_paths": ["/tmp"]}, "/tmp of image_paths cannot be read as a file: Is a directory"),
+        ({"image_paths": ["/tmp"]}, "/tmp of image_paths cannot be read as a file: /tmp is not a regular file"),
         ({"images_base64": ["\u00e9"]}, r"images_base64\[0\] is not base64"),
         ({"images_base64": ["?"]}, r"images_base64\[0\] is not base64"),
         ({"images_base64": [base64.b64encode(b"text").decode()]}, r"images_base64\[0\]: not an image"),

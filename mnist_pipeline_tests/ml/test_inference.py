@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnist_pipeline.ml.inference import ImageBatch, InputError, inputs_digest, read_batches
+from mnist_pipeline.ml.inference import ImageBatch, InputError, find_inputs, inputs_digest, read_batches
 from mnist_pipeline.task.spec import TASK
 
 
@@ -29,7 +29,7 @@ def test_bad_files_are_reported_and_do_not_stop_the_rest(tmp_path):
         a=np.ones((5, *TASK.array_shape), np.uint8),
         b=np.ones((2, *TASK.array_shape), np.uint8),
     )
-    found = list(read_batches([tmp_path], TASK, batch_size=4))
+    found = list(read_batches(find_inputs([tmp_path]), TASK, batch_size=4))
     assert {item.source.rsplit("/", 1)[1] for item in found if isinstance(item, InputError)} == bad
     batches = [item for item in found if isinstance(item, ImageBatch)]
     assert [len(batch.images) for batch in batches] == [4, 1, 2]
@@ -41,7 +41,7 @@ def test_bad_files_are_reported_and_do_not_stop_the_rest(tmp_path):
 def test_the_digest_follows_names_and_contents(tmp_path, change):
     path = tmp_path / "a.npy"
     path.write_bytes(b"1")
-    before = inputs_digest([tmp_path])
-    assert inputs_digest([tmp_path]) == before
+    before = inputs_digest(find_inputs([tmp_path]))
+    assert inputs_digest(find_inputs([tmp_path])) == before
     path.write_bytes(b"2") if change == "content" else path.rename(tmp_path / "b.npy")
-    assert inputs_digest([tmp_path]) != before
+    assert inputs_digest(find_inputs([tmp_path])) != before

@@ -12,7 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import LocalModelStore, S3ModelStore
-from mnist_pipeline.stores.base import PRODUCTION, new_decision
+from mnist_pipeline.stores.decisions import new_decision
+from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD

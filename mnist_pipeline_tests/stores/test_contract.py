@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,42 +10,24 @@ import pytest
 from mnist_pipeline.ml.manifest import Decision, ModelManifest
 from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.ml.training import TrainingResult
 from mnist_pipeline.stores import (
     CorruptModel,
-    LocalModelStore,
     ModelStore,
     ModelStoreError,
     NothingDeployed,
     PromotionConflict,
-    S3ModelStore,
     UnknownModel,
 )
-from mnist_pipeline.stores.base import PRODUCTION, new_decision
+from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
 from mnist_pipeline.stores.overview import overview
+from mnist_pipeline.stores.state import PRODUCTION
+from mnist_pipeline.stores.trail import entry_name
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
-from mnist_pipeline_tests import versions
 from mnist_pipeline_tests.amounts import RACES
 from mnist_pipeline_tests.task.examples import TINY
 
 SETTINGS = TrainingSettings(**TINY)
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
-    if request.param == "local":
-        return LocalModelStore(base_path=str(tmp_path / "models"))
-    bucket, url = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_url")
-    return S3ModelStore(bucket=bucket, prefix="some/models", endpoint_url=url)
-
-
-@pytest.fixture
-def save(store: ModelStore, trained: TrainingResult) -> Callable[..., ModelManifest]:
-    def save(weights: bytes | None = None, settings: TrainingSettings = SETTINGS) -> ModelManifest:
-        return versions.save(store, trained, settings, weights)
-
-    return save
 
 
 def decision(store: ModelStore, manifest: ModelManifest, outcome: str = "promoted") -> Decision:
@@ -233,9 +214,9 @@ def test_of_many_deployers_at_once_one_wins(store, save, deployed_before):
 def test_a_decision_lost_by_a_kill_between_two_writes_comes_back(store, save):
     promoted = decision(store, save())
     store.promote(promoted)
-    store.delete_object(f"decisions/{promoted.id}.json")
+    store.delete_object(f"decisions/{entry_name(promoted)}.json")
     assert store.decisions() == [promoted]
-    store.delete_object(f"decisions/{promoted.id}.json")
+    store.delete_object(f"decisions/{entry_name(promoted)}.json")
     next_one = decision(store, save())
     store.promote(next_one)
     assert store.decisions() == [next_one, promoted]
@@ -281,7 +262,7 @@ def test_what_was_rolled_back_is_known_until_it_is_deployed_again(store, save, t
     store.promote(decision(store, bad))
     assert store.rolled_back(bad.weights_sha256) is None
     back = store.rollback("customers complain", "me")
-    assert store.rolled_back(bad.weights_sha256) == back
+    assert store.rolled_back(bad.weights_sha256) == back.reason
     assert store.rolled_back(good.weights_sha256) is None
     store.promote(decision(store, bad))
     assert store.rolled_back(bad.weights_sha256) is None
@@ -291,7 +272,7 @@ def test_prune_keeps_the_newest_what_is_deployed_and_what_it_replaced(store, sav
     manifests = [save() for _ in range(6)]
     store.promote(decision(store, manifests[0]))
     store.promote(decision(store, manifests[1]))
-    assert store.prune(keep=2) == [manifests[3].name, manifests[2].name]
+    assert store.prune(keep=2).versions == [manifests[3].name, manifests[2].name]
     assert store.versions() == [manifests[index].name for index in (5, 4, 1, 0)]
     with pytest.raises(ValueError, match="at least 1"):
         store.prune(keep=0)
@@ -304,9 +285,9 @@ def test_prune_keeps_the_reference_and_what_waits(store, save):
         store.promote(decision(store, manifest).model_copy(update={"reference_version": manifests[0].name}))
     store.put(f"{manifests[3].name}/predicted-x.labels", b"labels")
     store.record(decision(store, manifests[3], "waiting"))
-    assert store.prune(keep=1) == []
+    assert store.prune(keep=1).versions == []
     store.record(decision(store, manifests[4], "waiting"))
-    assert store.prune(keep=1) == [manifests[3].name]
+    assert store.prune(keep=1).versions == [manifests[3].name]
     assert list(store.list_objects(f"{manifests[3].name}/")) == []
 
 
@@ -338,45 +319,78 @@ def test_what_waits_is_approved_once(store, save):
     assert store.rollback("no", "kim").version == first.name
     with pytest.raises(UnknownModel):
         store.rollback("again", "kim", to="")
-    assert [row.state for row in overview(store)] == ["rolled back", "deployed, reference"]
+    assert [row.state for row in overview(store).rows] == ["rolled back", "deployed, reference"]
 
 
-def test_what_cannot_wait_is_not_approved(store, save):
-    first, second = save(), save()
+def test_what_waits_stays_until_something_is_deployed_or_it_is_refused(store, save, trained):
+    first, second, other = save(), save(), save(trained.weights + b" ")
     store.promote(decision(store, first))
     waiting = decision(store, second, "waiting")
     store.record(waiting)
-    overwrite(store, "waiting.json", waiting.model_copy(update={"outcome": "withdrawn"}).model_dump_json().encode())
+    store.record(waiting)  # as after a kill that may have kept it out of the trail
+    store.record(decision(store, other, "refused"))
+    assert store.waiting() == waiting
+    store.record(decision(store, second, "refused"))
     assert store.waiting() is None
-    overwrite(store, "waiting.json", b"{")
-    with pytest.raises(CorruptModel, match=r"waiting\.json is damaged; delete it"):
-        store.approve(second.name, "fine", "kim")
-    store.record(decision(store, second, "refused"))  # the gate is not held up
-    store.promote(decision(store, second))
+    store.record(waiting)
+    store.promote(decision(store, other))
+    assert store.waiting() is None
     with pytest.raises(PromotionConflict):
         store.record(waiting)  # something was deployed while it was scored
+    assert len(store.decisions()) == 5
+
+
+def test_what_waited_by_earlier_code_is_approved(store, save):
+    first, second = save(), save()
+    waiting = decision(store, second, "waiting").model_copy(update={"sequence": None})
+    store.create_object("waiting.json", waiting.model_dump_json().encode())
+    assert store.waiting() == waiting
+    for damage in (b"{", waiting.model_copy(update={"outcome": "withdrawn"}).model_dump_json().encode()):
+        overwrite(store, "waiting.json", damage)
+        assert store.waiting() is None
+    overwrite(store, "waiting.json", waiting.model_dump_json().encode())
+    approved = store.approve(second.name, "fine", "kim")
+    assert store.production() == approved
+    assert approved.sequence == 1
+    store.promote(decision(store, first))
+    assert store.waiting() is None
 
 
 def test_a_damaged_version_is_listed_as_damaged(store, save):
     name = save().name
     overwrite(store, f"{name}/{MANIFEST}", b"{")
-    [row] = overview(store)
+    [row] = overview(store).rows
     assert (row.version, row.state, row.validation_accuracy) == (name, "damaged", None)
 
 
-def test_decisions_by_a_test_set_are_counted(store):
-    for count in range(3):
-        assert store.earlier_decisions("a" * 64) == count
-        store.count_decision("a" * 64)
-    assert store.earlier_decisions("b" * 64) == 0
-    [key] = store.list_objects("test_sets/")
+def test_decisions_by_a_test_set_are_counted(store, save):
+    manifest = save()
+    by_evidence = {"test_digest": "a" * 64, "max_regression": 0.003}
+
+    def refused(**fields) -> Decision:
+        return decision(store, manifest, "refused").model_copy(update=fields)
+
+    assert store.earlier_decisions(store.state(), "a" * 64) == 0
+    for outcome in ("refused", "waiting"):
+        store.record(decision(store, manifest, outcome).model_copy(update=by_evidence))
+    store.record(refused(test_digest="a" * 64))  # below the threshold: the images did not decide
+    store.promote(decision(store, manifest).model_copy(update=by_evidence))
+    assert store.earlier_decisions(store.state(), "a" * 64) == 3
+    assert store.earlier_decisions(store.state(), "b" * 64) == 0
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: store.count_decision("a" * 64), range(16)))
-    assert store.earlier_decisions("a" * 64) == 19
+        list(threads.map(lambda _: store.record(refused(**by_evidence)), range(16)))
+    assert store.earlier_decisions(store.state(), "a" * 64) == 19
+    assert len(store.decisions()) == 20
+
+
+def test_counts_of_earlier_code_go_on(store):
+    key = f"test_sets/{'a' * 32}.json"
+    store.create_object(key, b'{"decisions": 7}')
+    assert store.earlier_decisions(store.state(), "a" * 64) == 7
     for damage in (b"{}", b'{"decisions": -1}', b'{"decisions": Infinity}', b"[" * 9999):
         overwrite(store, key, damage)
         with pytest.raises(CorruptModel, match="delete it to count anew"):
-            store.earlier_decisions("a" * 64)
+            store.earlier_decisions(store.state(), "a" * 64)
 
 
 def test_put_writes_whether_there_is_one_or_not(store):
@@ -395,9 +409,11 @@ def test_damaged_production_is_an_error_and_not_nothing(store, save):
 def test_primitives(store):
     with pytest.raises(ObjectMissing):
         store.read_object("a/b")
+    token = store.create_object("a/c", b"0")
     with pytest.raises(ObjectChanged):
-        store.replace_object("a/b", b"0", "no such token")
-    store.create_object("a/b", b"1")
+        store.replace_object("a/b", b"0", token)
+    store.delete_object("a/c")
+    assert store.create_object("a/b", b"1")
     with pytest.raises(ObjectChanged):
         store.create_object("a/b", b"2")
     data, token = store.read_object("a/b")

@@ -11,8 +11,8 @@ import pytest
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import CorruptModel, LocalModelStore
-from mnist_pipeline.stores.base import PRODUCTION
+from mnist_pipeline.stores import CorruptModel, LocalModelStore, store_from_environment
+from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
@@ -54,7 +54,7 @@ def test_the_audit_trail_is_read(store):
         ("quality", "promoted"),
     ]
     assert store.production() == store.decisions()[0]
-    assert store.rolled_back(store.decisions()[1].weights_sha256) == store.production()
+    assert store.rolled_back(store.decisions()[1].weights_sha256) == store.production().reason
 
 
 def test_every_version_predicts_as_it_did(store, small_dataset):
@@ -91,7 +91,7 @@ def test_it_is_served_and_corrected(store, small_dataset, tmp_path):
 
 def test_pruning_keeps_what_is_deployed(store):
     deployed, replaced = store.production().version, store.production().incumbent_version
-    assert len(store.prune(keep=1)) == 1
+    assert len(store.prune(keep=1).versions) == 1
     assert set(store.versions()) == {deployed, replaced}
 
 
@@ -182,7 +182,7 @@ def test_production_of_other_code_deploys_nothing_and_can_be_left(store, models,
         wait_until(lambda: service.client.get("/readyz").json()["problems"], "the refusal")
         assert service.client.get("/model").json()["model"] == deployed
         assert store.decisions()[0].outcome == "canary"
-        assert deployed not in store.prune(keep=1)
+        assert deployed not in store.prune(keep=1).versions
         other = store.versions()[0]
         assert store.rollback("out of it", "me", to=other).version == other
         assert store.production().version == other
@@ -255,8 +255,6 @@ def test_the_old_names_of_the_stores_are_answered():
 
 
 def test_the_environment_chooses_the_store(models):
-    from mnist_pipeline.stores.from_environment import store_from_environment
-
     assert store_from_environment(Environment.read({"MODEL_DIR": str(models)})).versions()
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -14,11 +14,11 @@ from mnist_pipeline.defs.assets.prediction_input import prediction_input
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
-from mnist_pipeline.defs.metadata import picture, table
-from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths
+from mnist_pipeline.defs.metadata import left_out, picture, table
+from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths, input_folder
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.files.storage import storage_path, upload, write_bytes
+from mnist_pipeline.files.storage import exists, read_bytes, write_bytes, writing
 from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings
 
@@ -70,31 +70,33 @@ def batch_digit_predictions(
     The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
     inputs are not predicted twice by the same model. Yields nothing while the folder is empty."""
     from mnist_pipeline.ml.data import content_digest
-    from mnist_pipeline.ml.inference import array_batches, inputs_digest, is_empty, read_batches
+    from mnist_pipeline.ml.inference import array_batches, find_inputs, inputs_digest, read_batches
 
     predictor = deployed_predictor(model_store)
     test = processed_mnist_data.test
-    folder = [prediction_input_dir.location] if prediction_input_dir.location else []
-    paths = existing_paths("input_paths", config.input_paths) or existing_paths("PREDICTION_INPUT", folder)
-    if paths and is_empty(paths):
+    paths = existing_paths("input_paths", config.input_paths, prediction_input_dir.endpoint_url)
+    paths = paths or input_folder(prediction_input_dir)
+    inputs = find_inputs(paths, prediction_input_dir.links)
+    if paths and not inputs.files:
         context.log.info("there is nothing to predict in %s", ", ".join(map(str, paths)))
         return
-    digest = inputs_digest(paths) if paths else content_digest(test)
+    digest = inputs_digest(inputs) if paths else content_digest(test)
     table_path, errors_path, record_path = predictions_dir.table_paths(
         f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
     )
-    predicted_before = record_path.exists() and table_path.exists()
+    predicted_before = exists(record_path) and exists(table_path)
     if predicted_before:
         context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)
-        record = BatchPredictions.model_validate_json(record_path.read_bytes())
+        kept = BatchPredictions.model_validate_json(read_bytes(record_path))
+        record = kept.model_copy(update={"path": str(table_path), "errors_path": str(errors_path)})  # it may have moved
     else:
         batches = (
-            read_batches(paths, predictor.spec, config.batch_size)
+            read_batches(inputs, predictor.spec, config.batch_size)
             if paths
             else array_batches(test.images, TEST_IMAGES, config.batch_size)
         )
         record = _predict(predictor, batches, digest, table_path, errors_path)
-        if paths and inputs_digest(paths) != digest:
+        if paths and inputs_digest(find_inputs(paths, prediction_input_dir.links)) != digest:
             raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
                 "the inputs changed while they were read"
             )
@@ -103,22 +105,17 @@ def batch_digit_predictions(
     yield dg.Output(
         record,
         data_version=dg.DataVersion(version),
-        metadata={**_metadata(record, predictor), "predicted_before": predicted_before},
+        metadata={**_metadata(record, predictor), "predicted_before": predicted_before, **left_out(inputs.left_out)},
     )
 
 
 def _predict(
     predictor: "Predictor", batches: "Iterator[ImageBatch | InputError]", digest: str, table: UPath, errors: UPath
 ) -> BatchPredictions:
-    import tempfile
-
     from mnist_pipeline.ml.inference import predict_to_parquet
 
-    with tempfile.TemporaryDirectory() as scratch:
-        table_file, errors_file = Path(scratch) / "table.parquet", Path(scratch) / "errors.parquet"
+    with writing(table) as table_file, writing(errors) as errors_file:  # the table appears last
         result = predict_to_parquet(predictor, batches, table_file, errors_file)
-        upload(errors_file, errors)
-        upload(table_file, table)
     return BatchPredictions(
         model=predictor.version,
         weights_sha256=predictor.manifest.weights_sha256,
@@ -181,7 +178,8 @@ def batch_prediction_checks(
     import pyarrow.parquet as pq
 
     record = batch_digit_predictions
-    path = storage_path(record.path, predictions_dir.endpoint_url)
+    # By its name: the folder may have been moved, or be mounted elsewhere, since the record was written.
+    path, _, _ = predictions_dir.table_paths(PurePath(record.path).stem)
     with path.open("rb") as file, pq.ParquetFile(file) as table:
         rows, problems = table.metadata.num_rows, []
         for batch in table.iter_batches():

@@ -1,7 +1,6 @@
 """A trained candidate."""
 
 from collections.abc import Callable
-from pathlib import Path
 from statistics import harmonic_mean
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ def digit_classifier(
     from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 
-    splits, folder = processed_mnist_data, Path(checkpoints.directory)
+    splits, folder = processed_mnist_data, checkpoints.path()
     settings = TrainingSettings(**config.model_dump())
     try:
         result = train(settings, splits, _reporter(context, settings.epochs), folder)

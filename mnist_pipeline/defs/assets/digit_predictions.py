@@ -10,6 +10,9 @@ from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.files.folders import entry
+from mnist_pipeline.files.pictures import ImageError, require_size
+from mnist_pipeline.files.storage import read_bytes
 from mnist_pipeline.ml.records import Prediction, RealTimePredictions, Splits
 from mnist_pipeline.ml.settings import RealTimePredictionSettings
 
@@ -32,7 +35,6 @@ def digit_predictions(
     """Predictions for the images in the configuration, now, by the deployed model."""
     import numpy as np
 
-    from mnist_pipeline.files.pictures import ImageError
     from mnist_pipeline.ml.plots import predicted_images
     from mnist_pipeline.task.preprocessing import read_image
 
@@ -80,10 +82,11 @@ def _requested(config: RealTimePredictionSettings) -> Iterator[tuple[str, bytes]
     """Yield name and bytes of each image that the configuration asks for."""
     for path in existing_paths("image_paths", config.image_paths):
         try:
-            yield str(path), path.read_bytes()
-        except OSError as error:
+            require_size(entry(path).size)
+            yield str(path), read_bytes(path)
+        except (OSError, ImageError) as error:
             raise dg.Failure(
-                f"{path} of image_paths cannot be read as a file: {error.strerror}. Folders are for "
+                f"{path} of image_paths cannot be read as a file: {error}. Folders are for "
                 "input_paths of batch_digit_predictions",
                 allow_retries=False,
             ) from error

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from mnist_pipeline.defs.observing import observed
 from mnist_pipeline.defs.resources.folders import LabelledImagesResource
 
 
@@ -10,7 +11,4 @@ from mnist_pipeline.defs.resources.folders import LabelledImagesResource
     description="Images labelled by people after the fact: one sub-folder a class. Observed, never rewritten.",
 )
 def labelled_digits(labelled_digits_dir: LabelledImagesResource) -> dg.ObserveResult:
-    return dg.ObserveResult(
-        data_version=dg.DataVersion(labelled_digits_dir.data_version()),
-        metadata={"location": dg.MetadataValue.path(labelled_digits_dir.location)},
-    )
+    return observed(labelled_digits_dir)

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from mnist_pipeline.defs.observing import observed
 from mnist_pipeline.defs.resources.folders import PredictionInputResource
 
 
@@ -10,8 +11,4 @@ from mnist_pipeline.defs.resources.folders import PredictionInputResource
     description="Images to be predicted in batches: the folder PREDICTION_INPUT. Observed, never rewritten.",
 )
 def prediction_input(prediction_input_dir: PredictionInputResource) -> dg.ObserveResult:
-    location = prediction_input_dir.location or "none: the test images are predicted"
-    return dg.ObserveResult(
-        data_version=dg.DataVersion(prediction_input_dir.data_version()),
-        metadata={"location": dg.MetadataValue.path(location)},
-    )
+    return observed(prediction_input_dir)

@@ -7,8 +7,9 @@ import dagster as dg
 from mnist_pipeline.defs.assets.labelled_digits import labelled_digits
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_mnist_data
 from mnist_pipeline.defs.conditions import eager_if_data_changed
-from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.metadata import LISTED_FILES, left_out, picture, table
 from mnist_pipeline.defs.resources.folders import LabelledImagesResource
+from mnist_pipeline.files.folders import printable
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset
@@ -45,9 +46,9 @@ def processed_mnist_data(
     from mnist_pipeline.ml.plots import class_distribution, class_grid
 
     spec = raw_mnist_data.spec
-    labelled = read_labelled(labelled_digits_dir.path(), spec)
-    for name, why in labelled.skipped.items():
-        context.log.warning("labelled image %s is skipped: %s", name, why)
+    labelled = read_labelled(labelled_digits_dir.path(), spec, labelled_digits_dir.links)
+    for name, why in list(labelled.skipped.items())[:LISTED_FILES]:
+        context.log.warning("labelled image %s is skipped: %s", printable(name), why)
     try:
         splits = split(raw_mnist_data, labelled.images, config)
     except DataError as error:
@@ -68,7 +69,7 @@ def processed_mnist_data(
         "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
     }
     if labelled.skipped:
-        metadata["skipped_files"] = table([{"file": n, "reason": why} for n, why in labelled.skipped.items()])
+        metadata["skipped_files"] = left_out(labelled.skipped)["left_out"]
     if len(labelled.images.labels):
         metadata["labelled_digits"] = picture(class_grid(labelled.images, spec), "images labelled by people")
     return dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)

@@ -23,6 +23,8 @@ DEPLOYMENT_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days
 
 GATE_CHECK = "candidate_accepted"
 LISTED_VERSIONS = 20
+LATEST_DECISIONS = 100
+"""The decision of an attempt that was killed a moment ago is among the latest: so many others decide in no time."""
 
 DECISION_ID = "deployed_by_decision"
 """The name in the metadata of the decision that deployed what is deployed."""
@@ -114,7 +116,7 @@ def _nothing_decided(
     else:
         described = "strategy 'manual' needs model_name: the name of one of the candidates in the table"
         context.log.warning(described)
-        shown = {"candidates": table([row._asdict() for row in overview(store, LISTED_VERSIONS)])}
+        shown = {"candidates": table([row._asdict() for row in overview(store, LISTED_VERSIONS).rows])}
     yield dg.AssetCheckResult(
         check_name=GATE_CHECK,
         passed=observing,
@@ -128,7 +130,8 @@ def _decided_before(context: dg.AssetExecutionContext, store: ModelStoreResource
     """The decision of an earlier attempt that was killed after it had decided: nothing is decided twice."""
     if context.retry_number == 0 and RETRY_TAG not in context.run.tags:
         return None
-    return next((decision for decision in store.decisions() if decision.actor == _actor(context)), None)
+    latest = store.decisions(LATEST_DECISIONS)
+    return next((entry for entry in latest if isinstance(entry, Decision) and entry.actor == _actor(context)), None)
 
 
 def _actor(context: dg.AssetExecutionContext) -> str:

@@ -1,6 +1,6 @@
-"""Folders that a deployment reads and writes."""
+"""Folders and buckets that a deployment reads and writes."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from pathlib import Path
 
 import dagster as dg
@@ -22,61 +22,75 @@ class RawDataResource(dg.ConfigurableResource):
     mirrors: list[str] = Field(default=[], description="Base URLs to download from; torchvision's own when empty.")
 
 
-class CheckpointsResource(dg.ConfigurableResource):
-    """The folder in which an unfinished training is kept, so that a killed one continues."""
+class _Place(dg.ConfigurableResource, ABC):
+    """A folder, or an address of a bucket."""
 
-    directory: str = Field(description="A local folder; on several machines, one that they share.")
-
-
-class PredictionsResource(dg.ConfigurableResource):
-    """The folder of the tables of predictions."""
-
-    location: str = Field(description="Folder, or s3://bucket/prefix.")
     endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
-    def table_paths(self, name: str) -> tuple[UPath, UPath, UPath]:
-        """Return where the table, the table of errors and the record of the predictions `name` are."""
-        folder = storage_path(self.location, self.endpoint_url)
-        return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
+    def _path(self, location: str) -> UPath:
+        return storage_path(location, self.endpoint_url)
 
 
-class WatchedFolderResource(dg.ConfigurableResource, ABC):
-    """A folder that others write to; its asset is observed."""
+class CheckpointsResource(_Place):
+    """The place in which an unfinished training is kept, so that a killed one continues, on whatever machine."""
 
-    @abstractmethod
-    def path(self) -> UPath | None:
-        """Return the folder, or None where none is set."""
-
-    def fingerprint(self) -> str:
-        """Return a text that changes whenever a file does, found without reading the files."""
-        return folders.fingerprint(path) if (path := self.path()) else NO_FOLDER
-
-    def data_version(self) -> str:
-        """Return the digest of names and contents."""
-        return folders.digest(path) if (path := self.path()) else NO_FOLDER
-
-
-class LabelledImagesResource(WatchedFolderResource):
-    """The drop folder of images that people labelled."""
-
-    location: str = Field(description="Folder, or s3://bucket/prefix, with a sub-folder for each class.")
-    endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+    directory: str = Field(description="Folder, or address of a bucket; on several machines, one that they share.")
 
     def path(self) -> UPath:
         """Return the folder, which need not exist."""
-        return storage_path(self.location, self.endpoint_url)
+        return self._path(self.directory)
+
+
+class PredictionsResource(_Place):
+    """The place of the tables of predictions."""
+
+    location: str = Field(description="Folder, or address of a bucket.")
+
+    def table_paths(self, name: str) -> tuple[UPath, UPath, UPath]:
+        """Return where the table, the table of errors and the record of the predictions `name` are."""
+        folder = self._path(self.location)
+        return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
+
+
+class WatchedFolderResource(_Place):
+    """A folder that others write to; its asset is observed."""
+
+    location: str | None = Field(None, description="Folder, or address of a bucket.")
+    links: folders.Links = Field("inside", description="Links that are followed: inside the folder, anywhere, never.")
+
+    def path(self) -> UPath | None:
+        """Return the folder, or None where none is set."""
+        return self._path(self.location) if self.location else None
+
+    def walk(self) -> folders.Walk:
+        """Return the files that count, and what is left out and why; nothing where no folder is set."""
+        return folders.walk(path, self.links) if (path := self.path()) else folders.Walk({}, {})
+
+    def data_version(self, found: folders.Walk) -> str:
+        """Return the digest of names and contents of what `walk` found."""
+        return folders.digest(path, found) if (path := self.path()) else NO_FOLDER
+
+
+class LabelledImagesResource(WatchedFolderResource):
+    """The drop folder of images that people labelled: a sub-folder for each class. It need not exist."""
+
+    location: str = Field(description="Folder, or address of a bucket.")
+
+    def path(self) -> UPath:
+        """Return the folder."""
+        return self._path(self.location)
 
 
 class PredictionInputResource(WatchedFolderResource):
-    """The folder that batch predictions read when a run names no inputs."""
-
-    location: str | None = Field(None, description="A local folder; none: the test images.")
+    """The folder that batch predictions read when a run names no inputs; none: the test images."""
 
     def path(self) -> UPath | None:
         """Return the folder, or None where none is set.
 
-        Raises FileNotFoundError for a folder that is not there: a typo must not look like an empty folder.
+        Raises FileNotFoundError for a folder that is not there: a typo must not look like an empty folder. Of a bucket
+        that cannot be told: a prefix exists no more when it is empty.
         """
-        if self.location is not None and not Path(self.location).is_dir():
+        path = super().path()
+        if isinstance(path, Path) and not path.is_dir():
             raise FileNotFoundError(f"PREDICTION_INPUT names no folder: {self.location}")
-        return UPath(self.location) if self.location else None
+        return path

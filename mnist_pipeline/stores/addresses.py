@@ -1,0 +1,50 @@
+"""The choice of a store by its address, and of the deployment's by the environment."""
+
+from pathlib import Path
+
+from mnist_pipeline.environment import PROJECT, Environment, EnvironmentInvalid
+from mnist_pipeline.files.cloud import parse_address
+from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.cloud import (
+    AzureModelStore,
+    CloudModelStore,
+    GoogleModelStore,
+    MemoryModelStore,
+    S3ModelStore,
+)
+from mnist_pipeline.stores.local import LocalModelStore
+from mnist_pipeline.stores.state import PRODUCTION
+
+KINDS: dict[str, type[CloudModelStore]] = {
+    kind.SCHEME: kind for kind in (S3ModelStore, GoogleModelStore, AzureModelStore, MemoryModelStore)
+}
+"""The stores that are named by an address with a scheme."""
+
+
+def store_at(address: str, s3_endpoint_url: str | None = None) -> ModelStore:
+    """Return the store at a folder, or at `s3://`, `gs://`, `az://` or `memory://`, of bucket and prefix.
+
+    `s3_endpoint_url` is of stores that speak S3 but are not Amazon's. Raises ValueError for an address that is none.
+    """
+    scheme, bucket, prefix = parse_address(address)
+    if not scheme:
+        return LocalModelStore(base_path=str(Path(address).expanduser().absolute()))
+    if scheme == S3ModelStore.SCHEME:
+        return S3ModelStore(bucket=bucket, prefix=prefix, endpoint_url=s3_endpoint_url)
+    return KINDS[scheme](bucket=bucket, prefix=prefix)
+
+
+def store_from_environment(environment: Environment) -> ModelStore:
+    """Return the store that MODEL_STORE names, by default `models` in STORAGE_ROOT.
+
+    Raises EnvironmentInvalid where STORAGE_ROOT is a bucket and the models of earlier code lie in the project.
+    """
+    before = PROJECT / "storage" / "models"
+    if not environment.model_store and "://" in environment.storage_root and (before / PRODUCTION).exists():
+        raise EnvironmentInvalid(
+            f"MODEL_STORE: with STORAGE_ROOT={environment.storage_root} the models are in "
+            f"{environment.model_address()} by default; those of before are in {before}. Set MODEL_STORE={before} to "
+            f"keep them there, or copy them: MODEL_STORE={before} python -m mnist_pipeline copy "
+            f"{environment.model_address()}, and set MODEL_STORE to that"
+        )
+    return store_at(environment.model_address(), environment.s3_endpoint_url)

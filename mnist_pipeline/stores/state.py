@@ -1,0 +1,106 @@
+"""The deployment of a store and all that a next decision has to know, in one object, `production.json`."""
+
+import json
+import uuid
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mnist_pipeline.ml.manifest import WAITING, Decision
+from mnist_pipeline.stores.errors import CorruptModel
+
+PRODUCTION = "production.json"
+WRITTEN = "written"
+"""The name of a number that no other writing of the object has."""
+
+
+class State(BaseModel, frozen=True):
+    """The content of `production.json`: the fields of the decision that deployed what is deployed, and those below.
+
+    Earlier code, which knows the decision only, reads it too.
+    """
+
+    deployed: Decision | None = Field(None, description="None: nothing ever was.")
+    waiting: Decision | None = Field(None, description="The candidate that waits for approval.")
+    rolled_back: dict[str, str] = Field(
+        {}, description="The reason for each rollback, by the SHA-256 of the weights that it took out of production."
+    )
+    pruning: tuple[str, ...] = Field((), description="Versions that prune is about to delete: not to be deployed.")
+    test_sets: dict[str, int] = Field({}, description="How often a set of test images decided, by its content digest.")
+    token: str | None = Field(
+        None, exclude=True, description="Of the object it was read from; None: there is none yet."
+    )
+
+    @property
+    def sequence(self) -> int:
+        """The number of the deployment; 0 where there is none, or one of before there were numbers."""
+        return (self.deployed.sequence or 0) if self.deployed else 0
+
+    @property
+    def deployed_id(self) -> str | None:
+        """The id of the decision that deployed what is deployed."""
+        return self.deployed.id if self.deployed else None
+
+    @property
+    def in_use(self) -> set[str | None]:
+        """The versions that are deployed, were replaced by that, are the reference, or wait."""
+        used: set[str | None] = {self.waiting.version} if self.waiting else set()
+        return (
+            used | {self.deployed.version, self.deployed.incumbent_version, self.deployed.reference}
+            if (self.deployed)
+            else used
+        )
+
+    def deploying(self, decision: Decision) -> "State":
+        """Return the state once a decision has deployed: nothing waits, what is deployed is not rolled back."""
+        rolled_back = {sha: why for sha, why in self.rolled_back.items() if sha != decision.weights_sha256}
+        if decision.strategy == "rollback" and self.deployed:
+            rolled_back[self.deployed.weights_sha256] = decision.reason
+        return self.counting(decision).model_copy(
+            update={"deployed": decision, "waiting": None, "rolled_back": rolled_back}
+        )
+
+    def recording(self, decision: Decision) -> "State":
+        """Return the state after a decision that deploys nothing: it may wait, or end the waiting of its candidate."""
+        waiting = self.waiting
+        if decision.outcome == WAITING:
+            waiting = decision
+        elif waiting and waiting.weights_sha256 == decision.weights_sha256:
+            waiting = None
+        return self.counting(decision).model_copy(update={"waiting": waiting})
+
+    def counting(self, decision: Decision) -> "State":
+        """Return the state with one decision more by the test images, if they decided."""
+        if not decision.by_evidence or decision.test_digest is None:
+            return self
+        count = self.test_sets.get(decision.test_digest, 0) + 1
+        return self.model_copy(update={"test_sets": self.test_sets | {decision.test_digest: count}})
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the object."""
+        content = self.model_dump(mode="json", exclude={"deployed"})
+        decision = self.deployed.model_dump(mode="json") if self.deployed else {}
+        # No two writers write the same, so that each can tell, after an answer that was lost, whether it was the one.
+        return json.dumps(decision | content | {WRITTEN: uuid.uuid4().hex}, indent=2).encode()
+
+
+def parse_state(data: bytes, token: str | None = None) -> tuple[State, bool]:
+    """Return the state that was read with a token, and whether it is whole: earlier code wrote the decision only.
+
+    Raises CorruptModel if it is damaged.
+    """
+    try:
+        content: Any = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+        known = set(State.model_fields) - {"deployed", "token"}
+        beside = {name: content.pop(name) for name in known & content.keys()}
+        content.pop(WRITTEN, None)
+        if not content and not beside:
+            raise ValueError("it is empty")
+        state = State(deployed=content or None, token=token, **beside)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise CorruptModel(
+            f"{PRODUCTION} is damaged: {error}. Write the latest promotion of the audit trail in its place"
+        ) from error
+    return state, bool(beside)
