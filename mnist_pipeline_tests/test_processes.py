@@ -2,12 +2,10 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,7 @@ import dagster as dg
 import pytest
 
 from mnist_pipeline.environment import Environment
-from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline_tests.amounts import KILLS
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.task.examples import TINY
@@ -216,56 +211,6 @@ def test_a_setting_out_of_range_stops_the_run_before_any_work(variables, launch)
     assert "digit_classifier.learning_rate: Input should be greater than 0 (got 0.0; allowed: > 0 and <= 10)" in output
     assert "digit_classifier.seed: Input should be greater than or equal to 0 (got -1; allowed: >= 0" in output
     assert records(variables, "materializations", "raw_mnist_data") == []
-
-
-SAVE_AND_PROMOTE = """
-import sys
-from pathlib import Path
-from mnist_pipeline.ml.records import EpochMetrics
-from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline.stores.decisions import new_decision
-from mnist_pipeline.task.spec import TASK
-
-store = LocalModelStore(base_path=sys.argv[1])
-weights = Path(sys.argv[2]).read_bytes()
-settings = TrainingSettings.model_validate_json(sys.argv[3])
-metrics = EpochMetrics(epoch=1, train_loss=1, train_accuracy=0.5, validation_loss=1, validation_accuracy=0.5,
-                       learning_rate=0.1, seconds=1, images_per_second=1)
-print("ready", flush=True)
-while True:
-    manifest = store.save(weights, task=TASK, settings=settings, history=[metrics], best_epoch=1,
-                          data_version="d", code_version="1", run_id="r")
-    store.promote(new_decision(outcome="promoted", strategy="force", reason="test", version=manifest.name,
-                               weights_sha256=manifest.weights_sha256, incumbent=store.production(), actor="test"))
-"""
-
-
-@pytest.mark.long
-def test_killed_saves_and_promotions_leave_nothing_torn(tmp_path, trained):
-    weights, settings = tmp_path / "weights", json.dumps(TINY)
-    weights.write_bytes(trained.weights)
-    store = LocalModelStore(base_path=str(tmp_path / "models"))
-    chance = random.Random(0)
-    for _ in range(KILLS):
-        arguments = [sys.executable, "-c", SAVE_AND_PROMOTE, store.base_path, str(weights), settings]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as worker:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0.005, 0.12))
-            worker.kill()
-        for name in store.versions()[:5]:
-            store.load(name)
-        deployed = store.production()
-        if deployed is None:
-            continue
-        assert Predictor.from_store(store).version == deployed.version
-        trail = store.decisions()
-        assert trail[0] == deployed
-        chain = [entry for entry in trail if isinstance(entry, Decision)]
-        assert [d.replaces for d in chain[:-1]] == [d.id for d in chain[1:]]
-    assert len(store.decisions()) > KILLS
-    assert all(store.load(name) for name in store.versions())
 
 
 def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instance):

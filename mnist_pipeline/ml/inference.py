@@ -82,6 +82,8 @@ def find_inputs(paths: Sequence[Path | UPath], links: folders.Links = "inside") 
         try:
             files.append(InputFile(path, folders.entry(path)))
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not isinstance(path, Path):
+                continue  # a prefix of a bucket exists no more when nothing is left below it
             files.append(InputFile(path, None, str(error)))
     return Inputs(files, left_out)
 

@@ -1,7 +1,6 @@
 """The whole graph on real images, through Dagster."""
 
 import base64
-import json
 
 import dagster as dg
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from dagster._core.definitions.observe import observe as observe_assets  # Dagster has no public name for it
 
 from mnist_pipeline.defs.run_config import ConfigInvalid
-from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.versions import WEIGHTS
@@ -365,33 +363,6 @@ def test_batch_predictions_of_nothing_readable_fail_their_check(pipeline, tmp_pa
         "batch_digit_predictions", batch_digit_predictions={"input_paths": [str(tmp_path / "broken.png")]}
     )
     assert check_results(result) == {"batch_predictions_are_sane": False, "no_drift": False}
-
-
-def test_the_whole_graph_on_s3(s3_bucket, s3_url, raw_folder, instance, tmp_path, small_dataset):
-    environment = Environment.read(
-        {
-            "STORAGE_ROOT": f"s3://{s3_bucket}/pipeline",
-            "MODEL_STORE": "s3",
-            "S3_MODEL_BUCKET": s3_bucket,
-            "S3_ENDPOINT_URL": s3_url,
-            "MNIST_SOURCE": "directory",
-            "MNIST_DIR": str(raw_folder),
-            "CHECKPOINT_DIR": str(tmp_path / "checkpoints"),
-        }
-    )
-    pipeline = Pipeline(environment, instance)
-    drop = (pipeline.defs.resources or {})["labelled_digits_dir"].path() / "4" / "four.png"
-    drop.write_bytes(png(small_dataset.test.images[3]))
-    result = pipeline.run()
-    assert {name for name, passed in check_results(result).items() if not passed} == {"no_leakage"}
-    assert metadata(result, "processed_mnist_data")["labelled_digits_joined"] == 1
-    deployed = pipeline.store.production()
-    assert pipeline.store.versions() == [deployed.version]
-    record = result.output_for_node("batch_digit_predictions")
-    assert record.path.startswith(f"s3://{s3_bucket}/pipeline/predictions/")
-    assert record.images == len(small_dataset.test.labels)
-    assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert json.loads((drop.parent.parent.parent / "data" / "model_evaluation.json").read_text())["model"]["name"]
 
 
 @pytest.mark.parametrize(
