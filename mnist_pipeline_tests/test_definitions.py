@@ -176,6 +176,9 @@ def test_presets_are_configurations_of_every_training_job(preset):
     [
         ({"MODEL_STORE": "gcs"}, "MODEL_STORE: 'gcs' is neither a folder"),
         ({"MODEL_STORE": "s3"}, "S3_MODEL_BUCKET"),
+        ({"MODEL_STORE": "s3://b/x", "MODEL_DIR": "/x"}, "MODEL_DIR would be ignored: unset it"),
+        ({"MODEL_STORE": "s3://b/x", "S3_MODEL_BUCKET": "b"}, "S3_MODEL_BUCKET would be ignored: unset it"),
+        ({"FOLDER_LINKS": "some"}, "FOLDER_LINKS: Input should be 'inside', 'anywhere' or 'never'"),
         ({"MNIST_SOURCE": "web"}, "MNIST_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
         ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
         ({"MODEL_DIR": "s3://bucket/models"}, "MODEL_DIR: 's3://bucket/models' is not a local folder"),
@@ -201,6 +204,42 @@ def test_a_wrong_variable_is_refused_by_name(variables, message):
         Environment.read(variables)
 
 
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({"STORAGE_ROOT": "/data"}, "/data/models"),
+        ({"STORAGE_ROOT": "gs://bucket/x/"}, "gs://bucket/x/models"),
+        ({"STORAGE_ROOT": "memory://"}, "memory://models"),
+        ({"MODEL_STORE": "az://container/models"}, "az://container/models"),
+        ({"MODEL_STORE": "/models"}, "/models"),
+        ({"MODEL_STORE": "~/models"}, str(Path.home() / "models")),
+        # the names of before
+        ({"STORAGE_ROOT": "/data", "MODEL_STORE": "local"}, "/data/models"),
+        ({"STORAGE_ROOT": "s3://bucket", "MODEL_STORE": "local"}, str(PACKAGE.parent / "storage" / "models")),
+        ({"MODEL_STORE": "local", "MODEL_DIR": "/models"}, "/models"),
+        ({"MODEL_DIR": "/models"}, "/models"),
+        ({"MODEL_STORE": "s3", "S3_MODEL_BUCKET": "bucket"}, "s3://bucket/models"),
+        ({"MODEL_STORE": "s3", "S3_MODEL_BUCKET": "bucket", "S3_MODEL_PREFIX": "x/y"}, "s3://bucket/x/y"),
+    ],
+)
+def test_a_store_is_named_by_one_address_and_the_names_of_before_still_work(variables, address):
+    assert Environment.read(variables).model_address() == address
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("STORAGE_ROOT", "DATA_DIR", "PREDICTIONS_DIR", "LABELLED_DIR", "CHECKPOINT_DIR", "MODEL_STORE"),
+        *("PREDICTION_INPUT", "S3_ENDPOINT_URL", "SLACK_API_URL", "DAGSTER_WEBSERVER_URL"),
+    ],
+)
+@pytest.mark.parametrize("address", ["https://user:secret@host/x", "s3://user:secret@bucket", "az://c/x?sig=secret"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(name, address):
+    with pytest.raises(EnvironmentInvalid, match=f"{name}: an address must not hold a user, a password") as refused:
+        Environment.read({name: address})
+    assert "secret" not in str(refused.value)
+
+
 def test_the_environment_reaches_the_resources(tmp_path):
     environment = Environment.read(
         {
@@ -213,6 +252,8 @@ def test_the_environment_reaches_the_resources(tmp_path):
             "MNIST_SOURCE": "sample",
             "MNIST_DIR": "",
             "PREDICTION_INPUT": str(tmp_path / "in"),
+            "FOLDER_LINKS": "never",
+            "CHECKPOINT_DIR": "gs://bucket/checkpoints",
         }
     )
     resources = build_definitions(environment).resources or {}
@@ -223,6 +264,9 @@ def test_the_environment_reaches_the_resources(tmp_path):
     assert resources["raw_data"].directory == str(tmp_path / "mnist")
     assert resources["prediction_input_dir"].location == str(tmp_path / "in")
     assert resources["record_io_manager"].base_path == str(tmp_path / "data")
+    assert resources["checkpoints"].directory == "gs://bucket/checkpoints"
+    for name in ("labelled_digits_dir", "prediction_input_dir"):
+        assert (resources[name].links, resources[name].endpoint_url) == ("never", "http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(("automation", "status"), [("on", "RUNNING"), ("off", "STOPPED")])

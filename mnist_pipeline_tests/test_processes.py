@@ -241,6 +241,9 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     assert json.loads(python(variables, "show", first[:-1]).stdout)["name"] == first
     trail = python(variables, "decisions").stdout.splitlines()
     assert len(trail) == 3
+    assert python(variables, "decisions", "--limit", "2").stdout.splitlines() == trail[:2]
+    some = python(variables, "models", "--limit", "1").stdout.splitlines()
+    assert [line.split()[0] for line in some[1:]] == [second, first]  # the newest one, and what is deployed
     assert trail[0].endswith(f"promoted  rollback {first} by kim: customers complain")
     assert python(variables, "prune", "--keep", "0").returncode == 2
     assert python(variables, "prune", "--keep", "1").stdout == "there is nothing to delete\n"
@@ -253,6 +256,13 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=approval)
     third = pipeline.store.waiting().version
     assert python(variables, "models").stdout.splitlines()[1].split()[-3:] == ["waiting", "(approval)", "waiting"]
+    there = str(folder(variables) / "copied")
+    copied = python(variables, "copy", there).stdout.splitlines()
+    assert copied[-1].startswith(f"3 versions and 4 decisions copied to {there}, 0 versions were there")
+    assert python(variables, "copy", there).stdout.endswith(f"3 versions were there; to use it: MODEL_STORE={there}\n")
+    elsewhere = {name: value for name, value in variables.items() if name != "STORAGE_ROOT"} | {"MODEL_STORE": there}
+    assert python(elsewhere, "production").stdout == python(variables, "production").stdout
+
     done = python(variables, "approve", third[:-1], "--reason", "looked at it", "--actor", "kim")
     assert f"deployed {third} in place of {first}" in done.stdout
     assert json.loads(python(variables, "production").stdout)["strategy"] == "approval"
@@ -271,6 +281,14 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
         ("summary", {"DAGSTER_HOME": ""}, "error: set DAGSTER_HOME"),
         ("summary", {}, "error: raw_mnist_data was never materialized"),
         ("rollback --reason x", {}, "error: nothing is deployed"),
+        (
+            "models",
+            {"MODEL_STORE": __file__},
+            f"error: {__file__} is, or lies below, a file: a model store is a folder",
+        ),
+        ("models", {"MODEL_STORE": "memory://x"}, "error: memory://x lives in the memory of one process"),
+        ("copy ftp://host", {}, "error: 'ftp://host' is neither a folder nor one of s3://"),
+        ("copy s3://user:secret@bucket", {}, "error: an address must not hold a user, a password"),
     ],
 )
 def test_a_users_mistake_is_answered_with_a_sentence(variables, command, changes, message):
