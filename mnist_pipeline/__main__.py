@@ -35,6 +35,9 @@ NEXT_STEPS = (
 """Words after a refusal."""
 
 
+LISTED_VERSIONS = 20
+
+
 class NoSummary(Exception):
     """There was no run to sum up."""
 
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     models = commands.add_parser("models", help="all model versions, newest first: data, scores, decisions, state")
     models.add_argument("--json", action="store_true", help="for machines")
-    models.add_argument("--limit", type=_positive, default=20, help="how many of the newest (default: 20)")
+    models.add_argument("--limit", type=_positive, help="how many of the newest (default: 20, with --json all)")
     show = commands.add_parser("show", help="all that was recorded about a version")
     show.add_argument("version", help="its name, as `models` lists it, or the beginning of it")
     commands.add_parser("production", help="what is deployed, and why")
@@ -95,15 +98,17 @@ def _parser() -> argparse.ArgumentParser:
         type=_days,
         default=ORPHANS_OLDER_THAN,
         metavar="DAYS",
-        help="also delete what killed saves left more than so many days ago (default: 1)",
+        help="also delete what killed saves left more than so many days ago (default: 1; with less, a save that is "
+        "under way may be taken for a killed one)",
     )
     copying = commands.add_parser("copy", help="copy the whole store to another address; again: what is new")
     copying.add_argument("address", help="folder, or s3://, gs:// or az:// with bucket and prefix")
+    copying.add_argument("--s3-endpoint-url", metavar="URL", help="of the target (default: S3_ENDPOINT_URL)")
     return parser
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not 1 <= int(text) <= sys.maxsize:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
 
@@ -121,7 +126,8 @@ def _days(text: str) -> timedelta:
 def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
     match options.command:
         case "models":
-            _print_models(overview(store, options.limit), as_json=options.json)
+            limit = options.limit or (None if options.json else LISTED_VERSIONS)
+            _print_models(overview(store, limit), as_json=options.json)
         case "show":
             print(
                 store.manifest(store.resolve(options.version)).model_dump_json(
@@ -146,7 +152,7 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
             lines += [f"deleted {name}, which was never finished" for name in pruned.orphans]
             print("\n".join(lines) or "there is nothing to delete")
         case "copy":
-            _copy(store, options.address)
+            _copy(store, options.address, options.s3_endpoint_url or Environment.read(os.environ).s3_endpoint_url)
 
 
 def _line(entry: Entry) -> str:
@@ -158,9 +164,9 @@ def _line(entry: Entry) -> str:
     )
 
 
-def _copy(store: ModelStore, address: str) -> None:
+def _copy(store: ModelStore, address: str, endpoint_url: str | None) -> None:
     try:
-        target = store_at(address, Environment.read(os.environ).s3_endpoint_url)
+        target = store_at(address, endpoint_url)
     except ValueError as error:
         raise ModelStoreError(str(error)) from None
     _require_lasting(target)

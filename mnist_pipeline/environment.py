@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, refuse_secrets
+from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, require_url
+from mnist_pipeline.files.folders import Links
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +52,7 @@ class Environment(BaseModel):
     s3_model_prefix: str = "models"
 
     prediction_input: str | None = Field(None, description="Images for the batch predictions: folder or address.")
-    folder_links: Literal["inside", "anywhere", "never"] = Field(
+    folder_links: Links = Field(
         "inside", description="Links in watched folders that are followed: to somewhere inside the folder, all, none."
     )
 
@@ -119,7 +120,7 @@ class Environment(BaseModel):
     @classmethod
     def _without_secrets(cls, value: str | None) -> str | None:
         if value:
-            refuse_secrets(value)
+            require_url(value)
         return value
 
     @field_validator("model_store")
@@ -174,9 +175,12 @@ class Environment(BaseModel):
             raise ValueError(
                 "MODEL_STORE=s3 needs S3_MODEL_BUCKET; or name both at once: MODEL_STORE=s3://bucket/prefix"
             )
-        if self.model_store not in ("", *STORES_OF_BEFORE) and (self.model_dir or self.s3_model_bucket):
-            name = "MODEL_DIR" if self.model_dir else "S3_MODEL_BUCKET"
+        ignored = {"model_dir", "s3_model_bucket", "s3_model_prefix"} & self.model_fields_set
+        if self.model_store not in ("", *STORES_OF_BEFORE) and ignored:
+            name = ", ".join(sorted(ignored)).upper()
             raise ValueError(f"MODEL_STORE names the place of the models, and {name} would be ignored: unset it")
+        if self.model_store == "s3":
+            parse_address(self.model_address())
         return self
 
     def model_address(self) -> str:
@@ -201,8 +205,9 @@ class Environment(BaseModel):
 
     def in_memory(self) -> bool:
         """Return whether anything is kept in memory only, so that a run must be one process."""
-        names = ("storage_root", "data_dir", "predictions_dir", "labelled_dir", "checkpoint_dir", "model_store")
-        return any(getattr(self, name).startswith(f"{MEMORY}://") for name in names)
+        places = (self.storage_root, self.data_dir, self.predictions_dir, self.labelled_dir, self.checkpoint_dir)
+        more = (self.model_store, self.prediction_input or "")
+        return any(place.startswith(f"{MEMORY}://") for place in (*places, *more))
 
     def place(self, name: str, folder: str) -> str:
         """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""

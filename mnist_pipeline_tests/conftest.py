@@ -121,7 +121,7 @@ def s3_url() -> Iterator[str]:
 @pytest.fixture
 def fresh_connections() -> None:
     """Nothing left of the connections and credentials of another test."""
-    for connection in (cloud.connect, cloud.options, cloud._boto3_credentials):
+    for connection in (cloud._connect, cloud.options, cloud._boto3_credentials):
         connection.cache_clear()
 
 

@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from upath import UPath
 
 from mnist_pipeline.files import cloud
-from mnist_pipeline.files.storage import bucket_of
+from mnist_pipeline.files.storage import bucket_of, reading
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 CHUNK_BYTES = 1 << 20
-PAGE = 1000
-"""Objects a request of a listing; no bucket gives more."""
-
 Links = Literal["inside", "anywhere", "never"]
 """The links in a folder that are followed: those to somewhere inside it, all, or none."""
 
@@ -71,7 +68,7 @@ def entry(path: Path | UPath) -> Entry:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} is not a regular file")
-        return Entry(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), None)
+        return Entry(status.st_size, _time(status.st_mtime), None)
     if path.protocol == cloud.MEMORY:
         return _entry_in_memory(path.fs.info(path.path))
     import obstore
@@ -103,7 +100,7 @@ def printable(name: str) -> str:
 
 def update(sha: "hashlib._Hash", path: Path | UPath) -> None:
     """Take a file's content into a digest, in constant memory. Raises OSError."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             sha.update(chunk)
 
@@ -112,7 +109,7 @@ def _content(path: Path | UPath) -> str:
     sha = hashlib.sha256()
     try:
         update(sha, path)
-    except PermissionError:  # those who read the file name it
+    except OSError:  # those who read the file name it
         return "unreadable"
     return sha.hexdigest()
 
@@ -121,7 +118,7 @@ def _walk_local(root: Path, links: Links) -> Walk:
     found = Walk({}, {})
     walked: set[tuple[int, int]] = set()
     folders, linked_folders = [(root, "")], list[tuple[Path, str]]()
-    real_root = root.resolve()
+    real_root = Path(os.path.realpath(root))
     while folders or linked_folders:
         folder, prefix = (folders or linked_folders).pop(0)  # links last: a folder has its own name
         try:
@@ -144,8 +141,15 @@ def _walk_local(root: Path, links: Links) -> Walk:
             elif kind and stat.S_ISDIR(kind.st_mode):
                 (linked_folders if entry.is_symlink() else folders).append((folder / entry.name, f"{name}/"))
             elif kind:
-                found.files[name] = Entry(kind.st_size, datetime.fromtimestamp(kind.st_mtime, UTC), None)
+                found.files[name] = Entry(kind.st_size, _time(kind.st_mtime), None)
     return found
+
+
+def _time(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):  # a clock or a tool set it beyond the year 9999
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _kind(entry: "os.DirEntry[str]", root: Path, links: Links) -> tuple[os.stat_result | None, str | None]:
@@ -153,18 +157,22 @@ def _kind(entry: "os.DirEntry[str]", root: Path, links: Links) -> tuple[os.stat_
     if entry.name.startswith("."):
         return None, HIDDEN
     try:
-        if entry.is_symlink():
-            target = Path(entry.path).resolve(strict=True)
-            if links == "never":
-                return None, "a link, and none is followed"
-            if links == "inside" and not target.is_relative_to(root):
-                return None, "a link to somewhere outside the folder"
+        if entry.is_symlink() and (why := _not_followed(Path(entry.path).resolve(strict=True), root, links)):
+            return None, why
         status = entry.stat()
-    except (OSError, RuntimeError):  # RuntimeError: links that go round in a circle
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: links that go round in a circle
         return None, "a link to nothing" if entry.is_symlink() else None
-    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-        return None, "not a regular file"
-    return status, None
+    except OSError as error:
+        return None, f"cannot be looked at: {error.strerror}"
+    regular = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
+    return (status, None) if regular else (None, "not a regular file")
+
+
+def _not_followed(target: Path, root: Path, links: Links) -> str | None:
+    if links == "never":
+        return "a link, and none is followed"
+    inside = links == "anywhere" or target.is_relative_to(root)
+    return None if inside else "a link to somewhere outside the folder"
 
 
 def _in_memory(root: UPath) -> Iterator[tuple[str, Entry]]:
@@ -186,7 +194,7 @@ def _in_bucket(root: UPath) -> Iterator[tuple[str, Entry]]:
     bucket, key = bucket_of(root)
     prefix = f"{key.rstrip('/')}/" if key else ""
     with cloud.sentences(str(root)):
-        for page in obstore.list(bucket, prefix or None, chunk_size=PAGE):
+        for page in obstore.list(bucket, prefix or None, chunk_size=cloud.PAGE):
             for found in page:
                 if found["path"] != key:  # an empty object that a console made for the folder itself
                     yield found["path"].removeprefix(prefix), _entry_in_bucket(found)

@@ -23,7 +23,7 @@ def storage_path(address: str, endpoint_url: str | None = None) -> UPath:
     """
     scheme, _, _ = cloud.parse_address(address)
     if not scheme:
-        return UPath(Path(address).expanduser())
+        return UPath(cloud.expand_user(address))
     if scheme == cloud.MEMORY:
         return UPath(address)  # fsspec's own, which all threads of the process share
     _register()
@@ -108,6 +108,14 @@ def exists(path: Path | UPath) -> bool:
         return path.exists()
     with cloud.sentences(str(path)):
         return path.exists()
+
+
+def is_folder(path: Path | UPath) -> bool:
+    """Return whether there is a folder of this name, which in a bucket means that something is below it."""
+    if isinstance(path, Path):
+        return path.is_dir()
+    with cloud.sentences(str(path)):
+        return path.is_dir()
 
 
 def delete(path: Path | UPath) -> None:

@@ -1,5 +1,6 @@
 """The state of an unfinished training in one safetensors file: tensors as such, the rest as JSON in its header."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -58,7 +59,8 @@ def save_checkpoint(folder: Path | UPath, fingerprint: str, state: TrainingState
         "schedule": state.schedule.state_dict(),
     }
     data = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    storage.write_bytes(folder / FILE_NAME, save_safetensors(data, {"state": json.dumps(rest)}))
+    texts = {"state": json.dumps(rest)}
+    storage.write_bytes(folder / FILE_NAME, save_safetensors(data, texts | {"sha256": _digest(texts["state"], data)}))
 
 
 def restore_checkpoint(folder: Path | UPath, fingerprint: str, state: TrainingState) -> bool:
@@ -73,7 +75,10 @@ def restore_checkpoint(folder: Path | UPath, fingerprint: str, state: TrainingSt
     except FileNotFoundError:
         return False
     try:
-        rest, tensors = json.loads(header_texts(data)["state"]), load_safetensors(data)
+        texts, tensors = header_texts(data), load_safetensors(data)
+        if texts.get("sha256", digest := _digest(texts["state"], tensors)) != digest:  # earlier code wrote none
+            raise ValueError("its content is not what was saved")
+        rest = json.loads(texts["state"])
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         log.warning("training from the start, since %s is not a readable checkpoint: %s", path, error)
         return False
@@ -104,6 +109,15 @@ def remove_checkpoint(folder: Path | UPath) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # also what kills left unfinished
     else:
         storage.delete(folder / FILE_NAME)
+
+
+def _digest(state: str, tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 (hex) of all that a checkpoint holds."""
+    sha = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        sha.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

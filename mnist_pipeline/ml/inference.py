@@ -73,7 +73,7 @@ def find_inputs(paths: Sequence[Path | UPath], links: folders.Links = "inside") 
     files: list[InputFile] = []
     left_out: dict[str, str] = {}
     for path in paths:
-        if path.is_dir():
+        if _is_folder(path):
             found = folders.walk(path, links)
             inside = ((path / name, entry) for name, entry in found.files.items())
             files += [InputFile(file, entry) for file, entry in inside if is_image(file.name) or _is_array(file.name)]
@@ -96,6 +96,13 @@ class ImageBatch(NamedTuple):
     sources: list[str]
     indices: list[int]
     """Position of each image in its source; 0 for an image file."""
+
+
+def _is_folder(path: Path | UPath) -> bool:
+    try:
+        return storage.is_folder(path)
+    except PermissionError:  # what lies in a folder that may not be looked into
+        return False
 
 
 def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[ImageBatch | InputError]:

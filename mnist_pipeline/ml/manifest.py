@@ -21,6 +21,9 @@ PROMOTED = "promoted"
 WAITING = "waiting"
 """The outcome of a decision that deploys once a person approves."""
 
+DECISION_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$"
+"""Ids of decisions: they name files."""
+
 YEAR_SECONDS = 365 * 86400
 """More is no time of a training."""
 
@@ -134,7 +137,7 @@ class Decision(LenientRecord):
         {"id", "outcome", "version", "weights_sha256", "incumbent_version", "replaces", "decided_at", "sequence"}
     )
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$", description="Sorts by time; it names a file.")
+    id: str = Field(pattern=DECISION_ID, description="Sorts by time; it names a file.")
     outcome: str = Field(
         description="promoted, waiting, refused or unchanged; another one is shown, and deploys nothing."
     )
@@ -145,7 +148,9 @@ class Decision(LenientRecord):
     test_accuracy: float | None = Field(None, description="0..1; None where it was not measured.")
     incumbent_version: str | None = Field(None, description="The version deployed before; None: nothing.")
     incumbent_test_accuracy: float | None = Field(None, description="0..1, on the same test images.")
-    replaces: str | None = Field(None, description="Id of the decision that had deployed the incumbent.")
+    replaces: str | None = Field(
+        None, pattern=DECISION_ID, description="Id of the decision that had deployed the incumbent."
+    )
     sequence: int | None = Field(
         None,
         ge=0,

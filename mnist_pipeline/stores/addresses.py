@@ -1,9 +1,7 @@
 """The choice of a store by its address, and of the deployment's by the environment."""
 
-from pathlib import Path
-
 from mnist_pipeline.environment import PROJECT, Environment, EnvironmentInvalid
-from mnist_pipeline.files.cloud import parse_address
+from mnist_pipeline.files.cloud import MEMORY, expand_user, parse_address
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.cloud import (
     AzureModelStore,
@@ -13,7 +11,7 @@ from mnist_pipeline.stores.cloud import (
     S3ModelStore,
 )
 from mnist_pipeline.stores.local import LocalModelStore
-from mnist_pipeline.stores.state import PRODUCTION
+from mnist_pipeline.stores.versions import MANIFEST
 
 KINDS: dict[str, type[CloudModelStore]] = {
     kind.SCHEME: kind for kind in (S3ModelStore, GoogleModelStore, AzureModelStore, MemoryModelStore)
@@ -28,7 +26,7 @@ def store_at(address: str, s3_endpoint_url: str | None = None) -> ModelStore:
     """
     scheme, bucket, prefix = parse_address(address)
     if not scheme:
-        return LocalModelStore(base_path=str(Path(address).expanduser().absolute()))
+        return LocalModelStore(base_path=str(expand_user(address).absolute()))
     if scheme == S3ModelStore.SCHEME:
         return S3ModelStore(bucket=bucket, prefix=prefix, endpoint_url=s3_endpoint_url)
     return KINDS[scheme](bucket=bucket, prefix=prefix)
@@ -40,7 +38,8 @@ def store_from_environment(environment: Environment) -> ModelStore:
     Raises EnvironmentInvalid where STORAGE_ROOT is a bucket and the models of earlier code lie in the project.
     """
     before = PROJECT / "storage" / "models"
-    if not environment.model_store and "://" in environment.storage_root and (before / PRODUCTION).exists():
+    elsewhere = "://" in environment.storage_root and not environment.storage_root.startswith(f"{MEMORY}://")
+    if not environment.model_store and not environment.model_dir and elsewhere and any(before.glob(f"*/{MANIFEST}")):
         raise EnvironmentInvalid(
             f"MODEL_STORE: with STORAGE_ROOT={environment.storage_root} the models are in "
             f"{environment.model_address()} by default; those of before are in {before}. Set MODEL_STORE={before} to "

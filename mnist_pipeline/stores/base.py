@@ -4,13 +4,18 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
-from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decision
+from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decision, storable
 from mnist_pipeline.stores.errors import ModelStoreError, NothingDeployed
+from mnist_pipeline.stores.objects import delete_old_proofs
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.stores.versions import MANIFEST, newest_first, time_in, time_text
 
 ORPHANS_OLDER_THAN = timedelta(days=1)
 """Nobody takes a day to save a version: what has no manifest by then never will."""
+
+
+LONGEST = timedelta(days=36_500)
+"""A time before which no store has anything."""
 
 
 class Pruned(NamedTuple):
@@ -52,7 +57,7 @@ class ModelStore(DecisionStore):
             )
         decision = state.waiting.model_copy(
             update=identity()
-            | {"outcome": PROMOTED, "strategy": "approval", "reason": reason, "actor": actor}
+            | {"outcome": PROMOTED, "strategy": "approval", "reason": storable(reason), "actor": storable(actor)}
             | {"sequence": state.sequence + 1}
         )
         self.promote(decision)
@@ -102,7 +107,7 @@ class ModelStore(DecisionStore):
             raise ValueError(f"keep must be at least 1, not {keep}")
         if orphans_older_than < timedelta(0):
             raise ValueError(f"orphans_older_than must not be negative, but is {orphans_older_than}")
-        before = datetime.now(UTC) - orphans_older_than
+        before = datetime.now(UTC) - min(orphans_older_than, LONGEST)
         found = self.version_files()
         versions = newest_first(name for name, files in found.items() if MANIFEST in files)
 
@@ -111,11 +116,15 @@ class ModelStore(DecisionStore):
             announced = tuple(sorted({*state.pruning, *doomed}))
             return None if announced == state.pruning else state.model_copy(update={"pruning": announced})
 
-        self.change_state(announce)
-        announced = self.state().pruning
+        state = self.change_state(announce)
+        announced = state.pruning
         for name in announced:
             self.delete_version(name)
-        orphans = [name for name, files in found.items() if MANIFEST not in files and time_in(name) < time_text(before)]
+        orphans = [
+            name
+            for name, files in found.items()
+            if MANIFEST not in files and time_in(name) <= time_text(before) and name not in state.in_use
+        ]
         for name in orphans:
             self.delete_version(name)
 
@@ -124,5 +133,6 @@ class ModelStore(DecisionStore):
             return None if left == state.pruning else state.model_copy(update={"pruning": left})
 
         self.change_state(finish)
+        delete_old_proofs(self, before)
         unfinished = sorted({*orphans} - {*announced}) + sorted(self.delete_unfinished(before))
         return Pruned(newest_first(announced), unfinished)

@@ -13,9 +13,6 @@ from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectM
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Bucket
 
-PAGE = 1000
-"""Keys a request of a listing; no bucket gives more."""
-
 
 class CloudModelStore(ModelStore):
     """A model store below a prefix of a bucket.
@@ -54,7 +51,7 @@ class CloudModelStore(ModelStore):
         base = self._key("")
         with self._errors(prefix):
             where = (base + prefix).rstrip("/") or None
-            pages = obstore.list(self._bucket(), where, offset=base + after if after else None, chunk_size=PAGE)
+            pages = obstore.list(self._bucket(), where, offset=base + after if after else None, chunk_size=cloud.PAGE)
             for page in pages:
                 for found in page:
                     yield found["path"].removeprefix(base)

@@ -1,14 +1,16 @@
 """A whole store to another address: each model verified, and resumable."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
-from mnist_pipeline.stores.objects import PROOFS, prove_conditional_writes
+from mnist_pipeline.stores.objects import prove_conditional_writes
 from mnist_pipeline.stores.state import PRODUCTION, parse_state
-from mnist_pipeline.stores.trail import entry_name, read_entry
-from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, VERSION_NAME, WEIGHTS
+from mnist_pipeline.stores.trail import READ_AT_A_TIME
+from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS
 
 
 @dataclass
@@ -29,33 +31,41 @@ def copy(source: ModelStore, target: ModelStore, on_version: Callable[[str], Non
 
     The weights of each version are verified at the source and at the target, also of those that are there already. The
     state comes last, so that nothing is deployed at the target that is not there; where it changed meanwhile, what is
-    new is copied too. Raises ModelStoreError if the target is the source, or has content or a deployment of its own,
-    and CorruptModel if what is deployed is damaged.
+    new is copied too. Raises ModelStoreError if there is nothing to copy, if one store is or lies in the other, if the
+    target has content or decisions of its own; CorruptModel if what is deployed is damaged or missing.
     """
-    if source.address == target.address:
-        raise ModelStoreError(f"{target.address} is the store that is to be copied")
+    _require_apart(source, target)
     prove_conditional_writes(target)
     done = Copied()
     while True:
         state, (_, replaced) = _read(source, PRODUCTION), _read_with_token(target, PRODUCTION)
-        _require_no_other_deployment(source, target)
         _copy_versions(source, target, done, on_version)
-        _copy_the_rest(source, target, done)
+        _copy_decisions(source, target, done)
+        _copy_what_earlier_code_left(source, target)
         if _read(source, PRODUCTION) == state:
             break
     if state is None:
+        if not done.versions and not done.present and not done.damaged:
+            raise ModelStoreError(f"there is nothing to copy in {source.address}")
         return done
-    deployed = parse_state(state)[0].deployed
-    if deployed and deployed.version in done.damaged:
-        raise CorruptModel(f"nothing is deployed at the target: {done.damaged[deployed.version]}")
+    deployed = parse_state(state).deployed
+    if deployed and deployed.version not in {*done.versions, *done.present}:
+        why = done.damaged.get(deployed.version, f"{deployed.version} is not in {source.address}")
+        raise CorruptModel(f"nothing is deployed at the target: {why}")
     try:
         if replaced is None:
-            target.create_object(PRODUCTION, state)
+            target._create(PRODUCTION, state)
         else:
-            target.replace_object(PRODUCTION, state, replaced)
+            target._replace(PRODUCTION, state, replaced)
     except ObjectChanged:
         raise ModelStoreError(f"{target.address} was changed while it was copied to: copy again") from None
     return done
+
+
+def _require_apart(source: ModelStore, target: ModelStore) -> None:
+    one, other = (f"{store.address.rstrip('/')}/" for store in (source, target))
+    if one.startswith(other) or other.startswith(one):
+        raise ModelStoreError(f"{target.address} is, holds or lies in the store that is to be copied, {source.address}")
 
 
 def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_version: Callable[[str], None]) -> None:
@@ -76,20 +86,34 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
             content = weights if key == last[0] else _read(source, key)
             if content is not None:
                 _write(target, key, content, immutable=key in last)
-        if target.load(name)[0] != manifest:
-            raise ModelStoreError(f"{target.address} has another {name} than {source.address}")
+        try:
+            if target.load(name)[0] != manifest:
+                raise ModelStoreError(f"{target.address} has another {name} than {source.address}")
+        except UnknownModel:  # pruned at the source in between
+            target.delete_version(name)
+            continue
         (done.present if name in there else done.versions).append(name)
 
 
-def _copy_the_rest(source: ModelStore, target: ModelStore, done: Copied) -> None:
-    """The audit trail, and what earlier code kept beside it."""
-    there = set(target.list_objects(DECISIONS))
-    for key in source.list_objects():
-        is_decision = key.startswith(DECISIONS)
-        if VERSION_NAME.fullmatch(key.partition("/")[0]) or key == PRODUCTION or key.startswith(PROOFS) or key in there:
-            continue
+def _copy_decisions(source: ModelStore, target: ModelStore, done: Copied) -> None:
+    ours, theirs = list(source.list_objects(DECISIONS)), set(target.list_objects(DECISIONS))
+    if own := theirs - set(ours):
+        raise ModelStoreError(
+            f"{target.address} has {len(own)} decisions of its own, such as {min(own)}: copy to an empty address"
+        )
+
+    def one(key: str) -> bool:
+        content = _read(source, key)
+        return content is not None and _write(target, key, content, immutable=True)
+
+    with ThreadPoolExecutor(READ_AT_A_TIME) as threads:
+        done.decisions += sum(threads.map(one, (key for key in ours if key not in theirs)))
+
+
+def _copy_what_earlier_code_left(source: ModelStore, target: ModelStore) -> None:
+    for key in (WAITING_DECISION, *source.list_objects(TEST_SETS)):
         if (content := _read(source, key)) is not None:
-            done.decisions += _write(target, key, content, immutable=is_decision) and is_decision
+            _write(target, key, content, immutable=False)
 
 
 def _write(target: ModelStore, key: str, content: bytes, immutable: bool) -> bool:
@@ -100,20 +124,10 @@ def _write(target: ModelStore, key: str, content: bytes, immutable: bool) -> boo
     if immutable and found is not None:
         raise ModelStoreError(f"{target.address} has another {key}: copy to an empty address")
     if token is None:
-        target.create_object(key, content)
+        target._create(key, content)
     else:
-        target.replace_object(key, content, token)
+        target._replace(key, content, token)
     return True
-
-
-def _require_no_other_deployment(source: ModelStore, target: ModelStore) -> None:
-    theirs = target.production()
-    if theirs is None or theirs == source.production() or read_entry(source, entry_name(theirs)) is not None:
-        return
-    raise ModelStoreError(
-        f"{theirs.version} is deployed at {target.address}, and {source.address} never deployed it: copy to an empty "
-        "address"
-    )
 
 
 def _read(store: ModelStore, key: str) -> bytes | None:

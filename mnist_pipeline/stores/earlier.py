@@ -15,7 +15,7 @@ from mnist_pipeline.ml.manifest import WAITING, Decision
 from mnist_pipeline.stores.errors import CorruptModel, ObjectMissing
 from mnist_pipeline.stores.objects import ObjectStore
 from mnist_pipeline.stores.state import State
-from mnist_pipeline.stores.trail import require_entry
+from mnist_pipeline.stores.trail import newest_number, require_promotion
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
 
 log = logging.getLogger(__name__)
@@ -33,15 +33,21 @@ def completed(store: ObjectStore, state: State) -> State:
 
     Raises CorruptModel if a promotion of the trail is damaged: it may have been a rollback.
     """
+    deployed = state.deployed
+    if deployed and deployed.sequence is None and (number := newest_number(store)):
+        # Earlier code has deployed over a trail with numbers: it comes after them.
+        deployed = deployed.model_copy(update={"sequence": number + 1})
     rolled_back: dict[str, str] = {}
     newer: Decision | None = None
     deployed_since = set()
-    for decision in _chain(store, state.deployed):
+    for decision in _chain(store, deployed):
         if newer and newer.strategy == "rollback" and decision.weights_sha256 not in deployed_since:
             rolled_back.setdefault(decision.weights_sha256, newer.reason)
         deployed_since.add(decision.weights_sha256)
         newer = decision
-    return state.model_copy(update={"waiting": _waiting(store, state.deployed), "rolled_back": rolled_back})
+    return state.model_copy(
+        update={"deployed": deployed, "waiting": _waiting(store, deployed), "rolled_back": rolled_back}
+    )
 
 
 def counted(store: ObjectStore, test_digest: str) -> int:
@@ -58,10 +64,13 @@ def counted(store: ObjectStore, test_digest: str) -> int:
 
 def _chain(store: ObjectStore, deployed: Decision | None) -> Iterator[Decision]:
     """The promotions, newest first, from one to the one it replaced: not by anybody's clock."""
-    decision = deployed
+    decision, seen = deployed, set[str]()
     while decision:
+        if decision.id in seen:
+            raise CorruptModel(f"the decision {decision.id} replaces itself in the end: the audit trail is damaged")
+        seen.add(decision.id)
         yield decision
-        before = require_entry(store, decision.replaces) if decision.replaces else None
+        before = require_promotion(store, decision.replaces) if decision.replaces else None
         if decision.replaces and not before:
             log.warning("the decision %s is not in the audit trail: earlier rollbacks are not known", decision.replaces)
         decision = before
@@ -74,7 +83,7 @@ def _waiting(store: ObjectStore, deployed: Decision | None) -> Decision | None:
         decision = Decision.model_validate(json.loads(data))
     except ObjectMissing:
         return None
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         log.warning("%s is damaged and counts for nothing: let the gate decide anew. %s", WAITING_DECISION, error)
         return None
     waits = decision.outcome == WAITING and decision.replaces == (deployed.id if deployed else None)

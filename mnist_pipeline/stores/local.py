@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import Field
@@ -15,6 +15,8 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectMissing
 
 LOCK = ".lock"
+LOST_AND_FOUND = "lost+found"
+"""A folder that the root of a volume has, and that only its administrator may list."""
 
 
 class LocalModelStore(ModelStore):
@@ -76,21 +78,28 @@ class LocalModelStore(ModelStore):
 
     def delete_unfinished(self, before: datetime) -> list[str]:
         removed = []
-        for folder, _, names in os.walk(self.base_path):
+        for folder, _, names in os.walk(self.base_path, topdown=False):
             for name in names:
                 path = Path(folder, name)
                 if name.startswith(atomic.TEMPORARY_PREFIX):
                     with suppress(FileNotFoundError):
-                        if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                        if path.stat().st_mtime < before.timestamp():
                             path.unlink()
                             removed.append(path.relative_to(self.base_path).as_posix())
+            if Path(folder) != Path(self.base_path):
+                with suppress(OSError):  # not empty
+                    Path(folder).rmdir()
         return removed
 
     def _below(self, folder: str, after: str) -> Iterator[str]:
         """The keys below a folder, which is empty or ends with a slash, in order; a folder that went away has none."""
         try:
             with os.scandir(self._path(folder)) as entries:
-                names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+                names = sorted(
+                    f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+                    for entry in entries
+                    if entry.name != LOST_AND_FOUND
+                )
         except FileNotFoundError:
             return
         for name in names:

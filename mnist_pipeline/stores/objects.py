@@ -4,7 +4,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 
 from pydantic import BaseModel
@@ -47,7 +47,7 @@ class ObjectStore(BaseModel, ABC, frozen=True):
         """Remove an object; nothing happens if there is none."""
 
     def delete_unfinished(self, before: datetime) -> list[str]:
-        """Remove what killed writers left that is no object, last changed before then (UTC); returns the names."""
+        """Remove the temporary files of killed writers, last changed before then (UTC); returns their names."""
         return []
 
     def _create(self, key: str, data: bytes, retry_is_ours: bool = True) -> None:
@@ -68,18 +68,14 @@ class ObjectStore(BaseModel, ABC, frozen=True):
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whether there is one or not; of several writers at once the last one stays."""
-        self.update(key, lambda: data)
-
-    def update(self, key: str, content: Callable[[], bytes]) -> None:
-        """Write `content()`, which reads what is there; it is asked again if another one wrote in the meantime."""
         while True:
             with suppress(ObjectChanged):
                 try:
                     _, token = self.read_object(key)
                 except ObjectMissing:
-                    self.create_object(key, content())
+                    self.create_object(key, data)
                 else:
-                    self.replace_object(key, content(), token)
+                    self.replace_object(key, data, token)
                 return
 
     def _holds(self, key: str, data: bytes) -> bool:
@@ -95,7 +91,7 @@ def prove_conditional_writes(store: ObjectStore) -> None:
 
     Raises ModelStoreError if it does not.
     """
-    key = f"{PROOFS}{uuid.uuid4().hex}"
+    key = f"{PROOFS}{_time_text(datetime.now(UTC))}-{uuid.uuid4().hex}"
     try:
         token = store.create_object(key, b"created")
     except ObjectChanged:  # the answer to a first attempt was lost
@@ -108,6 +104,17 @@ def prove_conditional_writes(store: ObjectStore) -> None:
         raise ModelStoreError(f"{store.address} refuses to replace an object that nobody changed: {ADVICE}") from None
     finally:
         store.delete_object(key)
+
+
+def delete_old_proofs(store: ObjectStore, before: datetime) -> None:
+    """Remove the proofs of processes that were killed in them before then (UTC)."""
+    for key in list(store.list_objects(PROOFS)):
+        if key < f"{PROOFS}{_time_text(before)}":
+            store.delete_object(key)
+
+
+def _time_text(moment: datetime) -> str:
+    return f"{moment.year:04d}{moment:%m%dT%H%M%S}"
 
 
 ADVICE = (

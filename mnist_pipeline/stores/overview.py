@@ -8,7 +8,7 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.stores.trail import earlier_entries
-from mnist_pipeline.stores.versions import MANIFEST, newest_first
+from mnist_pipeline.stores.versions import MANIFEST, newest_first, time_in
 
 DECISIONS_READ = 5
 """More decisions about a version are not looked through for a test accuracy."""
@@ -46,7 +46,7 @@ def overview(store: ModelStore, limit: int | None = None) -> Overview:
     shown = [
         name for position, name in enumerate(versions) if limit is None or position < limit or name in state.in_use
     ]
-    before = list(earlier_entries(store))
+    before = list(earlier_entries(store, min(map(time_in, shown), default="")))
     rows = []
     for name in shown:
         about = list(islice(store.decisions_about(name, found[name], before), DECISIONS_READ))

@@ -11,7 +11,7 @@ from mnist_pipeline.stores.errors import CorruptModel
 
 PRODUCTION = "production.json"
 WRITTEN = "written"
-"""The name of a number that no other writing of the object has."""
+"""The field with a random number, another one each time that the object is written."""
 
 
 class State(BaseModel, frozen=True):
@@ -27,6 +27,7 @@ class State(BaseModel, frozen=True):
     )
     pruning: tuple[str, ...] = Field((), description="Versions that prune is about to delete: not to be deployed.")
     test_sets: dict[str, int] = Field({}, description="How often a set of test images decided, by its content digest.")
+    whole: bool = Field(True, exclude=True, description="False: earlier code wrote the object, which lacks the rest.")
     token: str | None = Field(
         None, exclude=True, description="Of the object it was read from; None: there is none yet."
     )
@@ -45,17 +46,16 @@ class State(BaseModel, frozen=True):
     def in_use(self) -> set[str | None]:
         """The versions that are deployed, were replaced by that, are the reference, or wait."""
         used: set[str | None] = {self.waiting.version} if self.waiting else set()
-        return (
-            used | {self.deployed.version, self.deployed.incumbent_version, self.deployed.reference}
-            if (self.deployed)
-            else used
-        )
+        if self.deployed:
+            used |= {self.deployed.version, self.deployed.incumbent_version, self.deployed.reference}
+        return used
 
     def deploying(self, decision: Decision) -> "State":
-        """Return the state once a decision has deployed: nothing waits, what is deployed is not rolled back."""
-        rolled_back = {sha: why for sha, why in self.rolled_back.items() if sha != decision.weights_sha256}
+        """Return the state after a promotion. Nothing waits then; a rollback marks the weights that it replaces."""
+        rolled_back = dict(self.rolled_back)
         if decision.strategy == "rollback" and self.deployed:
             rolled_back[self.deployed.weights_sha256] = decision.reason
+        rolled_back.pop(decision.weights_sha256, None)
         return self.counting(decision).model_copy(
             update={"deployed": decision, "waiting": None, "rolled_back": rolled_back}
         )
@@ -73,7 +73,8 @@ class State(BaseModel, frozen=True):
         """Return the state with one decision more by the test images, if they decided."""
         if not decision.by_evidence or decision.test_digest is None:
             return self
-        count = self.test_sets.get(decision.test_digest, 0) + 1
+        # Where the images are new to this object, the decision knows how often they decided for earlier code.
+        count = self.test_sets.get(decision.test_digest, decision.earlier_decisions or 0) + 1
         return self.model_copy(update={"test_sets": self.test_sets | {decision.test_digest: count}})
 
     def to_bytes(self) -> bytes:
@@ -84,8 +85,8 @@ class State(BaseModel, frozen=True):
         return json.dumps(decision | content | {WRITTEN: uuid.uuid4().hex}, indent=2).encode()
 
 
-def parse_state(data: bytes, token: str | None = None) -> tuple[State, bool]:
-    """Return the state that was read with a token, and whether it is whole: earlier code wrote the decision only.
+def parse_state(data: bytes, token: str | None = None) -> State:
+    """Return the state that was read with a token. It is not whole where earlier code wrote the decision only.
 
     Raises CorruptModel if it is damaged.
     """
@@ -93,14 +94,13 @@ def parse_state(data: bytes, token: str | None = None) -> tuple[State, bool]:
         content: Any = json.loads(data)
         if not isinstance(content, dict):
             raise ValueError("it is no object")
-        known = set(State.model_fields) - {"deployed", "token"}
+        known = set(State.model_fields) - {"deployed", "token", "whole"}
         beside = {name: content.pop(name) for name in known & content.keys()}
         content.pop(WRITTEN, None)
         if not content and not beside:
             raise ValueError("it is empty")
-        state = State(deployed=content or None, token=token, **beside)
+        return State(deployed=content or None, token=token, whole=bool(beside), **beside)
     except (ValidationError, ValueError, RecursionError) as error:
         raise CorruptModel(
             f"{PRODUCTION} is damaged: {error}. Write the latest promotion of the audit trail in its place"
         ) from error
-    return state, bool(beside)

@@ -10,6 +10,7 @@ keys begin with a date, come after all others in a listing, oldest first.
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from mnist_pipeline.stores.versions import DECISIONS
 LAST = 1_000_000_000
 """More deployments are not counted. Written in full length, its numbers come before the years of earlier keys."""
 
+NUMBER_LENGTH, ID_LENGTH = len(str(LAST)), 8
+KIND_AT, PROMOTION = NUMBER_LENGTH + 1, "1"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MICROSECOND = 9_999_999_999_999_999
 
 EARLIER = re.compile(r"\d{8}T")
@@ -50,11 +54,12 @@ def entry_name(decision: Decision) -> str:
     """Return the name of a decision in the trail."""
     if decision.sequence is None:
         return decision.id
-    kind = 1 if decision.outcome == PROMOTED else 0
-    microseconds = LAST_MICROSECOND - int(decision.decided_at.timestamp() * 1e6)
+    kind = PROMOTION if decision.outcome == PROMOTED else "0"
+    when = decision.decided_at if decision.decided_at.tzinfo else decision.decided_at.replace(tzinfo=UTC)
+    microseconds = LAST_MICROSECOND - (when - EPOCH) // timedelta(microseconds=1)
     return (
-        f"{LAST - min(decision.sequence, LAST):010d}-{kind}-{max(0, min(microseconds, LAST_MICROSECOND)):016d}-"
-        f"{decision.id[-8:]}"
+        f"{LAST - min(decision.sequence, LAST):0{NUMBER_LENGTH}d}-{kind}-"
+        f"{max(0, min(microseconds, LAST_MICROSECOND)):016d}-{decision.id[-ID_LENGTH:]}"
     )
 
 
@@ -74,15 +79,32 @@ def read_entry(store: ObjectStore, name: str) -> Entry | None:
         return Damaged(key_of(name), f"{error.error_count()} errors, the first: {error.errors()[0]['msg']}")
 
 
-def require_entry(store: ObjectStore, name: str) -> Decision | None:
-    """Return an entry that something depends on; None if there is none. Raises CorruptModel if it is damaged."""
-    entry = read_entry(store, name)
+def require_promotion(store: ObjectStore, decision_id: str) -> Decision | None:
+    """Return the promotion of an id, which something depends on; None if there is none.
+
+    Raises CorruptModel if it is damaged.
+    """
+    entry = read_entry(store, decision_id)  # as earlier code named it
+    if entry is None:
+        names = (_name_in(key) for key in store.list_objects(DECISIONS))
+        found = (name for name in names if name[KIND_AT] == PROMOTION and name.endswith(decision_id[-ID_LENGTH:]))
+        entry = next((entry for name in found if (entry := read_entry(store, name))), None)
     if isinstance(entry, Damaged):
         raise CorruptModel(
             f"{entry.key} is damaged ({entry.problem}), and what it says is needed: restore it, or delete it to go on "
             "without"
         )
     return entry
+
+
+def newest_number(store: ObjectStore) -> int:
+    """Return the number of the newest deployment in the trail; 0 where there is none with a number."""
+    name = next((_name_in(key) for key in store.list_objects(DECISIONS)), "")
+    return LAST - int(name[:NUMBER_LENGTH]) if name and not EARLIER.match(name) else 0
+
+
+def _name_in(key: str) -> str:
+    return key.removeprefix(DECISIONS).removesuffix(".json")
 
 
 def read_trail(store: ObjectStore, head: Decision | None, limit: int | None = None) -> Iterator[Entry]:
@@ -97,11 +119,13 @@ def read_trail(store: ObjectStore, head: Decision | None, limit: int | None = No
             yield head
 
 
-def earlier_entries(store: ObjectStore) -> Iterator[Entry]:
-    """Yield the decisions that earlier code wrote, newest first; a request where there are none."""
-    keys = store.list_objects(DECISIONS, after=f"{DECISIONS}{BEFORE_YEARS}")
-    names = [key.removeprefix(DECISIONS).removesuffix(".json") for key in keys]
-    yield from (entry for _, entry in _read(store, reversed(names)) if entry is not None)
+def earlier_entries(store: ObjectStore, since: str) -> Iterator[Entry]:
+    """Yield the decisions that earlier code made from a time on, newest first; a request where there are none.
+
+    `since` is text as names of versions have it: no version was decided about before it was saved.
+    """
+    names = [_name_in(key) for key in store.list_objects(DECISIONS, after=f"{DECISIONS}{BEFORE_YEARS}")]
+    yield from (entry for _, entry in _read(store, reversed([n for n in names if n >= since])) if entry is not None)
 
 
 def _read(store: ObjectStore, names: Iterator[str]) -> Iterator[tuple[str, Entry | None]]:
@@ -115,7 +139,9 @@ def _names(store: ObjectStore, head: Decision | None) -> Iterator[str]:
     awaited = entry_name(head) if head else None
     earlier = []
     for key in store.list_objects(DECISIONS):
-        name = key.removeprefix(DECISIONS).removesuffix(".json")
+        if not key.endswith(".json"):
+            continue
+        name = _name_in(key)
         if EARLIER.match(name):
             earlier.append(name)
             continue

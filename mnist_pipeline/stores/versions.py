@@ -147,7 +147,9 @@ class VersionStore(ObjectStore):
         return found[0]
 
     def delete_version(self, name: str) -> None:
-        """Delete a version with all that belongs to it."""
+        """Delete a version with all that belongs to it. Raises UnknownModel for what is no name of a version."""
+        if not VERSION_NAME.fullmatch(name):
+            raise UnknownModel(f"{name!r} is not the name of a model version, and nothing is deleted")
         self.delete_object(f"{name}/{MANIFEST}")  # first, so that no version without weights is ever listed
         for key in list(self.list_objects(f"{name}/")):
             self.delete_object(key)
@@ -184,4 +186,4 @@ def version_name(created_at: datetime, settings: TrainingSettings, accuracy: flo
 
 def time_text(moment: datetime) -> str:
     """Return a time, UTC, as names of versions have it."""
-    return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
+    return f"{moment.year:04d}{moment:%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"

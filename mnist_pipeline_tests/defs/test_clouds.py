@@ -39,6 +39,12 @@ def variables(request: pytest.FixtureRequest, raw_folder: Path, tmp_path: Path) 
     return {"STORAGE_ROOT": address, "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)} | more
 
 
+@pytest.fixture(autouse=True)
+def no_models_of_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a fresh clone, whatever `make run` did in this one."""
+    monkeypatch.setattr("mnist_pipeline.stores.addresses.PROJECT", tmp_path / "project")
+
+
 OPENED: list[str] = []
 """The files that Python opened to write to, since `written` began."""
 
@@ -122,11 +128,12 @@ def test_what_lives_in_memory_refuses_runs_of_several_processes(raw_folder, inst
 def test_models_of_before_are_not_lost_out_of_sight(monkeypatch, tmp_path):
     """The default place of models followed no STORAGE_ROOT in a bucket before."""
     before = tmp_path / "storage" / "models"
-    before.mkdir(parents=True)
-    (before / "production.json").write_text("{}")
+    (before / "a_version").mkdir(parents=True)
+    (before / "a_version" / "manifest.json").write_text("{}")
     monkeypatch.setattr("mnist_pipeline.stores.addresses.PROJECT", tmp_path)
     with pytest.raises(EnvironmentInvalid, match=rf"MODEL_STORE={before} to keep them there, or copy them"):
         store_from_environment(Environment.read({"STORAGE_ROOT": "s3://bucket/x"}))
+    assert store_from_environment(Environment.read({"STORAGE_ROOT": "memory://"})).address == "memory://models"
     kept = Environment.read({"STORAGE_ROOT": "s3://bucket/x", "MODEL_STORE": str(before)})
     assert store_from_environment(kept).address == str(before)
 

@@ -132,6 +132,27 @@ def test_a_folder_that_may_not_be_listed_is_named(root, monkeypatch):
     assert walk(root).left_out == {"secret": "cannot be listed: Permission denied"}
 
 
+def test_a_time_beyond_all_calendars_is_a_time(root):
+    (root / "a.png").write_bytes(b"1")
+    try:
+        os.utime(root / "a.png", (1e12, 1e12))
+    except OSError:
+        pytest.skip("this file system has no such times")
+    assert list(walk(root).files) == ["a.png"]
+
+
+def test_a_file_that_goes_away_before_it_is_read_fails_nothing(root):
+    (root / "a.png").write_bytes(b"1")
+    found = walk(root)
+    (root / "a.png").unlink()
+    assert len(folders.digest(root, found)) == 64
+
+
+def test_a_root_that_is_a_link_to_itself_is_empty(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert walk(tmp_path / "circle").files == {}
+
+
 def test_an_absent_folder_equals_an_empty_one(tmp_path):
     assert walk(tmp_path / "absent") == walk(tmp_path) == ({}, {})
 

@@ -287,3 +287,26 @@ def test_weights_that_are_not_finite_are_refused(trained):
     tensors[name].flat[3] = np.nan
     with pytest.raises(ModelError, match=name):
         model_from_bytes(save(tensors), settings(), TASK)
+
+
+@pytest.mark.parametrize("damage", ["tensors", "state", "header"])
+def test_a_checkpoint_whose_content_was_changed_is_not_gone_on_with(splits, tmp_path, damage):
+    """A flipped byte anywhere: training begins anew, and gives the same weights."""
+    settings = TrainingSettings(**TINY | {"epochs": 2})
+
+    class Cut(Exception):
+        pass
+
+    def cut(metrics) -> None:
+        raise Cut
+
+    with pytest.raises(Cut):
+        train(settings, splits, cut, tmp_path)
+    [path] = tmp_path.rglob(FILE_NAME)
+    data = bytearray(path.read_bytes())
+    place = {"tensors": len(data) - 100, "state": data.index(b"best_epoch") + 3, "header": 3}[damage]
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    result = train(settings, splits, checkpoint_dir=tmp_path)
+    assert result.resumed_after == 0
+    assert result.weights == train(settings, splits).weights

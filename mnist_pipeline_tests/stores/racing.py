@@ -75,7 +75,9 @@ class Racer:
         self.tell(outcome, decision.id)
 
     def roll_back(self) -> None:
-        self.tell(PROMOTED, self.store.rollback("a race", "test", to=self.dice.choice(self.store.versions())).id)
+        if not (versions := self.store.versions()):
+            return
+        self.tell(PROMOTED, self.store.rollback("a race", "test", to=self.dice.choice(versions)).id)
 
     def look(self) -> None:
         overview(self.store, 5)
@@ -94,7 +96,7 @@ class Racer:
         ]
         try:
             self.dice.choices(actions, [4, 2, 1, 3, 1])[0]()
-        except (ModelStoreError, IndexError):  # IndexError: there is no version yet to choose from
+        except ModelStoreError:
             pass
         except BaseException:
             self.tell("error", traceback.format_exc())

@@ -303,8 +303,8 @@ def test_a_prefix_that_names_one_version_is_enough(store, save):
             store.resolve(name)
 
 
-def test_what_waits_is_approved_once(store, save):
-    first, second = save(), save()
+def test_what_waits_is_approved_once(store, save, trained):
+    first, second = save(), save(trained.weights + b" ")
     store.promote(decision(store, first))
     assert store.waiting() is None
     waiting = decision(store, second, "waiting")
@@ -344,6 +344,10 @@ def test_what_waited_by_earlier_code_is_approved(store, save):
     first, second = save(), save()
     waiting = decision(store, second, "waiting").model_copy(update={"sequence": None})
     store.create_object("waiting.json", waiting.model_dump_json().encode())
+    store.create_object(f"decisions/{waiting.id}.json", waiting.model_dump_json(exclude={"sequence"}).encode())
+    store.record(waiting)  # the gate decides again about what waits
+    assert len(store.decisions()) == 1
+    store.delete_object(PRODUCTION)
     assert store.waiting() == waiting
     for damage in (b"{", waiting.model_copy(update={"outcome": "withdrawn"}).model_dump_json().encode()):
         overwrite(store, "waiting.json", damage)
@@ -383,10 +387,14 @@ def test_decisions_by_a_test_set_are_counted(store, save):
     assert len(store.decisions()) == 20
 
 
-def test_counts_of_earlier_code_go_on(store):
+def test_counts_of_earlier_code_go_on(store, save):
     key = f"test_sets/{'a' * 32}.json"
     store.create_object(key, b'{"decisions": 7}')
     assert store.earlier_decisions(store.state(), "a" * 64) == 7
+    by_evidence = {"test_digest": "a" * 64, "max_regression": 0.003, "earlier_decisions": 7}
+    store.record(decision(store, save(), "refused").model_copy(update=by_evidence))
+    assert store.earlier_decisions(store.state(), "a" * 64) == 8
+    store.delete_object(PRODUCTION)
     for damage in (b"{}", b'{"decisions": -1}', b'{"decisions": Infinity}', b"[" * 9999):
         overwrite(store, key, damage)
         with pytest.raises(CorruptModel, match="delete it to count anew"):

@@ -1,5 +1,6 @@
 """A store is copied to another address: whole, verified, and from where it left off."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,13 +93,47 @@ def test_a_damaged_version_is_left_out_and_named(source):
         copy(source, MemoryModelStore(bucket="damaged-deployed"))
 
 
+def test_a_deployment_that_is_not_there_is_not_copied(source):
+    target = MemoryModelStore(bucket="missing")
+    source.delete_version(source.production().version)
+    with pytest.raises(CorruptModel, match=r"nothing is deployed at the target: .* is not in"):
+        copy(source, target)
+    assert target.production() is None
+
+
+def test_what_is_pruned_at_the_source_meanwhile_is_left_out(source, monkeypatch):
+    target, load, oldest = MemoryModelStore(bucket="pruned"), LocalModelStore.load, source.versions()[0]
+
+    def prune_after(self, name: str):
+        found = load(self, name)
+        if name == oldest:
+            self.delete_version(name)
+        return found
+
+    monkeypatch.setattr(LocalModelStore, "load", prune_after)
+    copy(source, target)
+    assert target.versions() == source.versions()
+    assert not list(target.list_objects(f"{oldest}/"))
+
+
 def test_content_of_its_own_is_not_written_over(source, save_to, monkeypatch):
     target = MemoryModelStore(bucket="its-own")
     target.promote(made(target, save_to(target)))
-    with pytest.raises(ModelStoreError, match="never deployed it: copy to an empty address"):
+    with pytest.raises(ModelStoreError, match=r"has 1 decisions of its own, such as .*: copy to an empty address"):
         copy(source, target)
-    with pytest.raises(ModelStoreError, match="is the store that is to be copied"):
+    with pytest.raises(ModelStoreError, match="is, holds or lies in the store"):
         copy(source, LocalModelStore(base_path=source.address))
+    for inside in (f"{source.address}/backup", str(Path(source.address).parent)):
+        with pytest.raises(ModelStoreError, match="is, holds or lies in the store"):
+            copy(source, LocalModelStore(base_path=inside))
+    with pytest.raises(ModelStoreError, match="there is nothing to copy in memory://empty"):
+        copy(MemoryModelStore(bucket="empty"), MemoryModelStore(bucket="empty-too"))
+    copied = MemoryModelStore(bucket="copied-and-used")
+    copy(source, copied)
+    copied.record(made(copied, save_to(copied), "waiting"))
+    with pytest.raises(ModelStoreError, match="decisions of its own"):
+        copy(source, copied)
+    assert copied.waiting()
     other = MemoryModelStore(bucket="another-manifest")
     other.create_object(f"{source.versions()[0]}/{MANIFEST}", b"{}")
     with pytest.raises(ModelStoreError, match=r"has another .*/manifest\.json: copy to an empty address"):
@@ -108,14 +143,14 @@ def test_content_of_its_own_is_not_written_over(source, save_to, monkeypatch):
 def test_a_deployment_at_the_target_during_the_copy_is_not_written_over(source, monkeypatch):
     target = MemoryModelStore(bucket="during")
     copy(source, target)
-    rest = copying._copy_the_rest
+    rest = copying._copy_decisions
 
     def deploy_there(*arguments) -> None:
         rest(*arguments)
         target.rollback("here, too", "me", to=source.versions()[1])
 
     source.rollback("forward", "me", to=source.versions()[0])
-    monkeypatch.setattr(copying, "_copy_the_rest", deploy_there)
+    monkeypatch.setattr(copying, "_copy_decisions", deploy_there)
     with pytest.raises(ModelStoreError, match="was changed while it was copied to"):
         copy(source, target)
     assert getattr(target.production(), "reason", None) == "here, too"

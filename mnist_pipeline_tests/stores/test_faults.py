@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from mnist_pipeline.stores import ModelStoreError, NothingDeployed, S3ModelStore
+from mnist_pipeline.stores.errors import ObjectChanged
 from mnist_pipeline.stores.objects import prove_conditional_writes
 from mnist_pipeline_tests import clouds
 from mnist_pipeline_tests.stores.test_trail import made
@@ -33,7 +34,7 @@ def direct(s3_url: str, s3_bucket: str) -> S3ModelStore:
 
 
 class Once:
-    """Goes wrong in one way at the first request of a method to an object, and `also` at those after it."""
+    """Goes wrong in one way at the first `times` requests of a method to an object, once it is armed."""
 
     def __init__(self, wrong: str, method: str, key: str, times: int = 1) -> None:
         self.wrong, self.method, self.key, self.left = wrong, method, key, times
@@ -147,6 +148,33 @@ def test_a_reader_needs_no_right_to_write(behind, direct, save_to):
     assert reader.state().waiting is None
     with pytest.raises(ModelStoreError):
         prove_conditional_writes(reader)
+
+
+def test_a_promotion_whose_answer_was_lost_and_that_was_replaced_since_is_no_conflict(direct, save_to, monkeypatch):
+    manifests = [save_to(direct) for _ in range(2)]
+    replace = S3ModelStore.create_object
+
+    def lost(self, key: str, data: bytes) -> str:
+        token = replace(self, key, data)
+        if key != "production.json":
+            return token
+        monkeypatch.setattr(S3ModelStore, "create_object", replace)
+        direct.promote(made(direct, manifests[1]))
+        raise ObjectChanged(key)  # what the automatic retry of a client hears
+
+    first = made(direct, manifests[0])
+    prove_conditional_writes(direct)
+    monkeypatch.setattr(S3ModelStore, "create_object", lost)
+    direct.promote(first)
+    assert [entry.version for entry in direct.decisions()] == [manifests[1].name, manifests[0].name]
+
+
+def test_a_profile_that_is_not_there_is_told(direct, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_PROFILE", "nonsense")
+    with pytest.raises(ModelStoreError, match=r"boto3 says: .*nonsense"):
+        direct.versions()
 
 
 def test_nothing_deployed_is_no_fault(direct):

@@ -1,5 +1,6 @@
 """Prune deletes nothing that is or gets deployed, and collects what kills left."""
 
+import json
 import os
 import time
 from datetime import timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_pipeline.stores import LocalModelStore, UnknownModel
+from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS, VersionStore
 from mnist_pipeline_tests.stores.test_trail import made
 
@@ -98,6 +100,36 @@ def test_saves_that_were_killed_are_collected_once_they_are_old(store, save):
         store.prune(keep=5, orphans_older_than=timedelta(-1))
 
 
+def test_nothing_but_versions_is_deleted_whatever_stands_in_the_state(store, save):
+    store.promote(made(store, save()))
+    store.put("decisions-of-another/precious", b"1")
+    content = json.loads(store.read_object(PRODUCTION)[0]) | {"pruning": ["../outside", "decisions", "", "test_sets"]}
+    store.replace_object(PRODUCTION, json.dumps(content).encode(), store.read_object(PRODUCTION)[1])
+    with pytest.raises(UnknownModel, match="is not the name of a model version, and nothing is deleted"):
+        store.prune(keep=5)
+    assert len(store.decisions()) == 1
+
+
+def test_an_age_beyond_all_time_collects_nothing(store, save):
+    store.delete_object(f"{save().name}/{MANIFEST}")
+    for days in (400_000, 2_000_000):
+        assert store.prune(keep=5, orphans_older_than=timedelta(days=days)).orphans == []
+
+
+def test_the_files_of_what_is_deployed_are_no_orphans(store, save):
+    store.promote(made(store, manifest := save()))
+    store.delete_object(f"{manifest.name}/{MANIFEST}")
+    assert store.prune(keep=5, orphans_older_than=NOTHING).orphans == []
+    assert store.read_object(f"{manifest.name}/{WEIGHTS}")
+
+
+def test_proofs_of_killed_processes_are_collected(store, save):
+    store.create_object(".proofs/20200101T000000-x", b"")
+    store.create_object(".proofs/29990101T000000-x", b"")
+    store.prune(keep=5)
+    assert list(store.list_objects(".proofs/")) == [".proofs/29990101T000000-x"]
+
+
 def test_unfinished_files_of_a_folder_are_collected_once_they_are_old(tmp_path, save_to):
     store = LocalModelStore(base_path=str(tmp_path / "models"))
     name = save_to(store).name
@@ -107,4 +139,9 @@ def test_unfinished_files_of_a_folder_are_collected_once_they_are_old(tmp_path, 
     os.utime(old, (time.time() - 90_000,) * 2)
     assert store.prune(keep=5).orphans == [f"{name}/.tmp-old"]
     assert (old.exists(), new.exists()) == (False, True)
+    killed = Path(store.base_path, "killed", ".tmp-x")
+    killed.parent.mkdir()
+    killed.write_bytes(b"half")
+    store.prune(keep=5, orphans_older_than=NOTHING)
+    assert not killed.parent.exists()
     assert sorted(path.name for path in Path(store.base_path, name).iterdir()) == [MANIFEST, WEIGHTS]

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from mnist_pipeline.files.cloud import PAGE
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.stores import MemoryModelStore, S3ModelStore
-from mnist_pipeline.stores.cloud import PAGE, CloudModelStore
+from mnist_pipeline.stores.cloud import CloudModelStore
 from mnist_pipeline.stores.deployment import decide_and_deploy
 from mnist_pipeline.stores.objects import prove_conditional_writes
 from mnist_pipeline.stores.overview import overview

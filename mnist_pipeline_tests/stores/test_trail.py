@@ -1,18 +1,22 @@
 """The audit trail keeps its order and its meaning whatever clocks, damage and earlier code do to it."""
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.stores import CorruptModel, MemoryModelStore, decisions
+from mnist_pipeline.stores import CorruptModel, MemoryModelStore, PromotionConflict, decisions
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.overview import overview
 from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.trail import Damaged, entry_name, key_of
 from mnist_pipeline_tests.stores.conftest import KINDS, make_store
+from mnist_pipeline_tests.stores.racing import Told, check
 
 
 class Clock(datetime):
@@ -38,7 +42,7 @@ def made(store, manifest, outcome="promoted", **fields) -> Decision:
         reason="good",
         version=manifest.name,
         weights_sha256=manifest.weights_sha256,
-        incumbent=store.production(),
+        incumbent=store.state().deployed,
         actor="test",
         **{"strategy": "quality"} | fields,
     )
@@ -103,7 +107,7 @@ def earlier_store(store, save, trained) -> tuple:
     """As earlier code left a store: no numbers, a trail by clocks, of which one was wrong."""
     versions = [save(trained.weights + b" " * index) for index in range(3)]
     chain: list[Decision] = []
-    times = [datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 4, 2)]
+    times = [datetime(2099, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 4, 2)]
     deployed, strategies = [*versions[:2], versions[0]], ["quality", "quality", "rollback"]
     for manifest, strategy, when in zip(deployed, strategies, times, strict=True):
         chain.append(
@@ -156,6 +160,140 @@ def test_what_a_damaged_entry_of_earlier_code_may_have_said_is_not_guessed(store
     assert store.production().version == versions[2].name
 
 
+def test_production_can_be_written_again_from_the_trail(store, save, trained):
+    """As CorruptModel says: by the latest promotion, which lacks the rest of the state."""
+    good, bad, next_one = (save(trained.weights + b" " * number) for number in range(3))
+    store.promote(made(store, good))
+    store.promote(made(store, bad))
+    back = store.rollback("customers complain", "kim")
+    content = store.read_object(key_of(entry_name(back)))[0]
+    store.replace_object(PRODUCTION, content, store.read_object(PRODUCTION)[1])
+    assert store.rolled_back(bad.weights_sha256) == "customers complain"
+    store.promote(made(store, next_one))
+    assert store.rolled_back(bad.weights_sha256) == "customers complain"
+    assert [entry.sequence for entry in store.decisions()] == [4, 3, 2, 1]
+
+
+def test_what_earlier_code_deploys_over_a_trail_with_numbers_comes_after_them(store, save, trained):
+    good, bad, next_one = (save(trained.weights + b" " * number) for number in range(3))
+    store.promote(made(store, good))
+    store.promote(made(store, bad))
+    back = made(store, good, strategy="rollback").model_copy(update={"reason": "by earlier code"})
+    content = back.model_dump_json(exclude={"sequence"}).encode()
+    store.replace_object(PRODUCTION, content, store.read_object(PRODUCTION)[1])
+    store.create_object(f"decisions/{back.id}.json", content)
+    assert store.rolled_back(bad.weights_sha256) == "by earlier code"
+    store.promote(promoted := made(store, next_one))
+    assert promoted.sequence == 4
+    assert store.rolled_back(bad.weights_sha256) == "by earlier code"
+
+
+def test_a_trail_that_goes_round_in_a_circle_is_an_error(store, save):
+    decision = made(store, save()).model_copy(update={"sequence": None})
+    content = decision.model_copy(update={"replaces": decision.id}).model_dump_json(exclude={"sequence"}).encode()
+    store.create_object(PRODUCTION, content)
+    store.create_object(f"decisions/{decision.id}.json", content)
+    with pytest.raises(CorruptModel, match="replaces itself in the end"):
+        store.state()
+
+
+@pytest.mark.parametrize("word", ["caf\udce9", "a\ud800"])
+def test_a_reason_that_is_not_utf_8_is_stored_as_text(store, save, word):
+    first, second = save(), save()
+    store.promote(made(store, first))
+    store.record(made(store, second, "waiting"))
+    approved = store.approve(second.name, word, word)
+    assert store.production() == approved == store.decisions()[0]
+    assert store.rollback(word, word).reason.startswith(word[0])
+    assert len(store.decisions()) == 4
+
+
+def test_what_waits_no_more_when_it_is_deployed_is_not_approved(store, save, monkeypatch):
+    first, second = save(), save()
+    store.promote(made(store, first))
+    store.record(made(store, second, "waiting"))
+    load = type(store).resolve
+
+    def refused_meanwhile(self, name: str) -> str:
+        state = self.state()
+        monkeypatch.setattr(type(store), "resolve", load)
+        self.record(made(self, second, "refused"))
+        monkeypatch.setattr(type(store), "state", once_more(state, type(store).state))
+        return name
+
+    monkeypatch.setattr(type(store), "resolve", refused_meanwhile)
+    with pytest.raises(PromotionConflict, match="does not wait for approval any more"):
+        store.approve(second.name, "fine", "kim")
+    assert store.production().version == first.name
+
+
+def once_more(old, state):
+    """The state of a moment ago, once."""
+    left = [old]
+    return lambda self: left.pop() if left else state(self)
+
+
+def test_a_rollback_to_the_same_weights_is_no_rollback_of_them(store, save):
+    first, second = save(), save()
+    store.promote(made(store, first))
+    store.promote(made(store, second))
+    store.rollback("the other one", "me")
+    assert store.rolled_back(first.weights_sha256) is None
+
+
+@pytest.mark.parametrize("action", ["save", "promote", "waiting", "refused", "approve", "rollback", "prune"])
+def test_a_kill_after_any_write_leaves_a_whole_store(save_to, trained, monkeypatch, action):
+    """Whatever was cut off, the chain is whole, and what took effect is in the trail in the end, with its marker."""
+    store: Any = MemoryModelStore(bucket=uuid.uuid4().hex)
+    save, numbers = partial(save_to, store), iter(range(1, 1000))
+    actions: dict[str, Callable[[], object]] = {
+        "save": save,
+        "promote": lambda: store.promote(made(store, save(trained.weights + b" " * next(numbers)))),
+        "waiting": lambda: store.record(made(store, save(), "waiting", test_accuracy=0.5)),
+        "refused": lambda: store.record(made(store, save(), "refused")),
+        "approve": lambda: store.approve(store.waiting().version, "fine", "kim"),
+        "rollback": lambda: store.rollback("why", "me", to=store.versions()[-1]),
+        "prune": lambda: (save(), save(), store.prune(keep=1, orphans_older_than=timedelta(0))),
+    }
+    for _ in range(2):
+        actions["promote"]()
+    primitives = ("create_object", "replace_object", "delete_object")
+    kinds = {name: getattr(type(store), name) for name in primitives}
+    for cut in range(1, 60):
+        actions["waiting"]()
+        writes = iter(range(1, 1000))
+
+        def dying(name: str, cut: int = cut, writes=writes):
+            def write(self, *arguments):
+                result = kinds[name](self, *arguments)
+                if next(writes) == cut:
+                    raise KeyboardInterrupt
+                return result
+
+            return write
+
+        waiting = store.waiting()
+        with monkeypatch.context() as patch:
+            for name in primitives:
+                patch.setattr(type(store), name, dying(name))
+            try:
+                actions[action]()
+                break
+            except KeyboardInterrupt:
+                pass
+        deployed = store.production()
+        store.load(deployed.version)
+        actions["promote"]()
+        about = list(store.decisions_about(deployed.version))
+        assert deployed in about or deployed.version not in store.versions()
+        check(store, Told([], [], []), killed=True)
+        assert waiting in store.decisions()
+        store.prune(keep=1, orphans_older_than=timedelta(0))
+    else:
+        pytest.fail("it never came to its end")
+    assert cut > 1
+
+
 def test_keys_come_in_order_and_after_a_key(store):
     keys = sorted(["a/1", "a/2", "a.b", "a/b/c", "a0", "b", "decisions/1", "decisions/9", "decisions0", "z/y"])
     for key in reversed(keys):
@@ -180,4 +318,6 @@ def test_stores_in_memory_are_one_by_their_name(save_to):
     name = uuid.uuid4().hex
     manifest = save_to(MemoryModelStore(bucket=name))
     assert MemoryModelStore(bucket=name).versions() == [manifest.name]
-    assert MemoryModelStore(bucket="another").versions() == []
+    for number in range(100):
+        assert MemoryModelStore(bucket=f"{name}-{number}").versions() == []
+    assert MemoryModelStore(bucket=name, max_attempts=1).versions() == [manifest.name]

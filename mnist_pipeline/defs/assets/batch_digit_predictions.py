@@ -18,7 +18,7 @@ from mnist_pipeline.defs.metadata import left_out, picture, table
 from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths, input_folder
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.files.storage import exists, read_bytes, write_bytes, writing
+from mnist_pipeline.files.storage import exists, read_bytes, reading, write_bytes, writing
 from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings
 
@@ -180,7 +180,7 @@ def batch_prediction_checks(
     record = batch_digit_predictions
     # By its name: the folder may have been moved, or be mounted elsewhere, since the record was written.
     path, _, _ = predictions_dir.table_paths(PurePath(record.path).stem)
-    with path.open("rb") as file, pq.ParquetFile(file) as table:
+    with reading(path) as file, pq.ParquetFile(file) as table:
         rows, problems = table.metadata.num_rows, []
         for batch in table.iter_batches():
             confidence, label = (batch[name].to_numpy() for name in ("confidence", "label"))

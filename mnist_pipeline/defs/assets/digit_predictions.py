@@ -9,6 +9,7 @@ from mnist_pipeline.defs.assets.production_digit_classifier import production_di
 from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths
+from mnist_pipeline.defs.resources.folders import PredictionInputResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.files.folders import entry
 from mnist_pipeline.files.pictures import ImageError, require_size
@@ -30,7 +31,10 @@ class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
     automation_condition=NEVER,
 )
 def digit_predictions(
-    config: RealTimePredictionConfig, processed_mnist_data: Splits, model_store: ModelStoreResource
+    config: RealTimePredictionConfig,
+    processed_mnist_data: Splits,
+    model_store: ModelStoreResource,
+    prediction_input_dir: PredictionInputResource,
 ) -> dg.Output[RealTimePredictions]:
     """Predictions for the images in the configuration, now, by the deployed model."""
     import numpy as np
@@ -40,7 +44,7 @@ def digit_predictions(
 
     predictor = deployed_predictor(model_store)
     images: list[tuple[str, np.ndarray]] = []
-    for source, data in _requested(config):
+    for source, data in _requested(config, prediction_input_dir.endpoint_url):
         try:
             images.append((source, read_image(data)))
         except ImageError as error:
@@ -78,9 +82,9 @@ def digit_predictions(
     )
 
 
-def _requested(config: RealTimePredictionSettings) -> Iterator[tuple[str, bytes]]:
+def _requested(config: RealTimePredictionSettings, endpoint_url: str | None) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of each image that the configuration asks for."""
-    for path in existing_paths("image_paths", config.image_paths):
+    for path in existing_paths("image_paths", config.image_paths, endpoint_url):
         try:
             require_size(entry(path).size)
             yield str(path), read_bytes(path)
