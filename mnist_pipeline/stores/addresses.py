@@ -1,7 +1,7 @@
 """The choice of a store by its address, and of the deployment's by the environment."""
 
 from mnist_pipeline.environment import PROJECT, Environment, EnvironmentInvalid
-from mnist_pipeline.files.cloud import MEMORY, expand_user, parse_address
+from mnist_pipeline.files.cloud import MEMORY, expand_user, parse_address, require_url
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.cloud import (
     AzureModelStore,
@@ -22,9 +22,11 @@ KINDS: dict[str, type[CloudModelStore]] = {
 def store_at(address: str, s3_endpoint_url: str | None = None) -> ModelStore:
     """Return the store at a folder, or at `s3://`, `gs://`, `az://` or `memory://`, of bucket and prefix.
 
-    `s3_endpoint_url` is of stores that speak S3 but are not Amazon's. Raises ValueError for an address that is none.
+    `s3_endpoint_url` is of stores that speak S3 but are not Amazon's. Raises ValueError for what is neither.
     """
     scheme, bucket, prefix = parse_address(address)
+    if s3_endpoint_url:
+        require_url(s3_endpoint_url)
     if not scheme:
         return LocalModelStore(base_path=str(expand_user(address).absolute()))
     if scheme == S3ModelStore.SCHEME:

@@ -25,7 +25,8 @@ LAST = 1_000_000_000
 """More deployments are not counted. Written in full length, its numbers come before the years of earlier keys."""
 
 NUMBER_LENGTH, ID_LENGTH = len(str(LAST)), 8
-KIND_AT, PROMOTION = NUMBER_LENGTH + 1, "1"
+NUMBERED = re.compile(rf"(?P<number>\d{{{NUMBER_LENGTH}}})-(?P<kind>[01])-")
+PROMOTION, ANY_OTHER = "1", "0"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MICROSECOND = 9_999_999_999_999_999
 
@@ -54,7 +55,7 @@ def entry_name(decision: Decision) -> str:
     """Return the name of a decision in the trail."""
     if decision.sequence is None:
         return decision.id
-    kind = PROMOTION if decision.outcome == PROMOTED else "0"
+    kind = PROMOTION if decision.outcome == PROMOTED else ANY_OTHER
     when = decision.decided_at if decision.decided_at.tzinfo else decision.decided_at.replace(tzinfo=UTC)
     microseconds = LAST_MICROSECOND - (when - EPOCH) // timedelta(microseconds=1)
     return (
@@ -86,8 +87,9 @@ def require_promotion(store: ObjectStore, decision_id: str) -> Decision | None:
     """
     entry = read_entry(store, decision_id)  # as earlier code named it
     if entry is None:
-        names = (_name_in(key) for key in store.list_objects(DECISIONS))
-        found = (name for name in names if name[KIND_AT] == PROMOTION and name.endswith(decision_id[-ID_LENGTH:]))
+        numbered = (match for key in store.list_objects(DECISIONS) if (match := NUMBERED.match(_name_in(key))))
+        promotions = (match.string for match in numbered if match["kind"] == PROMOTION)
+        found = (name for name in promotions if name.endswith(decision_id[-ID_LENGTH:]))
         entry = next((entry for name in found if (entry := read_entry(store, name))), None)
     if isinstance(entry, Damaged):
         raise CorruptModel(
@@ -99,8 +101,9 @@ def require_promotion(store: ObjectStore, decision_id: str) -> Decision | None:
 
 def newest_number(store: ObjectStore) -> int:
     """Return the number of the newest deployment in the trail; 0 where there is none with a number."""
-    name = next((_name_in(key) for key in store.list_objects(DECISIONS)), "")
-    return LAST - int(name[:NUMBER_LENGTH]) if name and not EARLIER.match(name) else 0
+    numbered = (match for key in store.list_objects(DECISIONS) if (match := NUMBERED.match(_name_in(key))))
+    newest = next(numbered, None)
+    return LAST - int(newest["number"]) if newest else 0
 
 
 def _name_in(key: str) -> str:

@@ -182,6 +182,7 @@ def test_what_earlier_code_deploys_over_a_trail_with_numbers_comes_after_them(st
     content = back.model_dump_json(exclude={"sequence"}).encode()
     store.replace_object(PRODUCTION, content, store.read_object(PRODUCTION)[1])
     store.create_object(f"decisions/{back.id}.json", content)
+    store.create_object("decisions/!README.json", b"{}")  # of nobody's code
     assert store.rolled_back(bad.weights_sha256) == "by earlier code"
     store.promote(promoted := made(store, next_one))
     assert promoted.sequence == 4
