@@ -160,7 +160,8 @@ def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_p
         assert answer.json()["model"] == deployed
         assert httpx.get(f"{url}/model").status_code == 401
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == -signal.SIGTERM
+        # It ends by the signal, as uvicorn raises it again, or just after it: seldom by 0.
+        assert server.wait(60) in (-signal.SIGTERM, 0)
         log = log_file.read_text()
     assert "Application shutdown complete" in log
     assert TOKEN not in log
