@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +160,8 @@ def test_a_killed_training_step_is_retried_and_continues(variables, launch):
         ("refused", "lower accuracy_threshold"),
         ("waiting", f"approve {deployed.version} --reason"),
     ):
-        store.record(deployed.model_copy(update={"id": f"9-{outcome}", "outcome": outcome, "replaces": deployed.id}))
+        fields = {"id": f"9-{outcome}", "outcome": outcome, "replaces": deployed.id, "decided_at": datetime.now(UTC)}
+        store.record(deployed.model_copy(update=fields))
         [next_step] = [line for line in python(variables, "summary").stdout.splitlines() if "what to do next" in line]
         assert words in next_step
 

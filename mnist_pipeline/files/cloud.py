@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from obstore.store import MemoryStore, ObjectStore
 
-BUCKETS = {"s3": "Amazon S3 or a store that speaks S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
-"""Schemes of addresses that name a bucket, and whose it is."""
+BUCKETS = ("s3", "gs", "az")
+"""Schemes of addresses that name a bucket: of S3 or what speaks it, Google Cloud Storage, Azure Blob Storage."""
 
 MEMORY = "memory"
 """The scheme of what lives in the memory of this process, and ends with it."""
@@ -29,7 +29,6 @@ ONE_REQUEST_SECONDS = 300
 
 MISSING_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 """The words by which S3, Azure and Google tell a bucket that is not there from an object that is not."""
-
 
 BUCKET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Names of buckets; the clouds allow less."""
