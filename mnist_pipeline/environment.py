@@ -15,6 +15,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
 
+PLACES = (
+    *("storage_root", "data_dir", "predictions_dir", "labelled_dir", "checkpoint_dir"),
+    *("model_store", "prediction_input"),
+)
+"""The fields that name a folder or an address."""
+
 STORES_OF_BEFORE = ("local", "s3")
 """Values of MODEL_STORE of before a store was named by an address; they are still read."""
 
@@ -101,15 +107,7 @@ class Environment(BaseModel):
             raise ValueError(f"{value!r} is not a local folder, and only a local folder will do")
         return value
 
-    @field_validator(
-        "storage_root",
-        "data_dir",
-        "predictions_dir",
-        "labelled_dir",
-        "checkpoint_dir",
-        "model_store",
-        "prediction_input",
-    )
+    @field_validator(*PLACES)
     @classmethod
     def _folder_or_address(cls, value: str | None) -> str | None:
         if value:
@@ -205,9 +203,7 @@ class Environment(BaseModel):
 
     def in_memory(self) -> bool:
         """Return whether anything is kept in memory only, so that a run must be one process."""
-        places = (self.storage_root, self.data_dir, self.predictions_dir, self.labelled_dir, self.checkpoint_dir)
-        more = (self.model_store, self.prediction_input or "")
-        return any(place.startswith(f"{MEMORY}://") for place in (*places, *more))
+        return any((getattr(self, name) or "").startswith(f"{MEMORY}://") for name in PLACES)
 
     def place(self, name: str, folder: str) -> str:
         """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""

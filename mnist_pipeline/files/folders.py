@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 CHUNK_BYTES = 1 << 20
+
 Links = Literal["inside", "anywhere", "never"]
 """The links in a folder that are followed: those to somewhere inside it, all, or none."""
 

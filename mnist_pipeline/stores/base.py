@@ -6,9 +6,9 @@ from typing import NamedTuple
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
 from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decision, storable
 from mnist_pipeline.stores.errors import ModelStoreError, NothingDeployed
-from mnist_pipeline.stores.objects import delete_old_proofs
+from mnist_pipeline.stores.objects import delete_old_proofs, time_text
 from mnist_pipeline.stores.state import State
-from mnist_pipeline.stores.versions import MANIFEST, newest_first, time_in, time_text
+from mnist_pipeline.stores.versions import MANIFEST, complete_versions, newest_first, time_in
 
 ORPHANS_OLDER_THAN = timedelta(days=1)
 """Nobody takes a day to save a version: what has no manifest by then never will."""
@@ -109,7 +109,7 @@ class ModelStore(DecisionStore):
             raise ValueError(f"orphans_older_than must not be negative, but is {orphans_older_than}")
         before = datetime.now(UTC) - min(orphans_older_than, LONGEST)
         found = self.version_files()
-        versions = newest_first(name for name, files in found.items() if MANIFEST in files)
+        versions = complete_versions(found)
 
         def announce(state: State) -> State | None:
             doomed = [name for name in versions[keep:] if name not in state.in_use]

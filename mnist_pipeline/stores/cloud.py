@@ -1,7 +1,7 @@
 """Model stores in a bucket or in memory, safe between machines by conditional writes (create, compare-and-swap)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -59,24 +59,18 @@ class CloudModelStore(ModelStore):
     def delete_object(self, key: str) -> None:
         import obstore
 
-        with self._errors(key):
-            try:
-                obstore.delete(self._bucket(), self._key(key))
-            except FileNotFoundError as error:  # Azure and Google say so
-                if cloud.MISSING_BUCKET.search(str(error)):
-                    raise
+        with suppress(ObjectMissing), self._errors(key):  # Azure and Google say so
+            obstore.delete(self._bucket(), self._key(key))
 
     def _put(self, key: str, data: bytes, mode: Any) -> str:
         import obstore
 
-        with self._errors(key):
-            try:
+        try:
+            with self._errors(key):
                 # In one request: a killed upload in parts would leave them for ever.
                 return _token(obstore.put(self._bucket(), self._key(key), data, mode=mode, use_multipart=False))
-            except FileNotFoundError as error:
-                if cloud.MISSING_BUCKET.search(str(error)):
-                    raise
-                raise ObjectChanged(key) from None  # the object to be replaced was deleted
+        except ObjectMissing:  # the object to be replaced was deleted
+            raise ObjectChanged(key) from None
 
     def _key(self, key: str) -> str:
         return f"{self.prefix.strip('/')}/{key}" if self.prefix.strip("/") else key

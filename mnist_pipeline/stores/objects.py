@@ -91,7 +91,7 @@ def prove_conditional_writes(store: ObjectStore) -> None:
 
     Raises ModelStoreError if it does not.
     """
-    key = f"{PROOFS}{_time_text(datetime.now(UTC))}-{uuid.uuid4().hex}"
+    key = f"{PROOFS}{time_text(datetime.now(UTC))}-{uuid.uuid4().hex}"
     try:
         token = store.create_object(key, b"created")
     except ObjectChanged:  # the answer to a first attempt was lost
@@ -109,12 +109,13 @@ def prove_conditional_writes(store: ObjectStore) -> None:
 def delete_old_proofs(store: ObjectStore, before: datetime) -> None:
     """Remove the proofs of processes that were killed in them before then (UTC)."""
     for key in list(store.list_objects(PROOFS)):
-        if key < f"{PROOFS}{_time_text(before)}":
+        if key < f"{PROOFS}{time_text(before)}":
             store.delete_object(key)
 
 
-def _time_text(moment: datetime) -> str:
-    return f"{moment.year:04d}{moment:%m%dT%H%M%S}"
+def time_text(moment: datetime) -> str:
+    """Return a time, UTC, as keys have it: text that sorts by time."""
+    return f"{moment.year:04d}{moment:%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
 
 
 ADVICE = (

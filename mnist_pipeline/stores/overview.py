@@ -8,7 +8,7 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.stores.trail import earlier_entries
-from mnist_pipeline.stores.versions import MANIFEST, newest_first, time_in
+from mnist_pipeline.stores.versions import complete_versions, time_in
 
 DECISIONS_READ = 5
 """More decisions about a version are not looked through for a test accuracy."""
@@ -42,7 +42,7 @@ class Overview(NamedTuple):
 def overview(store: ModelStore, limit: int | None = None) -> Overview:
     """Return a row for each version, newest first: of the newest `limit` and of those that are in use, or of all."""
     state, found = store.state(), store.version_files()
-    versions = newest_first(name for name, files in found.items() if MANIFEST in files)
+    versions = complete_versions(found)
     shown = [
         name for position, name in enumerate(versions) if limit is None or position < limit or name in state.in_use
     ]

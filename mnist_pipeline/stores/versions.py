@@ -19,7 +19,7 @@ from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.records import DriftReference, EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
-from mnist_pipeline.stores.objects import ObjectStore
+from mnist_pipeline.stores.objects import ObjectStore, time_text
 from mnist_pipeline.task.spec import TaskSpec
 
 WEIGHTS = "weights.safetensors"
@@ -82,7 +82,7 @@ class VersionStore(ObjectStore):
 
     def versions(self) -> list[str]:
         """Return the names of all complete versions, newest first."""
-        return newest_first(name for name, files in self.version_files().items() if MANIFEST in files)
+        return complete_versions(self.version_files())
 
     def version_files(self) -> dict[str, list[str]]:
         """Return the names of the files of each version, also of those that are not complete.
@@ -166,6 +166,11 @@ class VersionStore(ObjectStore):
         return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
 
 
+def complete_versions(found: dict[str, list[str]]) -> list[str]:
+    """Return the names of those that have a manifest, of what `VersionStore.version_files` returned, newest first."""
+    return newest_first(name for name, files in found.items() if MANIFEST in files)
+
+
 def newest_first(names: Iterable[str]) -> list[str]:
     """Return the names of versions in the order of the times in them, newest first."""
     return sorted(names, key=lambda name: (time_in(name), name), reverse=True)
@@ -182,8 +187,3 @@ def version_name(created_at: datetime, settings: TrainingSettings, accuracy: flo
     return (
         f"{settings.FAMILY}_{time_text(created_at)}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"
     )
-
-
-def time_text(moment: datetime) -> str:
-    """Return a time, UTC, as names of versions have it."""
-    return f"{moment.year:04d}{moment:%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
