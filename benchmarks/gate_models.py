@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.mnist import add_data_option
 from benchmarks.tables import print_table
 from mnist_pipeline.ml.gate import Contender, decide
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.sources import load_directory
@@ -87,7 +88,7 @@ def main() -> None:
         decisions = []
         for seed in range(PAIRS):
             old, new = (
-                Contender(f"{name}, seed {number}", f"{name} {number}", found[name, number] == labels)
+                Contender(f"{name}, seed {number}", Digests(f"{name} {number}", None), found[name, number] == labels)
                 for name, number in ((INCUMBENT, seed), (kind, PAIRS + seed))
             )
             verdict = decide(new, old, None, DeploymentSettings())

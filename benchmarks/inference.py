@@ -21,9 +21,10 @@ from benchmarks.processes import measure
 from benchmarks.tables import print_table
 from mnist_pipeline.ml import drift
 from mnist_pipeline.ml.data import split
+from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.inference import find_inputs, predict_to_parquet, read_batches
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
-from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.model import model_from_bytes
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
@@ -34,15 +35,14 @@ FILE_IMAGES = 10_000
 """In each file of the million."""
 
 
-def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes]:
-    """A model of the default architecture, of one short epoch, with all that a stored one has."""
+def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
+    """A model of the default architecture, of one short epoch: all that a stored one has, weights and ONNX file."""
     splits = split(dataset, no_images(dataset.spec), SplitSettings())
     settings = TrainingSettings(epochs=1)
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
     result = train(settings, few)
-    model = model_from_bytes(result.weights, settings, splits.spec)
-    probabilities = predict_probabilities(model, splits.validation.images, splits.spec)
-    reference = drift.reference(splits.validation.images, probabilities)
+    exported = export(result.weights, settings, splits.spec, splits.validation)
+    reference = drift.reference(splits.validation.images, exported.probabilities)
     manifest = ModelManifest(
         name="benchmark",
         weights_sha256="",
@@ -50,7 +50,7 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes]:
         network=settings.network(),
         training=TrainingRecord(drift_reference=reference),
     )
-    return manifest, result.weights
+    return manifest, result.weights, exported.onnx
 
 
 def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float, list[int]]:
@@ -66,12 +66,12 @@ def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float,
     return len(labels) / (time.perf_counter() - began), labels
 
 
-def by_us(paths: list[Path], manifest: ModelManifest, weights: bytes, table: Path) -> float:
+def by_us(paths: list[Path], manifest: ModelManifest, onnx: bytes, table: Path) -> float:
     """Images a second of reading, predicting, drift statistics and the table, as `batch_digit_predictions` does it.
 
     What the asset does besides, the digest of its input and the upload of its tables, is left out.
     """
-    predictor = Predictor(manifest, weights, device="cpu")  # as the loop
+    predictor = Predictor(manifest, onnx, device="cpu")  # as the loop
     batches = read_batches(find_inputs(paths), manifest.task, BatchPredictionSettings().batch_size)
     began = time.perf_counter()
     with table.open("wb") as file, table.with_suffix(".errors").open("wb") as errors:
@@ -86,23 +86,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="up to 100,000 images instead of a million")
     arguments = parser.parse_args()
     dataset = load_directory(arguments.data)
-    manifest, weights = trained_model(dataset)
+    manifest, weights, onnx = trained_model(dataset)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = torchvision_root(folder, arguments.data)
-        throughput(root, manifest, weights, arguments.rounds)
+        throughput(root, manifest, weights, onnx, arguments.rounds)
         print()
-        memory(folder, dataset, manifest, weights, 100_000 if arguments.quick else 1_000_000)
+        memory(folder, dataset, manifest, onnx, 100_000 if arguments.quick else 1_000_000)
     print()
-    latency(manifest, weights)
+    latency(manifest, onnx)
 
 
-def throughput(root: Path, manifest: ModelManifest, weights: bytes, rounds: int) -> None:
+def throughput(root: Path, manifest: ModelManifest, weights: bytes, onnx: bytes, rounds: int) -> None:
     file, table = root / TORCHVISION_FOLDER / "t10k-images-idx3-ubyte", root / "table.parquet"
     speeds = []
     for _ in range(rounds):
         loop, labels = by_loop(root, manifest, weights)
-        speeds.append((loop, by_us([file], manifest, weights, table)))
+        speeds.append((loop, by_us([file], manifest, onnx, table)))
     ours = pq.read_table(table).column("label").to_numpy()
     loop, us = (statistics.median(values) for values in zip(*speeds, strict=True))
     print_table(
@@ -114,7 +114,7 @@ def throughput(root: Path, manifest: ModelManifest, weights: bytes, rounds: int)
     )
 
 
-def memory(folder: Path, dataset: Dataset, manifest: ModelManifest, weights: bytes, most: int) -> None:
+def memory(folder: Path, dataset: Dataset, manifest: ModelManifest, onnx: bytes, most: int) -> None:
     """Folders of npy files, made by shifting real images; each is predicted in a process of its own."""
     images = resized(dataset, most).train.images
     rows = []
@@ -123,13 +123,13 @@ def memory(folder: Path, dataset: Dataset, manifest: ModelManifest, weights: byt
         inputs.mkdir()
         for start in range(0, count, FILE_IMAGES):
             np.save(inputs / f"{start:07d}.npy", images[start : start + FILE_IMAGES])
-        cost = measure(by_us, [inputs], manifest, weights, folder / "table.parquet")
+        cost = measure(by_us, [inputs], manifest, onnx, folder / "table.parquet")
         rows.append([f"{count:,}", f"{cost.seconds:.1f}", f"{cost.result:.0f}", f"{cost.peak_mib:.0f}"])
     print_table(["images", "seconds", "images/s", "peak MiB of the process"], rows)
 
 
-def latency(manifest: ModelManifest, weights: bytes) -> None:
-    predictor = Predictor(manifest, weights)
+def latency(manifest: ModelManifest, onnx: bytes) -> None:
+    predictor = Predictor(manifest, onnx)
     image = np.zeros((1, *manifest.task.array_shape), np.uint8)
     seconds = []
     for _ in range(1100):

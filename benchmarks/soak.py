@@ -81,7 +81,7 @@ def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     def promote_another() -> None:
         settings, trained = models[len(promotions) % MODELS]
         name = save(store, trained, settings).name  # a version of its own: none is deployed twice
-        confidences[name] = Predictor(*store.load(name)).predict(images).max(1)
+        confidences[name] = Predictor(*store.load_onnx(name)).predict(images).max(1)
         began = time.perf_counter()
         deploy(store, name, trained.weights)
         promotions.append(Promotion(name, began, time.perf_counter()))

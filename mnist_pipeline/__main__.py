@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also delete what killed saves left more than so many days ago (default: 1; with less, a save that is "
         "under way may be taken for a killed one)",
     )
+    export = commands.add_parser("export", help="make model.onnx of a version that was saved before there was one")
+    export.add_argument("version", help="its name, or the beginning of it")
     copying = commands.add_parser("copy", help="copy the whole store to another address; again: what is new")
     copying.add_argument("address", help="folder, or s3://, gs:// or az:// with bucket and prefix")
     copying.add_argument("--s3-endpoint-url", metavar="URL", help="of the target (default: S3_ENDPOINT_URL)")
@@ -151,6 +153,9 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
             lines = [f"deleted {name}" for name in pruned.versions]
             lines += [f"deleted {name}, which was never finished" for name in pruned.orphans]
             print("\n".join(lines) or "there is nothing to delete")
+        case "export":
+            manifest, onnx = store.load_onnx(store.resolve(options.version))
+            print(f"{manifest.name} has its model.onnx, {len(onnx):,} bytes, SHA-256 {manifest.onnx_sha256}")
         case "copy":
             _copy(store, options.address, options.s3_endpoint_url or Environment.read(os.environ).s3_endpoint_url)
 

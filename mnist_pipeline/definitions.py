@@ -40,15 +40,13 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     Raises ConfigInvalid for a PIPELINE_CONFIG that the assets would refuse.
     """
     assets, sources = load_assets(environment)
-    checks = dg.load_asset_checks_from_package_module(asset_files)
-    require_complete(assets, checks)
+    require_complete(assets)
     if unwatched := {source.key.to_user_string() for source in sources} - set(WATCHED_FOLDERS):
         raise dg.DagsterInvalidDefinitionError(f"no sensor watches {unwatched}: add them to WATCHED_FOLDERS")
     automated, every = environment.automation, environment.automation_seconds
     channels, in_memory = channels_from_environment(environment), environment.in_memory()
     return dg.Definitions(
         assets=[*sources, *assets],
-        asset_checks=checks,
         jobs=build_jobs(one_process_only if in_memory else PRELOADED_FORKSERVER),
         sensors=[
             automation_sensor(automated, every),

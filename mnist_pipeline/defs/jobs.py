@@ -64,9 +64,9 @@ def build_jobs(executor: dg.ExecutorDefinition = PRELOADED_FORKSERVER) -> list[U
     ]
 
 
-def require_complete(assets: Sequence[dg.AssetsDefinition], checks: Sequence[dg.AssetChecksDefinition]) -> None:
+def require_complete(assets: Sequence[dg.AssetsDefinition]) -> None:
     """Raise DagsterInvalidDefinitionError if an asset lacks a condition, a check, or a place in a job of its own."""
-    checked = {key.asset_key for check in checks for key in check.check_keys}
+    checked = {key.asset_key for asset in assets for key in asset.check_keys}
     jobs = [job for job in build_jobs() if job.name != EVERYTHING]
     in_a_job = {key for job in jobs for key in job.selection.resolve(assets)}
     for asset in assets:
@@ -74,7 +74,7 @@ def require_complete(assets: Sequence[dg.AssetsDefinition], checks: Sequence[dg.
         if asset.key not in asset.automation_conditions_by_key:
             lacking.append("no automation_condition (NEVER for what runs on request only)")
         if asset.key not in checked:
-            lacking.append("no check (an asset_check in the same file)")
+            lacking.append("no check (`check_specs` of the asset)")
         if asset.key not in in_a_job:
             lacking.append("no job (a place in defs/jobs.py)")
         if lacking:

@@ -8,7 +8,7 @@ from upath import UPath
 from mnist_pipeline.defs.resources.folders import PredictionInputResource
 from mnist_pipeline.files.storage import exists, storage_path
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.stores.errors import CorruptModel, NotExported, UnknownModel
 from mnist_pipeline.task.spec import TASK
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ def deployed_predictor(store: ModelStore) -> "Predictor":
 
     Raises Failure, not to be tried again, where nothing is or what is cannot be used; a store out of reach may be.
     """
-    from mnist_pipeline.ml.model import ModelError
-    from mnist_pipeline.ml.predictor import NoDeployedModel, Predictor
+    from mnist_pipeline.ml.errors import ModelError, NoDeployedModel
+    from mnist_pipeline.ml.predictor import Predictor
 
     try:
         predictor = Predictor.from_store(store)
         predictor.require_shape(TASK)
-    except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:
+    except (NoDeployedModel, UnknownModel, CorruptModel, NotExported, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return predictor
 

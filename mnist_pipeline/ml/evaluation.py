@@ -4,13 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import nn
 
-from mnist_pipeline.ml.model import cross_entropy, predict_logits
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import ClassMetrics, SplitEvaluation
 from mnist_pipeline.ml.settings import EvaluationSettings
 from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline.task.spec import TaskSpec
 
 
 class Mistake(NamedTuple):
@@ -32,23 +30,22 @@ class SplitScores(NamedTuple):
     """int64 (N,), the label predicted for each image."""
 
 
-def evaluate(model: nn.Module, split: LabelledImages, spec: TaskSpec, settings: EvaluationSettings) -> SplitScores:
-    """Score `model` on `split`, with at most `settings.worst_mistakes` mistakes.
+def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSettings) -> SplitScores:
+    """Score what would be served on `split`, with at most `settings.worst_mistakes` mistakes.
 
     Raises ModelError if an output is not finite.
     """
-    logits = predict_logits(model, split.images, spec)
-    probabilities = logits.softmax(1).numpy()
+    probabilities = predictor.predict(split.images)
     confidences, predicted = probabilities.max(1), probabilities.argmax(1)
     correct = predicted == split.labels
-    classes = range(spec.classes)
+    classes = range(predictor.spec.classes)
     scores = precision_recall_fscore_support(split.labels, predicted, labels=list(classes), zero_division=0.0)
     wrong = np.flatnonzero(~correct)
     worst = wrong[np.argsort(-confidences[wrong], kind="stable")][: settings.worst_mistakes]
     evaluation = SplitEvaluation(
         images=len(correct),
         accuracy=float(correct.mean()),
-        loss=cross_entropy(logits, split.labels),
+        loss=cross_entropy(probabilities, split.labels),
         expected_calibration_error=expected_calibration_error(confidences, correct, settings.calibration_bins),
         confusion_matrix=confusion_matrix(split.labels, predicted, labels=list(classes)).tolist(),
         per_class=[
@@ -58,6 +55,12 @@ def evaluate(model: nn.Module, split: LabelledImages, spec: TaskSpec, settings: 
     )
     mistakes = [Mistake(int(i), int(split.labels[i]), int(predicted[i]), float(confidences[i])) for i in worst]
     return SplitScores(evaluation, mistakes, predicted)
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats of probabilities (N, classes) and labels (N,)."""
+    given = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(given, np.finfo(probabilities.dtype).tiny)).mean())
 
 
 def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:

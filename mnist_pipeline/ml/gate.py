@@ -9,6 +9,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from mnist_pipeline.ml.manifest import Comparison
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 CONFIDENCE = 0.95
@@ -32,7 +33,7 @@ class Contender(NamedTuple):
     """A model version and its results on the current test images."""
 
     name: str
-    weights_sha256: str
+    digests: Digests
     correct: np.ndarray
     """bool (N,): whether the label it predicts for each test image is the true one."""
 
@@ -113,7 +114,7 @@ def decide(
     `reference` is None where it is the incumbent itself. `rolled_back_because` is the reason for which these very
     weights were taken out of production; then only `manual` and `force` bring them back.
     """
-    if incumbent and candidate.weights_sha256 == incumbent.weights_sha256:
+    if incumbent and candidate.digests.same(incumbent.digests):
         return Verdict("unchanged", f"{incumbent.name}, with the same weights, is deployed already")
     rivals: dict[Literal["incumbent", "reference"], Contender | None] = {
         "incumbent": incumbent,

@@ -1,9 +1,6 @@
 """Batch predictions: from files of images to a Parquet table, in constant memory."""
 
 import hashlib
-import io
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,8 +11,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mnist_pipeline.files import folders, storage
+from mnist_pipeline.files.arrays import StoredArray, is_array, stored_arrays
 from mnist_pipeline.files.errors import DataError
-from mnist_pipeline.files.idx import read_idx
 from mnist_pipeline.files.pictures import ImageError, is_image, require_size
 from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.drift import DriftMonitor
@@ -23,9 +20,6 @@ from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import DriftReport, InputError
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline.task.spec import TaskSpec
-
-ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
-IDX_ENDINGS = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -76,7 +70,7 @@ def find_inputs(paths: Sequence[Path | UPath], links: folders.Links = "inside") 
         if _is_folder(path):
             found = folders.walk(path, links)
             inside = ((path / name, entry) for name, entry in found.files.items())
-            files += [InputFile(file, entry) for file, entry in inside if is_image(file.name) or _is_array(file.name)]
+            files += [InputFile(file, entry) for file, entry in inside if is_image(file.name) or is_array(file.name)]
             left_out |= {f"{path}/{name}": why for name, why in found.left_out.items()}
             continue
         try:
@@ -116,7 +110,7 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
     for file in inputs.files:
         if file.entry is None:
             yield InputError(source=file.name, error=file.problem or "it cannot be read")
-        elif not _is_array(file.path.name):
+        elif not is_array(file.path.name):
             try:
                 require_size(file.entry.size)
                 images.append(read_image(storage.read_bytes(file.path)))
@@ -128,10 +122,12 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
                 images, sources = [], []
         else:
             try:
-                for name, array in _read_arrays(file):
-                    spec.require_images(array)
-                    yield from array_batches(array, name, batch_size)
-            except (DataError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                with stored_arrays(file.path) as arrays:
+                    for array in arrays:
+                        spec.require_images(array)
+                    for array in arrays:
+                        yield from _array_batches(array, file.name, batch_size)
+            except (DataError, OSError) as error:
                 yield InputError(source=file.name, error=folders.printable(str(error)))
     if images:
         yield ImageBatch(np.stack(images), sources, [0] * len(images))
@@ -140,8 +136,15 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
 def array_batches(images: np.ndarray, name: str, batch_size: int) -> Iterator[ImageBatch | InputError]:
     """Cut images that are in memory already into the same form."""
     for start in range(0, len(images), batch_size):
-        part = np.array(images[start : start + batch_size])  # a copy: torch wants writable memory, mapped is not
+        part = images[start : start + batch_size]
         yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
+
+
+def _array_batches(array: StoredArray, file: str, batch_size: int) -> Iterator[ImageBatch]:
+    name, start = f"{file}:{array.name}" if array.name else file, 0
+    for part in array.parts(batch_size):
+        yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
+        start += len(part)
 
 
 class BatchResult(NamedTuple):
@@ -212,30 +215,3 @@ def inputs_digest(inputs: Inputs) -> str:
         except OSError as error:
             sha.update(f"unreadable: {error.strerror}".encode())
     return sha.hexdigest()
-
-
-def _is_array(name: str) -> bool:
-    return Path(name).suffix.lower() in ARRAY_SUFFIXES or name.lower().endswith(IDX_ENDINGS)
-
-
-def _read_arrays(file: InputFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and content of each array in the file; npy files are mapped, not read."""
-    suffix = file.path.suffix.lower()
-    if suffix not in ARRAY_SUFFIXES:
-        yield file.name, read_idx(file.path)
-        return
-    with storage.reading(file.path) as content:
-        if suffix == ".npy":  # both refuse pickled objects
-            if isinstance(content, io.BytesIO):
-                yield file.name, np.lib.format.read_array(content)
-            else:
-                yield file.name, np.lib.format.open_memmap(content.name, mode="r")
-            return
-        if not zipfile.is_zipfile(content):
-            raise DataError("not a whole npz file")
-        content.seek(0)
-        with np.load(content, allow_pickle=False) as archive:
-            for name in archive.files:
-                if not isinstance(array := archive[name], np.ndarray):
-                    raise DataError(f"{name} in it is not an array")
-                yield f"{file.name}:{name}", array

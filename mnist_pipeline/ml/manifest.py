@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from mnist_pipeline.ml.records import DriftReference, Record
+from mnist_pipeline.ml.records import Digests, DriftReference, Record
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TASK, TaskSpec
 
@@ -59,6 +59,7 @@ class TrainingRecord(LenientRecord):
     run_id: str | None = Field(None, description="The Dagster run that trained it.")
     created_at: datetime | None = Field(None, description="UTC.")
     drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
+    temperature: float | None = Field(None, description="The number that model.onnx divides the logits by.")
 
     def best(self, metric: str) -> float | None:
         """Return a metric of the best epoch; None if it was not recorded."""
@@ -87,17 +88,27 @@ def _adapter(record: type[LenientRecord], name: str) -> TypeAdapter[Any]:
 class ModelManifest(Record):
     """Everything about a model version but its weights."""
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     name: str
     weights_sha256: str = Field(description="SHA-256 (hex) of weights.safetensors.")
+    onnx_sha256: str | None = Field(
+        None, description="SHA-256 (hex) of model.onnx; None in versions from before there was one, see stores.exports."
+    )
     task: TaskSpec = Field(description="Classes, shape and scale of the images.")
     network: NetworkSettings = Field(description="The architecture, from which the network is built again.")
     training: TrainingRecord = TrainingRecord()
 
+    @property
+    def digests(self) -> Digests:
+        """The model that the files of the version are."""
+        return Digests(self.weights_sha256, self.onnx_sha256)
+
     @model_validator(mode="before")
     @classmethod
-    def _from_format_1(cls, content: Any) -> Any:
-        """Format 1 had all settings in one object and no task but the normalization."""
+    def _from_earlier_formats(cls, content: Any) -> Any:
+        """Format 2 had no model.onnx. Format 1 had all settings in one object and no task but the normalization."""
+        if isinstance(content, dict) and content.get("format_version") == 2:
+            return content | {"format_version": 3}
         if not isinstance(content, dict) or content.get("format_version") != 1:
             return content
         old = dict(content)
@@ -134,7 +145,8 @@ class Decision(LenientRecord):
     """One decision of the gate, or of a person. The latest one that promoted is what is deployed."""
 
     STRICT = frozenset(
-        {"id", "outcome", "version", "weights_sha256", "incumbent_version", "replaces", "decided_at", "sequence"}
+        {"id", "outcome", "version", "weights_sha256", "onnx_sha256", "incumbent_version", "replaces", "decided_at"}
+        | {"sequence"}
     )
 
     id: str = Field(pattern=DECISION_ID, description="Sorts by time; it names a file.")
@@ -145,6 +157,7 @@ class Decision(LenientRecord):
     reason: str = ""
     version: str = Field(description="The version decided about.")
     weights_sha256: str
+    onnx_sha256: str | None = Field(None, description="None in decisions from before there was a model.onnx.")
     test_accuracy: float | None = Field(None, description="0..1; None where it was not measured.")
     incumbent_version: str | None = Field(None, description="The version deployed before; None: nothing.")
     incumbent_test_accuracy: float | None = Field(None, description="0..1, on the same test images.")
@@ -167,6 +180,11 @@ class Decision(LenientRecord):
     reference_version: str | None = Field(
         None, description="The reference of later decisions once this one deploys; None: the version itself."
     )
+
+    @property
+    def digests(self) -> Digests:
+        """The model decided about."""
+        return Digests(self.weights_sha256, self.onnx_sha256)
 
     @property
     def by_evidence(self) -> bool:

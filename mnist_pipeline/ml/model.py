@@ -1,4 +1,4 @@
-"""A network of the task as bytes, on a device, and what it says about images."""
+"""A network of the task while it is trained: as bytes, on a device, and what it says about images."""
 
 import numpy as np
 import torch
@@ -8,16 +8,11 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_pipeline.ml.errors import ModelError
+from mnist_pipeline.ml.predictor import BATCH_SIZE
 from mnist_pipeline.task.network import build_network
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
-
-INFERENCE_BATCH_SIZE = 256
-"""Images in one forward pass without gradients: few enough that what is in work stays in a processor's cache."""
-
-
-class ModelError(ValueError):
-    """The weights are not what the manifest promises, or compute nonsense."""
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -89,20 +84,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def predict_probabilities(
-    model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_size: int = INFERENCE_BATCH_SIZE
-) -> np.ndarray:
-    """Return class probabilities, float32 (N, classes), of uint8 images (N, *spec.array_shape).
-
-    They are computed on the device of the model. Raises ModelError if one is not finite.
-    """
-    return torch.softmax(predict_logits(model, images, spec, batch_size), dim=1).numpy()
-
-
-@torch.inference_mode()
-def predict_logits(
-    model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_size: int = INFERENCE_BATCH_SIZE
-) -> Tensor:
+def predict_logits(model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return logits on the CPU, float32 (N, classes), of uint8 images (N, *spec.array_shape).
 
     Raises ModelError if one is not finite.

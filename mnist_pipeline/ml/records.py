@@ -1,7 +1,7 @@
 """The typed records that travel between steps."""
 
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +29,28 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     def digest(self, *, exclude: set[str] = frozenset()) -> str:  # type: ignore[assignment]
         """Return the SHA-256 (hex) of the record's JSON without the named fields."""
         return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()
+
+
+class Digests(NamedTuple):
+    """The two files that a model is: equal weights with another temperature answer otherwise."""
+
+    weights_sha256: str
+    onnx_sha256: str | None
+    """It is None in what was recorded before there was a model.onnx, and then the weights tell."""
+
+    def same(self, other: "Digests") -> bool:
+        """Return whether both are one model, as far as both were recorded."""
+        known = self.onnx_sha256 is not None and other.onnx_sha256 is not None
+        return self.weights_sha256 == other.weights_sha256 and (not known or self.onnx_sha256 == other.onnx_sha256)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Invert `str`."""
+        weights_sha256, _, onnx_sha256 = text.partition("+")
+        return cls(weights_sha256, onnx_sha256 or None)
+
+    def __str__(self) -> str:
+        return f"{self.weights_sha256}+{self.onnx_sha256}" if self.onnx_sha256 else self.weights_sha256
 
 
 class EpochMetrics(Record):
@@ -85,9 +107,15 @@ class ModelRecord(Record):
 
     name: str
     weights_sha256: str
+    onnx_sha256: str | None = Field(None, description="None where it was trained before there was a model.onnx.")
     validation_accuracy: float
     validation_loss: float
     best_epoch: int
+
+    @property
+    def digests(self) -> Digests:
+        """The model that was trained."""
+        return Digests(self.weights_sha256, self.onnx_sha256)
 
 
 class ClassMetrics(Record):
@@ -137,6 +165,7 @@ class RealTimePredictions(Record):
 
     model: str
     weights_sha256: str
+    onnx_sha256: str | None = None
     predictions: list[Prediction]
 
 
@@ -152,6 +181,7 @@ class BatchPredictions(Record):
 
     model: str
     weights_sha256: str
+    onnx_sha256: str | None = None
     inputs_digest: str = Field(description="Content digest of all that was read.")
     path: str = Field(description="Parquet: source, index, label, confidence, model.")
     errors_path: str = Field(description="Parquet: source, error; a row for each input that could not be read.")

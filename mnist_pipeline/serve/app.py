@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from upath import UPath
 
-from mnist_pipeline.ml.model import ModelError
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.serve.batching import Answer, Batcher
 from mnist_pipeline.serve.corrections import Corrections, ReviewQueue
 from mnist_pipeline.serve.decoding import read_images

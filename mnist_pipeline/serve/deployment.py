@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import NamedTuple
 
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.ml.model import ModelError
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, UnknownModel
+from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, NotExported, UnknownModel
 from mnist_pipeline.task.spec import TASK, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class DeploymentFollower:
                 self._change(before, Status(before.served, None, lost))
             else:
                 self._change(before, Status(self._serve(decision, before.served), None, None))
-        except (CorruptModel, UnknownModel, ModelError) as error:
+        except (CorruptModel, UnknownModel, NotExported, ModelError) as error:
             self._change(before, Status(before.served, None, str(error)))
         except (ModelStoreError, OSError) as error:
             self._change(before, Status(before.served, str(error), before.refused))
@@ -90,9 +90,9 @@ class DeploymentFollower:
     def _serve(self, decision: Decision, served: Served | None) -> Served:
         if served and served.decision.id == decision.id:
             return served
-        predictor = Predictor(*self._store.load(decision.version))
-        if predictor.manifest.weights_sha256 != decision.weights_sha256:
-            raise CorruptModel(f"{decision.version} has other weights than the decision {decision.id} deployed")
+        predictor = Predictor(*self._store.load_onnx(decision.version))
+        if not predictor.manifest.digests.same(decision.digests):
+            raise CorruptModel(f"{decision.version} has other files than the decision {decision.id} deployed")
         predictor.require_shape(TASK)
         predictor.verify()
         return Served(decision, predictor, datetime.now(UTC))

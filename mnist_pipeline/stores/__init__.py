@@ -5,7 +5,14 @@ from typing import NoReturn
 from mnist_pipeline.stores.addresses import store_at, store_from_environment
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.cloud import AzureModelStore, GoogleModelStore, MemoryModelStore, S3ModelStore
-from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, PromotionConflict, UnknownModel
+from mnist_pipeline.stores.errors import (
+    CorruptModel,
+    ModelStoreError,
+    NotExported,
+    NothingDeployed,
+    PromotionConflict,
+    UnknownModel,
+)
 from mnist_pipeline.stores.local import LocalModelStore
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "MemoryModelStore",
     "ModelStore",
     "ModelStoreError",
+    "NotExported",
     "NothingDeployed",
     "PromotionConflict",
     "S3ModelStore",

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decision, storable
 from mnist_pipeline.stores.errors import ModelStoreError, NothingDeployed
 from mnist_pipeline.stores.objects import delete_old_proofs, time_text
@@ -36,9 +37,9 @@ class ModelStore(DecisionStore):
         """Return the decision that waits for approval; None if none does."""
         return self.state().waiting
 
-    def rolled_back(self, weights_sha256: str) -> str | None:
-        """Return the reason for the rollback that took these weights out of production; None if they may be there."""
-        return self.state().rolled_back.get(weights_sha256)
+    def rolled_back(self, model: Digests) -> str | None:
+        """Return the reason for the rollback that took a model out of production; None if it may be there."""
+        return self.state().rolled_back_because(model)
 
     def approve(self, version: str, reason: str, actor: str) -> Decision:
         """Deploy the version that waits for approval; `version` may be the beginning of its name.
@@ -80,13 +81,15 @@ class ModelStore(DecisionStore):
             raise ModelStoreError(f"nothing was deployed before {current.version}")
         if target == current.version:
             raise ModelStoreError(f"{target} is deployed already")
+        manifest, _ = self.load_onnx(target)
         measured = next((found for found in self.decisions_about(target) if found.test_accuracy is not None), None)
         decision = new_decision(
             outcome=PROMOTED,
             strategy="rollback",
             reason=reason,
             version=target,
-            weights_sha256=self.manifest(target).weights_sha256,
+            weights_sha256=manifest.weights_sha256,
+            onnx_sha256=manifest.onnx_sha256,
             test_accuracy=measured.test_accuracy if measured else None,
             test_digest=measured.test_digest if measured else None,
             incumbent=current,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
+from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
 from mnist_pipeline.stores.objects import prove_conditional_writes
 from mnist_pipeline.stores.state import PRODUCTION, parse_state
 from mnist_pipeline.stores.trail import READ_AT_A_TIME
@@ -75,19 +76,19 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
             continue
         on_version(name)
         try:
-            manifest, weights = source.load(name)
+            manifest = source.verify(name)
         except UnknownModel:  # pruned since it was listed
             continue
         except CorruptModel as error:
             done.damaged[name] = str(error)
             continue
-        last = (f"{name}/{WEIGHTS}", f"{name}/{MANIFEST}")  # the manifest last of all, as a save does
-        for key in (*(key for key in source.list_objects(f"{name}/") if key not in last), *last):
-            content = weights if key == last[0] else _read(source, key)
-            if content is not None:
-                _write(target, key, content, immutable=key in last)
+        models = tuple(f"{name}/{file}" for file in (WEIGHTS, ONNX, ONNX_RECORD))
+        last = f"{name}/{MANIFEST}"  # as a save does
+        for key in (*(key for key in source.list_objects(f"{name}/") if key != last), last):
+            if (content := _read(source, key)) is not None:
+                _write(target, key, content, immutable=key in (*models, last))
         try:
-            if target.load(name)[0] != manifest:
+            if target.verify(name) != manifest:
                 raise ModelStoreError(f"{target.address} has another {name} than {source.address}")
         except UnknownModel:  # pruned at the source in between
             target.delete_version(name)

@@ -76,8 +76,8 @@ class DecisionStore(VersionStore):
             if decision.strategy == "approval" and (not state.waiting or state.waiting.version != decision.version):
                 raise PromotionConflict(f"{decision.version} does not wait for approval any more: decide again")
             # Each time after the state was read: prune may have announced and deleted the version since.
-            if self.load(decision.version)[0].weights_sha256 != decision.weights_sha256:
-                raise CorruptModel(f"{decision.version} is not the model that was decided about: its weights differ")
+            if not self.load_onnx(decision.version)[0].digests.same(decision.digests):
+                raise CorruptModel(f"{decision.version} is not the model that was decided about: its files differ")
             if state.deployed:
                 self._file_again(state.deployed)
             return state.deploying(decision)

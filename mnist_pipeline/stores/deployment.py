@@ -7,21 +7,21 @@ import numpy as np
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.gate import Contender, Verdict, decide
 from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
-from mnist_pipeline.ml.model import ModelError
 from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
-from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.stores.errors import CorruptModel, NotExported, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.task.dataset import LabelledImages
 
 log = logging.getLogger(__name__)
 
-UNUSABLE = (UnknownModel, CorruptModel, ModelError, DataError)
+UNUSABLE = (UnknownModel, CorruptModel, NotExported, ModelError, DataError)
 """A version that is not there, is damaged, or is of another network or of other images than there are now."""
 
 
@@ -73,7 +73,7 @@ def decide_and_deploy(
         incumbent.contender if incumbent else None,
         reference.contender if reference else None,
         policy,
-        state.rolled_back.get(candidate.contender.weights_sha256),
+        state.rolled_back_because(candidate.contender.digests),
     )
     if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
         store.record(waiting)  # a kill may have kept it out of the audit trail
@@ -83,7 +83,8 @@ def decide_and_deploy(
         strategy=policy.strategy,
         reason=_with_count(verdict, earlier),
         version=candidate.contender.name,
-        weights_sha256=candidate.contender.weights_sha256,
+        weights_sha256=candidate.contender.digests.weights_sha256,
+        onnx_sha256=candidate.contender.digests.onnx_sha256,
         test_accuracy=candidate.contender.accuracy,
         incumbent=deployed,
         incumbent_test_accuracy=incumbent.contender.accuracy if incumbent else None,
@@ -100,8 +101,8 @@ def decide_and_deploy(
 
 
 def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
-    name, weights_sha256, _ = candidate.contender
-    return (decision.version, decision.weights_sha256, decision.test_digest) == (name, weights_sha256, digest)
+    name, digests, _ = candidate.contender
+    return (decision.version, decision.test_digest) == (name, digest) and digests.same(decision.digests)
 
 
 def _carry_out(store: ModelStore, decision: Decision, state: State) -> None:
@@ -148,5 +149,5 @@ def _rivals(
 
 
 def _score(store: ModelStore, name: str, test: LabelledImages, digest: str) -> Scored:
-    weights_sha256, labels = predicted_labels(store, name, test, digest)
-    return Scored(Contender(name, weights_sha256, labels == test.labels), labels)
+    digests, labels = predicted_labels(store, name, test, digest)
+    return Scored(Contender(name, digests, labels == test.labels), labels)

@@ -13,6 +13,10 @@ class CorruptModel(ModelStoreError):
     """The stored content is not what was saved."""
 
 
+class NotExported(ModelStoreError):
+    """The version has no `model.onnx` yet, and it cannot be made here."""
+
+
 class NothingDeployed(ModelStoreError):
     """Nothing was ever promoted."""
 

@@ -68,7 +68,7 @@ def _row(store: ModelStore, name: str, state: State, about: list[Decision]) -> R
         manifest = store.manifest(name)
     except CorruptModel:
         return Row(name, "", "", None, score, outcome, ", ".join([*words, "damaged"]))
-    words += ["rolled back"] if manifest.weights_sha256 in state.rolled_back and not words else []
+    words += ["rolled back"] if state.rolled_back_because(manifest.digests) and not words else []
     training = manifest.training
     return Row(
         name,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from mnist_pipeline.ml.manifest import WAITING, Decision
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.stores.errors import CorruptModel
 
 PRODUCTION = "production.json"
@@ -23,7 +24,7 @@ class State(BaseModel, frozen=True):
     deployed: Decision | None = Field(None, description="None: nothing ever was.")
     waiting: Decision | None = Field(None, description="The candidate that waits for approval.")
     rolled_back: dict[str, str] = Field(
-        {}, description="The reason for each rollback, by the SHA-256 of the weights that it took out of production."
+        {}, description="The reason for each rollback, by the digests of the model that it took out of production."
     )
     pruning: tuple[str, ...] = Field((), description="Versions that prune is about to delete: not to be deployed.")
     test_sets: dict[str, int] = Field({}, description="How often a set of test images decided, by its content digest.")
@@ -42,6 +43,11 @@ class State(BaseModel, frozen=True):
         """The id of the decision that deployed what is deployed."""
         return self.deployed.id if self.deployed else None
 
+    def rolled_back_because(self, model: Digests) -> str | None:
+        """Return the reason for the rollback that took a model out of production; None if it may be there."""
+        reasons = (why for text, why in self.rolled_back.items() if Digests.parse(text).same(model))
+        return next(reasons, None)
+
     @property
     def in_use(self) -> set[str | None]:
         """The versions that are deployed, were replaced by that, are the reference, or wait."""
@@ -51,11 +57,12 @@ class State(BaseModel, frozen=True):
         return used
 
     def deploying(self, decision: Decision) -> "State":
-        """Return the state after a promotion. Nothing waits then; a rollback marks the weights that it replaces."""
+        """Return the state after a promotion. Nothing waits then; a rollback marks the model that it replaces."""
         rolled_back = dict(self.rolled_back)
         if decision.strategy == "rollback" and self.deployed:
-            rolled_back[self.deployed.weights_sha256] = decision.reason
-        rolled_back.pop(decision.weights_sha256, None)
+            rolled_back[str(self.deployed.digests)] = decision.reason
+        for text in [text for text in rolled_back if Digests.parse(text).same(decision.digests)]:
+            del rolled_back[text]
         return self.counting(decision).model_copy(
             update={"deployed": decision, "waiting": None, "rolled_back": rolled_back}
         )
@@ -65,7 +72,7 @@ class State(BaseModel, frozen=True):
         waiting = self.waiting
         if decision.outcome == WAITING:
             waiting = decision
-        elif waiting and waiting.weights_sha256 == decision.weights_sha256:
+        elif waiting and waiting.digests.same(decision.digests):
             waiting = None
         return self.counting(decision).model_copy(update={"waiting": waiting})
 

@@ -2,8 +2,10 @@
 
 Layout, as far as versions are concerned:
 
-    <version>/weights.safetensors          written first
+    <version>/weights.safetensors          to train on from; written first
+    <version>/model.onnx                   what is scored and served
     <version>/manifest.json                written last: without it there is no version
+    <version>/onnx.json                    only in versions from before there was model.onnx, see `exports`
     <version>/predicted-<images>.labels    the labels it gave those images, so that they are not predicted again
     <version>/decided/<decision>           empty; its name is that of a decision about it, see `trail`
 """
@@ -19,6 +21,7 @@ from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.records import DriftReference, EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
+from mnist_pipeline.stores.exports import ONNX, export_version, recorded_digest
 from mnist_pipeline.stores.objects import ObjectStore, time_text
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -43,6 +46,7 @@ class VersionStore(ObjectStore):
     def save(
         self,
         weights: bytes,
+        onnx: bytes,
         *,
         task: TaskSpec,
         settings: TrainingSettings,
@@ -52,14 +56,19 @@ class VersionStore(ObjectStore):
         code_version: str,
         run_id: str,
         drift_reference: DriftReference | None = None,
+        temperature: float | None = None,
     ) -> ModelManifest:
-        """Store a new version. A kill on the way leaves no version behind."""
+        """Store a new version: the weights, and the file `model.onnx` that `ml.export` made of them.
+
+        A kill on the way leaves no version behind.
+        """
         while True:
             created_at = datetime.now(UTC)
             accuracy = history[best_epoch - 1].validation_accuracy
             manifest = ModelManifest(
                 name=version_name(created_at, settings, accuracy),
-                weights_sha256=hashlib.sha256(weights).hexdigest(),
+                weights_sha256=_digest(weights),
+                onnx_sha256=_digest(onnx),
                 task=task,
                 network=settings.network(),
                 training=TrainingRecord(
@@ -71,12 +80,14 @@ class VersionStore(ObjectStore):
                     run_id=run_id,
                     created_at=created_at,
                     drift_reference=drift_reference,
+                    temperature=temperature,
                 ),
             )
             try:  # creating the weights claims the name
                 self._create(f"{manifest.name}/{WEIGHTS}", weights, retry_is_ours=False)
             except ObjectChanged:
                 continue  # saved in the same millisecond by another process: take the next one
+            self._create(f"{manifest.name}/{ONNX}", onnx)
             self._create(f"{manifest.name}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
             return manifest
 
@@ -121,18 +132,37 @@ class VersionStore(ObjectStore):
         Raises UnknownModel, or CorruptModel if the weights are missing or not those of the manifest.
         """
         manifest = self.manifest(name)
+        return manifest, self._verified(name, WEIGHTS, manifest.weights_sha256)
+
+    def load_onnx(self, name: str) -> tuple[ModelManifest, bytes]:
+        """Return the manifest of a version, with the digest of `model.onnx`, and that file, its digest verified.
+
+        A version of before there was that file gets it now. Raises UnknownModel, CorruptModel if the file is missing or
+        another one, NotExported where it would have to be made and cannot be.
+        """
+        manifest = self.manifest(name)
+        if (digest := recorded_digest(self, manifest)) is None:
+            digest = export_version(self, manifest, self._verified(name, WEIGHTS, manifest.weights_sha256))
+        return manifest.model_copy(update={"onnx_sha256": digest}), self._verified(name, ONNX, digest)
+
+    def verify(self, name: str) -> ModelManifest:
+        """Return the manifest of a version after reading all its files. Raises UnknownModel or CorruptModel."""
+        manifest, _ = self.load(name)
+        if digest := recorded_digest(self, manifest):
+            self._verified(name, ONNX, digest)
+        return manifest
+
+    def _verified(self, name: str, file: str, expected: str) -> bytes:
         try:
-            weights, _ = self.read_object(f"{name}/{WEIGHTS}")
+            content, _ = self.read_object(f"{name}/{file}")
         except ObjectMissing:
+            raise CorruptModel(f"{name} has a manifest but no {file}: restore the file or delete the version") from None
+        if (digest := _digest(content)) != expected:
             raise CorruptModel(
-                f"{name} has a manifest but no {WEIGHTS}: restore the file or delete the version"
-            ) from None
-        if (digest := hashlib.sha256(weights).hexdigest()) != manifest.weights_sha256:
-            raise CorruptModel(
-                f"{WEIGHTS} of {name} has SHA-256 {digest}, but its manifest says {manifest.weights_sha256}: "
-                "the file was changed or damaged, and is not used"
+                f"{file} of {name} has SHA-256 {digest}, but {expected} is recorded: the file was changed or damaged, "
+                "and is not used"
             )
-        return manifest, weights
+        return content
 
     def resolve(self, name: str) -> str:
         """Return the version that `name` is, or the only one that begins with it. Raises UnknownModel."""
@@ -164,6 +194,10 @@ class VersionStore(ObjectStore):
     def _known_versions(self) -> str:
         versions = self.versions()
         return "The store has: " + ", ".join(versions[:10]) if versions else "The store has no version yet."
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def complete_versions(found: dict[str, list[str]]) -> list[str]:

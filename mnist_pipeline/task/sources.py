@@ -3,16 +3,18 @@
 import hashlib
 import http.client
 import logging
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from mnist_pipeline.files import atomic
+from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
-from mnist_pipeline.files.idx import read_idx
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, Source, validate
 from mnist_pipeline.task.spec import TASK
 
@@ -23,8 +25,16 @@ TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION_FOLDER = Path("MNIST/raw")
 """The folder below its root in which torchvision.datasets.MNIST puts the files."""
 
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+"""The mirrors of torchvision 0.29, which takes seconds to import and is asked only about files that arrived."""
+
+FAILURE_NOTE = "download-failed"
+FAILURE_COUNTS_SECONDS = 86400
+"""A download that failed is not tried again at each run, which can take minutes where a network swallows packets."""
+
 TIMEOUT_SECONDS = 20
 CHUNK_BYTES = 1 << 20
+MAX_FILE_BYTES = 100 << 20
 SAMPLE_TEST_IMAGES = 1000
 SAMPLE_SPLIT_SEED = 42
 
@@ -33,7 +43,8 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
     """Return the verified raw data set.
 
     `directory` holds the IDX files, or takes the downloaded ones. `auto` takes the first that works of
-    directory, download, sample. `mirrors` are base URLs ending in a slash, torchvision's own by default.
+    directory, download, sample. `mirrors` are base URLs ending in a slash, MIRRORS by
+    default. A download that failed is tried again by `auto` after a day.
 
     Raises DataError when the source that was asked for is missing, incomplete or corrupt. Files that are
     there but corrupt are an error with `auto` too: nobody wants the sample in their place.
@@ -42,8 +53,13 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
         return load_sample("MNIST_SOURCE is 'sample'")
     if source == "directory" or (source == "auto" and _is_complete(directory)):
         return load_directory(directory)
+    note = directory / FAILURE_NOTE
+    if source == "auto" and _is_recent(note):
+        log.info("no mirror answered within a day (%s), so none is asked; MNIST_SOURCE=download asks at once", note)
+        return load_sample(f"no IDX files in {directory}, and no mirror answered within a day")
     try:
         download(directory, mirrors)
+        note.unlink(missing_ok=True)
     except DownloadError as error:
         if source == "download":
             raise
@@ -51,7 +67,9 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
             raise DataError(
                 f"only a part of MNIST is in {directory}, and the rest cannot be fetched: {error}"
             ) from error
-        return load_sample(f"no IDX files in {directory}, and the download failed: {error}")
+        with suppress(OSError):  # a folder that cannot be written to: then it is tried again each time
+            atomic.write_bytes(note, str(error).encode())
+        return load_sample(f"no IDX files in {directory}, and no mirror answered")
     return load_directory(directory)
 
 
@@ -105,18 +123,15 @@ def download(directory: Path, mirrors: Sequence[str] | None = None) -> None:
 
     Files that are there already are kept, so running it again continues. Raises DownloadError.
     """
-    from torchvision.datasets import MNIST
-    from torchvision.datasets.utils import check_md5
-
-    for name, md5 in MNIST.resources:
+    for name in (f"{file}.gz" for file in (*TRAIN_FILES, *TEST_FILES)):
         path = directory / name
-        if path.exists() and check_md5(path, md5):
+        if path.exists() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == _md5(name):
             log.info("%s is there already", path)
             continue
         failures = []
-        for mirror in mirrors or MNIST.mirrors:
+        for mirror in mirrors or MIRRORS:
             try:
-                _fetch(mirror + name, path, md5)
+                _fetch(mirror + name, path)
                 break
             except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
                 failures.append(f"{mirror + name}: {error}")
@@ -125,17 +140,29 @@ def download(directory: Path, mirrors: Sequence[str] | None = None) -> None:
             raise DownloadError("; ".join(failures))
 
 
-def _fetch(url: str, path: Path, md5: str) -> None:
+def _md5(name: str) -> str:
+    from torchvision.datasets import MNIST
+
+    return dict(MNIST.resources)[name]
+
+
+def _fetch(url: str, path: Path) -> None:
     """Download to a temporary file that becomes `path` only if its digest is right."""
-    digest = hashlib.md5(usedforsecurity=False)
+    digest, received = hashlib.md5(usedforsecurity=False), 0
     with atomic.replacing(path) as temporary:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, temporary.open("wb") as file:
             while chunk := response.read(CHUNK_BYTES):
+                if (received := received + len(chunk)) > MAX_FILE_BYTES:
+                    raise ValueError(f"it has more than {MAX_FILE_BYTES:,} bytes, which no file of the data set has")
                 digest.update(chunk)
                 file.write(chunk)
-        if digest.hexdigest() != md5:
-            raise ValueError(f"got {temporary.stat().st_size} bytes with MD5 {digest.hexdigest()}, expected MD5 {md5}")
+        if digest.hexdigest() != (md5 := _md5(path.name)):
+            raise ValueError(f"got {received} bytes with MD5 {digest.hexdigest()}, expected MD5 {md5}")
     log.info("downloaded %s", url)
+
+
+def _is_recent(note: Path) -> bool:
+    return note.exists() and time.time() - note.stat().st_mtime < FAILURE_COUNTS_SECONDS
 
 
 def _is_complete(directory: Path) -> bool:

@@ -11,6 +11,8 @@ from mnist_pipeline.files.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from mnist_pipeline.files.arrays import StoredArray
+
 MAX_CLASSES = 256
 """Labels are uint8."""
 
@@ -56,7 +58,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
-    def require_images(self, images: "np.ndarray", name: str = "") -> None:
+    def require_images(self, images: "np.ndarray | StoredArray", name: str = "") -> None:
         """Raise DataError, with `name`, if `images` are not uint8 (N, *array_shape)."""
         if images.dtype != "uint8" or images.shape[1:] != self.array_shape:
             expected = ", ".join(map(str, ("N", *self.array_shape)))

@@ -18,8 +18,10 @@ from mnist_pipeline.defs.assets.production_digit_classifier import deployed_mode
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_data_checks
 from mnist_pipeline.defs.resources.folders import PredictionsResource
 from mnist_pipeline.ml.records import Splits
+from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
+from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.task.examples import TINY
 
@@ -90,11 +92,18 @@ def test_the_checks_of_what_was_stored(ran, tmp_path):
     assert deployed_model_works(store).passed
     other = candidate.model_copy(update={"weights_sha256": "0" * 64})
     assert not stored_candidate_is_sound(other, store).passed
-    data, token = store.read_object(f"{candidate.name}/{WEIGHTS}")
-    store.replace_object(f"{candidate.name}/{WEIGHTS}", data[:-1] + bytes([data[-1] ^ 1]), token)
-    for broken in (stored_candidate_is_sound(candidate, store), deployed_model_works(store)):
-        assert not broken.passed
-        assert "SHA-256" in broken.description
+    for file, checks in {
+        WEIGHTS: [lambda: stored_candidate_is_sound(candidate, store)],
+        ONNX: [lambda: stored_candidate_is_sound(candidate, store), lambda: deployed_model_works(store)],
+    }.items():
+        key = f"{candidate.name}/{file}"
+        data, token = store.read_object(key)
+        store.replace_object(key, data[:-1] + bytes([data[-1] ^ 1]), token)
+        for check in checks:
+            broken = check()
+            assert not broken.passed
+            assert f"{file} of {candidate.name} has SHA-256" in str(broken.description)
+        store.put(key, data)
 
     evaluation = result.output_for_node("model_evaluation")
     assert scores_agree(evaluation).passed
@@ -109,10 +118,10 @@ def test_the_checks_of_what_was_stored(ran, tmp_path):
         assert not scores_agree(wrong).passed, change
 
     now = result.output_for_node("digit_predictions")
-    assert digit_predictions_are_sane(now, store).passed
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), store).passed
+    assert digit_predictions_are_sane(now, TASK.classes).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), TASK.classes).passed
     doubtful = now.predictions[0].model_copy(update={"confidence": 1.5})
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), store).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), TASK.classes).passed
 
     batch = result.output_for_node("batch_digit_predictions")
     moved = Path(shutil.copytree(Path(batch.path).parent, tmp_path / "moved"))  # as if mounted elsewhere by now
@@ -136,7 +145,7 @@ def test_the_blocking_check_stops_predictions(ran, monkeypatch):
 
     def promote_then_damage(self, decision, seen):
         promote(self, decision, seen)
-        self.delete_object(f"{decision.version}/{WEIGHTS}")
+        self.delete_object(f"{decision.version}/{ONNX}")
 
     monkeypatch.setattr(type(pipeline.store), "promote", promote_then_damage)
     force = {"strategy": "force", "reason": "a test"}

@@ -48,7 +48,7 @@ def test_the_record_and_the_page_carry_the_evidence(pipeline, small_dataset):
     decision, page = pipeline.store.decisions()[0], metadata(result, GATE)
     labels = small_dataset.test.labels
     new, old = (
-        Predictor(*pipeline.store.load(name)).predict(small_dataset.test.images).argmax(1) == labels
+        Predictor(*pipeline.store.load_onnx(name)).predict(small_dataset.test.images).argmax(1) == labels
         for name in (decision.version, decision.incumbent_version)
     )
     [comparison] = decision.comparisons

@@ -11,7 +11,7 @@ from dagster._core.definitions.observe import observe as observe_assets  # Dagst
 from mnist_pipeline.defs.run_config import ConfigInvalid
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.stores.versions import WEIGHTS
+from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.live import CHAIN
@@ -68,7 +68,7 @@ def test_every_check_carries_numbers_and_belongs_to_the_materialization_it_is_ab
 
 def test_the_scores_are_those_of_the_reloaded_candidate(pipeline, small_dataset):
     evaluation = pipeline.run().output_for_node("model_evaluation")
-    predicted = Predictor(*pipeline.store.load(evaluation.model.name)).predict(small_dataset.test.images).argmax(1)
+    predicted = Predictor(*pipeline.store.load_onnx(evaluation.model.name)).predict(small_dataset.test.images).argmax(1)
     assert evaluation.test.accuracy == (predicted == small_dataset.test.labels).mean()
 
 
@@ -212,8 +212,8 @@ def test_what_was_rolled_back_stays_out_until_it_is_chosen_by_hand(pipeline):
 def test_a_deployed_model_that_is_damaged_stops_predictions(pipeline):
     pipeline.run()
     store, version = pipeline.store, pipeline.store.production().version
-    data, token = store.read_object(f"{version}/{WEIGHTS}")
-    store.replace_object(f"{version}/{WEIGHTS}", data[:-1] + bytes([data[-1] ^ 1]), token)
+    data, token = store.read_object(f"{version}/{ONNX}")
+    store.replace_object(f"{version}/{ONNX}", data[:-1] + bytes([data[-1] ^ 1]), token)
     with pytest.raises(dg.Failure, match="SHA-256"):
         pipeline.run("batch_digit_predictions")
     forget_labels(store, version)
@@ -233,7 +233,7 @@ def forget_labels(store, version: str) -> None:
 def test_a_damaged_incumbent_can_be_replaced_but_not_compared_with(pipeline, strategy, works):
     pipeline.run()
     damaged = pipeline.store.production().version
-    pipeline.store.delete_object(f"{damaged}/{WEIGHTS}")
+    pipeline.store.delete_object(f"{damaged}/{ONNX}")
     forget_labels(pipeline.store, damaged)
     gate = strategy or {"accuracy_threshold": 0.3}
     result = pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate, raise_on_error=False)
@@ -246,7 +246,7 @@ def test_a_damaged_incumbent_can_be_replaced_but_not_compared_with(pipeline, str
 def test_a_damaged_incumbent_is_compared_with_by_the_labels_that_are_kept(pipeline):
     pipeline.run()
     damaged = pipeline.store.production().version
-    pipeline.store.delete_object(f"{damaged}/{WEIGHTS}")
+    pipeline.store.delete_object(f"{damaged}/{ONNX}")
     gate = {"accuracy_threshold": 0.3, "max_regression": 1.0}
     assert pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate).success
     decision = pipeline.store.production()

@@ -8,7 +8,6 @@ import pytest
 from pydantic import Field
 
 from mnist_pipeline.definitions import build_definitions, load_assets
-from mnist_pipeline.defs import assets as asset_files
 from mnist_pipeline.defs.jobs import require_complete
 from mnist_pipeline.defs.run_config import ConfigInvalid, config_class, configure, read_pipeline_config
 from mnist_pipeline.environment import Environment
@@ -166,10 +165,9 @@ def test_a_new_asset_with_settings_is_checked_without_being_registered():
 
 def test_an_asset_that_is_only_half_there_is_an_error_at_load():
     assets, _ = load_assets(Environment.read({}))
-    checks = dg.load_asset_checks_from_package_module(asset_files)
-    require_complete(assets, checks)
+    require_complete(assets)
     with pytest.raises(
         dg.DagsterInvalidDefinitionError,
         match=r"new_asset has no automation_condition .* and no check .* and no job \(a place in defs/jobs\.py\)",
     ):
-        require_complete([*assets, new_asset], checks)
+        require_complete([*assets, new_asset])

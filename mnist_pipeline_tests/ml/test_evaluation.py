@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch import nn
 
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.evaluation import evaluate, expected_calibration_error
-from mnist_pipeline.ml.model import ModelError, model_from_bytes
+from mnist_pipeline.ml.export import to_onnx
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
 from mnist_pipeline.stores import LocalModelStore
@@ -16,13 +16,17 @@ from mnist_pipeline_tests.task.examples import TINY
 from mnist_pipeline_tests.versions import save
 
 
-def test_scores_agree_with_scikit_learn(trained, splits):
-    model = model_from_bytes(trained.weights, TrainingSettings(**TINY), TASK)
-    scores, mistakes, labels = evaluate(model, splits.test, TASK, EvaluationSettings(worst_mistakes=5))
-    from mnist_pipeline.ml.model import predict_probabilities
+@pytest.fixture
+def predictor(trained, tmp_path) -> Predictor:
+    store = LocalModelStore(base_path=str(tmp_path))
+    return Predictor(*store.load_onnx(save(store, trained, TrainingSettings(**TINY)).name))
 
-    probabilities = predict_probabilities(model, splits.test.images, TASK)
+
+def test_scores_agree_with_scikit_learn(predictor, splits):
+    scores, mistakes, labels = evaluate(predictor, splits.test, EvaluationSettings(worst_mistakes=5))
+    probabilities = predictor.predict(splits.test.images)
     predicted = probabilities.argmax(1)
+    assert scores.loss == pytest.approx(log_loss(splits.test.labels, probabilities.astype(np.float64)), rel=1e-5)
     assert scores.accuracy == accuracy_score(splits.test.labels, predicted)
     assert np.trace(scores.confusion_matrix) == (predicted == splits.test.labels).sum()
     per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(splits.spec.classes)))
@@ -50,17 +54,14 @@ def test_expected_calibration_error(confidences, correct, bins, expected):
 
 
 class Broken(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
     def forward(self, inputs):
-        return torch.full((len(inputs), 3), float("nan"))
+        return inputs.flatten(1)[:, : TASK.classes] * float("nan")
 
 
-def test_outputs_that_are_not_finite_are_an_error_and_not_a_score(splits, spec):
+def test_outputs_that_are_not_finite_are_an_error_and_not_a_score(predictor, splits):
+    broken = Predictor(predictor.manifest, to_onnx(Broken(), TASK))
     with pytest.raises(ModelError, match="not finite"):
-        evaluate(Broken(), splits.test, spec, EvaluationSettings())
+        evaluate(broken, splits.test, EvaluationSettings())
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,6 @@ def test_outputs_that_are_not_finite_are_an_error_and_not_a_score(splits, spec):
     [lambda images: images.astype(np.float32), lambda images: images[0], lambda images: images[:, None]],
     ids=["float", "one image without a batch", "one dimension more"],
 )
-def test_the_predictor_takes_no_other_scale_or_shape(change, splits, trained, tmp_path):
-    store = LocalModelStore(base_path=str(tmp_path))
-    predictor = Predictor(save(store, trained, TrainingSettings(**TINY)), trained.weights)
+def test_the_predictor_takes_no_other_scale_or_shape(change, splits, predictor):
     with pytest.raises(ValueError, match="images must be uint8"):
         predictor.predict(change(splits.test.images[:2]))

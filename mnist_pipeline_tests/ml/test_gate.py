@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from benchmarks.gate import TestSet as SimulatedTestSet
 from benchmarks.gate import equal, error_rates, simulate
 from mnist_pipeline.ml.gate import CONFIDENCE, Contender, compare, decide, regression_bound, weigh
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 IMAGES = 10_000
@@ -20,7 +21,7 @@ MISTAKES = 50
 def contender(name: str, mistakes: range | list[int], images: int = IMAGES) -> Contender:
     correct = np.ones(images, bool)
     correct[list(mistakes)] = False
-    return Contender(name, f"digest of {name}", correct)
+    return Contender(name, Digests(f"weights of {name}", f"file of {name}"), correct)
 
 
 INCUMBENT = contender("old", range(MISTAKES))

@@ -15,13 +15,12 @@ from torch.optim import AdamW
 
 from mnist_pipeline.ml.checkpoint import FILE_NAME
 from mnist_pipeline.ml.model import (
-    INFERENCE_BATCH_SIZE,
     ModelError,
     choose_device,
     model_from_bytes,
     predict_logits,
-    predict_probabilities,
 )
+from mnist_pipeline.ml.predictor import BATCH_SIZE
 from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
@@ -256,7 +255,7 @@ def test_kill_9_loses_at_most_one_epoch(splits, tmp_path):
 def test_the_inference_batch_size_changes_no_prediction(splits, trained):
     model = model_from_bytes(trained.weights, settings(), TASK)
     images = splits.test.images
-    one, few, usual = (predict_probabilities(model, images, TASK, size) for size in (1, 7, INFERENCE_BATCH_SIZE))
+    one, few, usual = (predict_logits(model, images, TASK, size) for size in (1, 7, BATCH_SIZE))
     np.testing.assert_allclose(one, usual, atol=1e-5)
     np.testing.assert_allclose(few, usual, atol=1e-5)
 

@@ -9,12 +9,16 @@ from threading import Event
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from torch import nn
 
+from mnist_pipeline.ml.export import to_onnx
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import LocalModelStore, S3ModelStore
 from mnist_pipeline.stores.decisions import new_decision
+from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.state import PRODUCTION
-from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
+from mnist_pipeline.stores.versions import MANIFEST
+from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
 from mnist_pipeline_tests.serve.service import Service
@@ -117,18 +121,18 @@ def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixe
     assert np.abs(first - second).max() > 0.01  # mixed answers would have been seen
 
 
-@pytest.mark.parametrize("damage", ["weights", "manifest", "pointer", "not finite"])
+@pytest.mark.parametrize("damage", ["onnx", "manifest", "pointer", "not finite"])
 def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on(store, two_versions, trained, damage):
     (first, _), (second, weights) = two_versions
     root = Path(store.base_path)
     with Service(store) as service:
         if damage == "not finite":
-            broken = broken_weights(weights)
-            second = save(store, trained, TrainingSettings(**TINY), broken).name
-            deploy(store, second, broken)
+            broken = to_onnx(Broken(), TASK)
+            second = save(store, trained, TrainingSettings(**TINY), onnx=broken).name
+            deploy(store, second, weights)
         else:
             deploy(store, second, weights)
-            target = {"weights": f"{second}/{WEIGHTS}", "manifest": f"{second}/{MANIFEST}", "pointer": PRODUCTION}
+            target = {"onnx": f"{second}/{ONNX}", "manifest": f"{second}/{MANIFEST}", "pointer": PRODUCTION}
             # Before the service looks at it, or after: either way it must not be served broken.
             whole = (root / target[damage]).read_bytes()
             deploy(store, first, store.load(first)[1]) if damage != "pointer" else None
@@ -148,13 +152,11 @@ def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on
         assert served(service) == good_again
 
 
-def broken_weights(weights: bytes) -> bytes:
-    from safetensors.torch import load
-    from safetensors.torch import save as to_bytes
+class Broken(nn.Module):
+    """Its outputs are not finite."""
 
-    tensors = load(weights)
-    next(tensor for tensor in tensors.values() if tensor.is_floating_point()).fill_(float("nan"))
-    return to_bytes(tensors)
+    def forward(self, inputs):
+        return inputs.flatten(1)[:, : TASK.classes] * float("nan")
 
 
 def deploy_over(store: LocalModelStore, root: Path, name: str) -> str:

@@ -50,8 +50,13 @@ def store(request: pytest.FixtureRequest) -> ModelStore:
 def save_to(trained: TrainingResult) -> Callable[..., ModelManifest]:
     """Saves a new version in a store."""
 
-    def save_to(store: ModelStore, weights: bytes | None = None, settings: TrainingSettings | None = None):
-        return versions.save(store, trained, settings or TrainingSettings(**TINY), weights)
+    def save_to(
+        store: ModelStore,
+        weights: bytes | None = None,
+        settings: TrainingSettings | None = None,
+        onnx: bytes | None = None,
+    ):
+        return versions.save(store, trained, settings or TrainingSettings(**TINY), weights, onnx)
 
     return save_to
 

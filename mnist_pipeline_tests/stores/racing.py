@@ -46,6 +46,7 @@ class Racer:
         self.saved += 1
         return self.store.save(
             f"{self.seed} {self.saved}".encode() * 100,
+            f"{self.saved} {self.seed}".encode() * 100,
             task=TASK,
             settings=TrainingSettings(**TINY),
             history=[METRICS],
@@ -83,7 +84,7 @@ class Racer:
         overview(self.store, 5)
         self.store.decisions(limit=20)
         if deployed := self.store.production():
-            self.store.load(deployed.version)  # what is deployed is there, whatever prune does
+            self.store.verify(deployed.version)  # what is deployed is there, whatever prune does
 
     def act(self) -> None:
         """Do one thing; errors of the store's own are answers, and all others are told."""
@@ -177,7 +178,7 @@ def check(store: ModelStore, answers: Told, killed: bool = False) -> list[Decisi
         )
     for name in store.versions():
         if name not in state.pruning:
-            store.load(name)
+            store.verify(name)
     if state.deployed:
-        store.load(state.deployed.version)
+        store.verify(state.deployed.version)
     return chain

@@ -9,6 +9,7 @@ import pytest
 
 from mnist_pipeline.ml.manifest import Decision, ModelManifest
 from mnist_pipeline.ml.model import ModelError, model_from_bytes
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import (
     CorruptModel,
@@ -20,6 +21,7 @@ from mnist_pipeline.stores import (
 )
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import ObjectChanged, ObjectMissing
+from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.overview import overview
 from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.trail import entry_name
@@ -37,6 +39,7 @@ def decision(store: ModelStore, manifest: ModelManifest, outcome: str = "promote
         reason="good",
         version=manifest.name,
         weights_sha256=manifest.weights_sha256,
+        onnx_sha256=manifest.onnx_sha256,
         incumbent=store.production(),
         actor="test",
     )
@@ -98,20 +101,27 @@ def test_an_unknown_version_names_those_there_are(store, save):
         store.manifest("none_20200101T000000.000Z_none")
 
 
-def test_a_swapped_byte_is_noticed(store, save, trained):
+LOADS = {WEIGHTS: "load", ONNX: "load_onnx"}
+
+
+@pytest.mark.parametrize("file", LOADS)
+def test_a_swapped_byte_is_noticed(store, save, file):
     name = save().name
-    damaged = bytearray(trained.weights)
+    damaged = bytearray(store.read_object(f"{name}/{file}")[0])
     damaged[len(damaged) // 2] ^= 1
-    overwrite(store, f"{name}/{WEIGHTS}", bytes(damaged))
-    with pytest.raises(CorruptModel, match="SHA-256"):
-        store.load(name)
+    overwrite(store, f"{name}/{file}", bytes(damaged))
+    for load in (getattr(store, LOADS[file]), store.verify):
+        with pytest.raises(CorruptModel, match=f"{file} of {name} has SHA-256"):
+            load(name)
 
 
-def test_a_manifest_without_weights_is_refused(store, save):
+@pytest.mark.parametrize("file", LOADS)
+def test_a_manifest_without_its_files_is_refused(store, save, file):
     name = save().name
-    store.delete_object(f"{name}/{WEIGHTS}")
-    with pytest.raises(CorruptModel, match="no weights"):
-        store.load(name)
+    store.delete_object(f"{name}/{file}")
+    for load in (getattr(store, LOADS[file]), store.verify):
+        with pytest.raises(CorruptModel, match=f"has a manifest but no {file}"):
+            load(name)
 
 
 def test_a_damaged_manifest_is_refused(store, save):
@@ -166,16 +176,17 @@ def test_promotion_and_audit_trail(store, save):
 def test_a_damaged_version_is_not_deployed(store, save, trained):
     first, second = save(), save()
     store.promote(decision(store, first))
-    overwrite(store, f"{second.name}/{WEIGHTS}", trained.weights + b"x")
+    overwrite(store, f"{second.name}/{ONNX}", b"another")
     with pytest.raises(CorruptModel):
         store.promote(decision(store, second))
     assert store.production().version == first.name
     assert len(store.decisions()) == 1
 
 
-def test_weights_that_were_not_decided_about_are_not_deployed(store, save):
+@pytest.mark.parametrize("change", [{"weights_sha256": "0" * 64}, {"onnx_sha256": "0" * 64}])
+def test_files_that_were_not_decided_about_are_not_deployed(store, save, change):
     manifest = save()
-    other = decision(store, manifest).model_copy(update={"weights_sha256": "0" * 64})
+    other = decision(store, manifest).model_copy(update=change)
     with pytest.raises(CorruptModel, match="decided about"):
         store.promote(other)
 
@@ -256,16 +267,29 @@ def test_rollback(store, save):
     assert store.rollback("forward again", "me", to=second.name).version == second.name
 
 
+def test_a_rollback_is_about_both_files(store, save):
+    """Equal weights with another temperature are another model, unless only the weights were recorded."""
+    good, bad = save(), save(onnx=b"of one temperature")
+    for manifest in (good, bad):
+        store.promote(decision(store, manifest))
+    back = store.rollback("a test", "kim")
+    assert (back.weights_sha256, back.onnx_sha256) == good.digests
+    assert store.rolled_back(bad.digests) == "a test"
+    assert store.rolled_back(good.digests) is None
+    assert store.rolled_back(Digests(bad.weights_sha256, None)) == "a test"
+    assert store.rolled_back(Digests(bad.weights_sha256, "0" * 64)) is None
+
+
 def test_what_was_rolled_back_is_known_until_it_is_deployed_again(store, save, trained):
     good, bad = save(), save(trained.weights + b" ")
     store.promote(decision(store, good))
     store.promote(decision(store, bad))
-    assert store.rolled_back(bad.weights_sha256) is None
+    assert store.rolled_back(bad.digests) is None
     back = store.rollback("customers complain", "me")
-    assert store.rolled_back(bad.weights_sha256) == back.reason
-    assert store.rolled_back(good.weights_sha256) is None
+    assert store.rolled_back(bad.digests) == back.reason
+    assert store.rolled_back(good.digests) is None
     store.promote(decision(store, bad))
-    assert store.rolled_back(bad.weights_sha256) is None
+    assert store.rolled_back(bad.digests) is None
 
 
 def test_prune_keeps_the_newest_what_is_deployed_and_what_it_replaced(store, save):

@@ -105,7 +105,7 @@ def test_a_fault_that_passes_is_ridden_out(behind, direct, save_to, wrong, metho
     assert [entry.id for entry in direct.decisions()][:2] == [refused.id, promoted.id]
     assert len(direct.decisions()) == 3
     assert direct.versions() == [second.name, first.name]
-    direct.load(second.name)
+    direct.verify(second.name)
 
 
 @pytest.mark.parametrize("wrong", ["503", "reset", "silent"])

@@ -1,17 +1,26 @@
 """Stores outlive the code: what earlier formats wrote is listed, scored, rolled back to and served."""
 
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
+import torch
 
+from mnist_pipeline.__main__ import main
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.stores import CorruptModel, LocalModelStore, store_from_environment
+from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
 from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST
 from mnist_pipeline_tests.conftest import Pipeline
@@ -54,7 +63,7 @@ def test_the_audit_trail_is_read(store):
         ("quality", "promoted"),
     ]
     assert store.production() == store.decisions()[0]
-    assert store.rolled_back(store.decisions()[1].weights_sha256) == store.production().reason
+    assert store.rolled_back(store.decisions()[1].digests) == store.production().reason
 
 
 def test_every_version_predicts_as_it_did(store, small_dataset):
@@ -62,7 +71,85 @@ def test_every_version_predicts_as_it_did(store, small_dataset):
     scores = {d.version: d.test_accuracy for d in store.decisions() if d.test_accuracy is not None}
     assert len(scores) == 3
     for version, accuracy in scores.items():
-        assert (Predictor(*store.load(version)).predict(images).argmax(1) == labels).mean() == accuracy
+        assert (Predictor(*store.load_onnx(version)).predict(images).argmax(1) == labels).mean() == accuracy
+
+
+def test_the_file_that_is_served_is_made_once_beside_an_unchanged_manifest(store, small_dataset):
+    name = store.production().version
+    before = store.read_object(f"{name}/{MANIFEST}")[0]
+    manifest, onnx = store.load_onnx(name)
+    assert store.read_object(f"{name}/{MANIFEST}")[0] == before
+    record = json.loads(store.read_object(f"{name}/{ONNX_RECORD}")[0])
+    assert record == {
+        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
+        "exporter": "torch.onnx.export(dynamo=False)",
+        "torch_version": torch.__version__,
+    }
+    network = model_from_bytes(store.load(name)[1], manifest.network, manifest.task)
+    logits = predict_logits(network, small_dataset.test.images, manifest.task)
+    found = Predictor(manifest, onnx).predict(small_dataset.test.images)
+    np.testing.assert_allclose(found, logits.softmax(1).numpy(), atol=1e-5)
+    _, token = store.read_object(f"{name}/{ONNX}")
+    assert store.load_onnx(name) == (manifest, onnx)
+    assert store.read_object(f"{name}/{ONNX}")[1] == token
+
+
+def test_many_make_it_at_once_and_one_file_stays(store):
+    name = store.production().version
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: store.load_onnx(name), range(8)))
+    assert len({(manifest.onnx_sha256, onnx) for manifest, onnx in made}) == 1
+
+
+def test_another_file_in_its_place_is_not_taken_for_it(store, save_to):
+    """As if a kill came between the file and its record, or somebody put it there."""
+    name, other = store.production().version, save_to(store).name
+    good = store.load_onnx(name)
+    for left, works in ((good[1], True), (store.load_onnx(other)[1], False)):
+        store.delete_object(f"{name}/{ONNX_RECORD}")
+        store.put(f"{name}/{ONNX}", left)
+        if works:
+            assert store.load_onnx(name) == good
+        else:
+            with pytest.raises(CorruptModel, match=r"has another model\.onnx already"):
+                store.load_onnx(name)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from mnist_pipeline.stores import LocalModelStore, NotExported
+store = LocalModelStore(base_path=sys.argv[1])
+try:
+    store.load_onnx(store.production().version)
+except NotExported as error:
+    print(error)
+else:
+    print("loaded")
+"""
+
+
+def test_without_torch_it_is_refused_with_what_to_do_and_then_served(store, models, monkeypatch, capsys):
+    def elsewhere() -> str:
+        command = [sys.executable, "-c", WITHOUT_TORCH, str(models)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    name = store.production().version
+    told = elsewhere()
+    command = f"python -m mnist_pipeline export {name}"
+    assert command in told and "torch, which is not installed" in told
+    monkeypatch.setenv("MODEL_STORE", str(models))
+    assert main(command.split()[3:]) == 0
+    assert "has its model.onnx" in capsys.readouterr().out
+    assert elsewhere() == "loaded\n"
+
+
+def test_a_damaged_record_of_it_is_told(store):
+    name = store.production().version
+    store.load_onnx(name)
+    store.put(f"{name}/{ONNX_RECORD}", b"{}")
+    with pytest.raises(CorruptModel, match=r"onnx\.json of .* is damaged; delete it"):
+        store.load_onnx(name)
 
 
 def test_a_new_candidate_is_compared_with_it_and_it_is_rolled_back_to(environment, instance, models):
@@ -154,7 +241,7 @@ def test_what_is_needed_to_predict_is_strict(tmp_path, part, name, value):
 
 
 def test_a_format_of_the_future_is_refused_by_its_number(store, models, deployed):
-    rewrite(models, f"{deployed}/{MANIFEST}", lambda manifest: manifest.update(format_version=3))
+    rewrite(models, f"{deployed}/{MANIFEST}", lambda manifest: manifest.update(format_version=4))
     with pytest.raises(CorruptModel, match="format_version"):
         store.manifest(deployed)
 
@@ -167,7 +254,7 @@ def test_decisions_of_other_code_are_shown_and_deploy_nothing(store, models, dep
     shown = store.decisions()[0]
     assert (shown.outcome, shown.model_extra) == ("canary", {"share": 0.1})
     assert store.production().version == deployed
-    assert store.rolled_back(decision.weights_sha256) is None
+    assert store.rolled_back(decision.digests) is None
     with pytest.raises(ValueError, match="only a decision to promote deploys, not 'canary'"):
         store.promote(shown)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_pipeline.stores import LocalModelStore, UnknownModel
+from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS, VersionStore
 from mnist_pipeline_tests.stores.test_trail import made
@@ -32,7 +33,7 @@ def test_a_promotion_between_the_look_and_the_deletion_is_told_and_nothing_deplo
     monkeypatch.setattr(VersionStore, "delete_version", promote_first)
     assert old.name in store.prune(keep=1).versions
     assert store.production().version == deployed.name
-    store.load(deployed.name)
+    store.verify(deployed.name)
     with pytest.raises(UnknownModel):
         store.promote(decision)
 
@@ -51,7 +52,7 @@ def test_a_promotion_before_the_announcement_is_seen_by_it(store, save, monkeypa
     monkeypatch.setattr(VersionStore, "version_files", promote_after)
     assert old.name not in store.prune(keep=1).versions
     assert store.production().version == old.name
-    store.load(old.name)
+    store.verify(old.name)
 
 
 def test_a_promotion_that_began_before_a_whole_prune_deploys_nothing_deleted(store, save, monkeypatch):
@@ -144,4 +145,4 @@ def test_unfinished_files_of_a_folder_are_collected_once_they_are_old(tmp_path, 
     killed.write_bytes(b"half")
     store.prune(keep=5, orphans_older_than=NOTHING)
     assert not killed.parent.exists()
-    assert sorted(path.name for path in Path(store.base_path, name).iterdir()) == [MANIFEST, WEIGHTS]
+    assert sorted(path.name for path in Path(store.base_path, name).iterdir()) == [MANIFEST, ONNX, WEIGHTS]

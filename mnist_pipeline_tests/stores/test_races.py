@@ -62,7 +62,7 @@ def test_killed_processes_leave_nothing_torn(kind, request, tmp_path):
         answers = told(written)
         assert answers.errors == []
         if state := store.state().deployed:
-            store.load(state.version)
+            store.verify(state.version)
     check(store, told(list(logs.iterdir())), killed=True)
     store.prune(keep=3, orphans_older_than=timedelta(0))
     assert store.state().pruning == ()

@@ -42,6 +42,7 @@ def made(store, manifest, outcome="promoted", **fields) -> Decision:
         reason="good",
         version=manifest.name,
         weights_sha256=manifest.weights_sha256,
+        onnx_sha256=manifest.onnx_sha256,
         incumbent=store.state().deployed,
         actor="test",
         **{"strategy": "quality"} | fields,
@@ -59,7 +60,7 @@ def test_the_order_is_that_of_the_deployments_and_not_of_clocks(store, save, tra
     store.record(refused := made(store, bad, "refused"))
     clock.off = timedelta(minutes=-2)
     store.record(also_refused := made(store, bad, "refused"))
-    assert store.rolled_back(bad.weights_sha256) == "customers complain"
+    assert store.rolled_back(bad.digests) == "customers complain"
     trail = store.decisions()
     assert [entry.sequence for entry in trail] == [3, 3, 3, 2, 1]
     assert trail[:3] == [refused, also_refused, back]
@@ -118,6 +119,7 @@ def earlier_store(store, save, trained) -> tuple:
                 reason="customers complain" if strategy == "rollback" else "good",
                 version=manifest.name,
                 weights_sha256=manifest.weights_sha256,
+                onnx_sha256=manifest.onnx_sha256,
                 incumbent_version=chain[-1].version if chain else None,
                 replaces=chain[-1].id if chain else None,
                 decided_at=when,
@@ -132,19 +134,19 @@ def earlier_store(store, save, trained) -> tuple:
 def test_a_store_of_earlier_code_is_gone_on_with(store, save, trained):
     versions, chain = earlier_store(store, save, trained)
     assert store.production() == chain[-1]
-    assert store.rolled_back(versions[1].weights_sha256) == "customers complain"
-    assert store.rolled_back(versions[0].weights_sha256) is None
+    assert store.rolled_back(versions[1].digests) == "customers complain"
+    assert store.rolled_back(versions[0].digests) is None
     by_clocks = [chain[1].id, chain[2].id, chain[0].id]
     assert [entry.id for entry in store.decisions()] == by_clocks
     assert [row.test_accuracy for row in overview(store).rows] == [None, 0.9, 0.9]
     store.promote(promoted := made(store, versions[2]))
     assert promoted.sequence == 1
-    assert store.rolled_back(versions[1].weights_sha256) == "customers complain"
+    assert store.rolled_back(versions[1].digests) == "customers complain"
     assert store.decisions()[0] == promoted
     assert len(store.decisions()) == 4
     back = store.rollback("again", "me")
     assert (back.version, back.sequence, back.test_accuracy) == (versions[0].name, 2, 0.9)
-    assert store.rolled_back(versions[2].weights_sha256) == "again"
+    assert store.rolled_back(versions[2].digests) == "again"
 
 
 def test_what_a_damaged_entry_of_earlier_code_may_have_said_is_not_guessed(store, save, trained):
@@ -168,9 +170,9 @@ def test_production_can_be_written_again_from_the_trail(store, save, trained):
     back = store.rollback("customers complain", "kim")
     content = store.read_object(key_of(entry_name(back)))[0]
     store.replace_object(PRODUCTION, content, store.read_object(PRODUCTION)[1])
-    assert store.rolled_back(bad.weights_sha256) == "customers complain"
+    assert store.rolled_back(bad.digests) == "customers complain"
     store.promote(made(store, next_one))
-    assert store.rolled_back(bad.weights_sha256) == "customers complain"
+    assert store.rolled_back(bad.digests) == "customers complain"
     assert [entry.sequence for entry in store.decisions()] == [4, 3, 2, 1]
 
 
@@ -183,10 +185,10 @@ def test_what_earlier_code_deploys_over_a_trail_with_numbers_comes_after_them(st
     store.replace_object(PRODUCTION, content, store.read_object(PRODUCTION)[1])
     store.create_object(f"decisions/{back.id}.json", content)
     store.create_object("decisions/!README.json", b"{}")  # of nobody's code
-    assert store.rolled_back(bad.weights_sha256) == "by earlier code"
+    assert store.rolled_back(bad.digests) == "by earlier code"
     store.promote(promoted := made(store, next_one))
     assert promoted.sequence == 4
-    assert store.rolled_back(bad.weights_sha256) == "by earlier code"
+    assert store.rolled_back(bad.digests) == "by earlier code"
 
 
 def test_a_trail_that_goes_round_in_a_circle_is_an_error(store, save):
@@ -239,7 +241,7 @@ def test_a_rollback_to_the_same_weights_is_no_rollback_of_them(store, save):
     store.promote(made(store, first))
     store.promote(made(store, second))
     store.rollback("the other one", "me")
-    assert store.rolled_back(first.weights_sha256) is None
+    assert store.rolled_back(first.digests) is None
 
 
 @pytest.mark.parametrize("action", ["save", "promote", "waiting", "refused", "approve", "rollback", "prune"])
@@ -283,7 +285,7 @@ def test_a_kill_after_any_write_leaves_a_whole_store(save_to, trained, monkeypat
             except KeyboardInterrupt:
                 pass
         deployed = store.production()
-        store.load(deployed.version)
+        store.verify(deployed.version)
         actions["promote"]()
         about = list(store.decisions_about(deployed.version))
         assert deployed in about or deployed.version not in store.versions()

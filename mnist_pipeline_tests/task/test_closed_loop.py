@@ -13,7 +13,7 @@ import pytest
 
 from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStore
@@ -98,9 +98,9 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     control = train(TrainingSettings(), splits)
     model = model_from_bytes(control.weights, TrainingSettings(), TASK)
     images = np.stack([image for _, image in drawn])
-    without = float((predict_probabilities(model, images, TASK).argmax(1) == 7).mean())
+    without = float((predict_logits(model, images, TASK).argmax(1) == 7).float().mean())
     print(f"crossed sevens: {before:.2f} before, {after:.2f} after, {without:.2f} after a training without corrections")
-    labels = predict_probabilities(model, dataset.test.images, TASK).argmax(1)
+    labels = predict_logits(model, dataset.test.images, TASK).argmax(1).numpy()
     unaided = float((labels == dataset.test.labels).mean())
     print(f"test digits: {first.test_accuracy:.4f}, {deployed.test_accuracy:.4f} and {unaided:.4f}")
     assert before <= 0.5

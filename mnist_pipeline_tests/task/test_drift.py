@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mnist_pipeline.ml import drift
-from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.plots import drift_histograms
 from mnist_pipeline.ml.records import DriftReference, DriftReport
 from mnist_pipeline.ml.settings import TrainingSettings
@@ -18,7 +18,7 @@ from mnist_pipeline_tests.task.examples import TINY, embedded_images
 @pytest.fixture(scope="module")
 def predict(trained):
     network = model_from_bytes(trained.weights, TrainingSettings(**TINY), TASK)
-    return lambda images: predict_probabilities(network, images, TASK)
+    return lambda images: predict_logits(network, images, TASK).softmax(1).numpy()
 
 
 @pytest.fixture(scope="module")

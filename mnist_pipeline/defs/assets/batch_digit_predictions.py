@@ -36,6 +36,20 @@ BATCH_CODE_VERSION = "1"
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
 """One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
 
+CHECKS = [
+    dg.AssetCheckSpec(
+        "batch_predictions_are_sane",
+        asset="batch_digit_predictions",
+        description="The table is there, whole, within range, and not empty.",
+    ),
+    dg.AssetCheckSpec(
+        "no_drift",
+        asset="batch_digit_predictions",
+        description="Warns when predictions or images look unlike the validation split of the model: "
+        f"a population stability index above {DRIFT_PSI} with p below {DRIFT_P_VALUE}.",
+    ),
+]
+
 
 class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
     """The inputs of the batch predictions."""
@@ -49,6 +63,7 @@ class BatchPredictionConfig(dg.Config, BatchPredictionSettings):
     io_manager_key="record_io_manager",
     output_required=False,
     deps=[production_digit_classifier, prediction_input],
+    check_specs=CHECKS,
     dagster_type=dg.PythonObjectDagsterType(BatchPredictions),
     retry_policy=CRASH_RETRIES,
     freshness_policy=PREDICTIONS_FRESHNESS,
@@ -64,11 +79,11 @@ def batch_digit_predictions(
     model_store: ModelStoreResource,
     predictions_dir: PredictionsResource,
     prediction_input_dir: PredictionInputResource,
-) -> Iterator[dg.Output[BatchPredictions]]:
+) -> Iterator[dg.Output[BatchPredictions] | dg.AssetCheckResult]:
     """A Parquet table of label and confidence for every input image, by the deployed model, in constant memory.
 
     The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
-    inputs are not predicted twice by the same model. Yields nothing while the folder is empty."""
+    inputs are not predicted twice by the same model. Yields no table while the folder is empty."""
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.inference import array_batches, find_inputs, inputs_digest, read_batches
 
@@ -78,7 +93,12 @@ def batch_digit_predictions(
     paths = paths or input_folder(prediction_input_dir)
     inputs = find_inputs(paths, prediction_input_dir.links)
     if paths and not inputs.files:
-        context.log.info("there is nothing to predict in %s", ", ".join(map(str, paths)))
+        nothing = f"there is nothing to predict in {', '.join(map(str, paths))}"
+        context.log.info(nothing)
+        for spec in CHECKS:
+            yield dg.AssetCheckResult(
+                check_name=spec.name, passed=False, severity=dg.AssetCheckSeverity.WARN, description=nothing
+            )
         return
     digest = inputs_digest(inputs) if paths else content_digest(test)
     table_path, errors_path, record_path = predictions_dir.table_paths(
@@ -101,12 +121,13 @@ def batch_digit_predictions(
                 "the inputs changed while they were read"
             )
         write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
-    version = hashlib.sha256(f"{record.weights_sha256}{digest}".encode()).hexdigest()
+    version = hashlib.sha256(f"{record.weights_sha256}{record.onnx_sha256}{digest}".encode()).hexdigest()
     yield dg.Output(
         record,
         data_version=dg.DataVersion(version),
         metadata={**_metadata(record, predictor), "predicted_before": predicted_before, **left_out(inputs.left_out)},
     )
+    yield from batch_prediction_checks(record, predictions_dir)
 
 
 def _predict(
@@ -119,6 +140,7 @@ def _predict(
     return BatchPredictions(
         model=predictor.version,
         weights_sha256=predictor.manifest.weights_sha256,
+        onnx_sha256=predictor.manifest.onnx_sha256,
         inputs_digest=digest,
         path=str(table),
         errors_path=str(errors),
@@ -156,25 +178,10 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
     return metadata
 
 
-@dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec(
-            "batch_predictions_are_sane",
-            asset=batch_digit_predictions,
-            description="The table is there, whole, within range, and not empty.",
-        ),
-        dg.AssetCheckSpec(
-            "no_drift",
-            asset=batch_digit_predictions,
-            description="Warns when predictions or images look unlike the validation split of the model: "
-            f"a population stability index above {DRIFT_PSI} with p below {DRIFT_P_VALUE}.",
-        ),
-    ],
-    ins={"batch_digit_predictions": dg.AssetIn("batch_digit_predictions")},
-)
 def batch_prediction_checks(
     batch_digit_predictions: BatchPredictions, predictions_dir: PredictionsResource
 ) -> Iterator[dg.AssetCheckResult]:
+    """Yield the results of CHECKS."""
     import pyarrow.parquet as pq
 
     record = batch_digit_predictions

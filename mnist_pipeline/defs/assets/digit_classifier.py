@@ -1,6 +1,6 @@
 """A trained candidate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import harmonic_mean
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,14 @@ class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pyda
     pool=TRAINING_POOL,
     retry_policy=CRASH_RETRIES,
     automation_condition=RETRAIN["on_cron"],
+    dagster_type=dg.PythonObjectDagsterType(ModelRecord),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "stored_candidate_is_sound",
+            asset="digit_classifier",
+            description="The stored candidate is whole, finite, and the one trained.",
+        )
+    ],
 )
 def digit_classifier(
     context: dg.AssetExecutionContext,
@@ -47,14 +55,15 @@ def digit_classifier(
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
     checkpoints: CheckpointsResource,
-) -> dg.Output[ModelRecord]:
+) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A network trained on the train split, as a new immutable version in the model store.
 
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
     whole epoch."""
     from mnist_pipeline.ml import drift
     from mnist_pipeline.ml.data import data_version
-    from mnist_pipeline.ml.model import model_from_bytes, predict_probabilities
+    from mnist_pipeline.ml.errors import ModelError
+    from mnist_pipeline.ml.export import export
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 
     splits, folder = processed_mnist_data, checkpoints.path()
@@ -63,10 +72,13 @@ def digit_classifier(
         result = train(settings, splits, _reporter(context, settings.epochs), folder)
     except (TrainingDiverged, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    network = model_from_bytes(result.weights, settings, splits.spec)
-    probabilities = predict_probabilities(network, splits.validation.images, splits.spec)
+    try:
+        exported = export(result.weights, settings, splits.spec, splits.validation)
+    except ModelError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     manifest = model_store.save(
         result.weights,
+        exported.onnx,
         task=splits.spec,
         settings=settings,
         history=result.history,
@@ -74,13 +86,20 @@ def digit_classifier(
         data_version=data_version(splits.spec, *splits.parts.values()),
         code_version=TRAINING_CODE_VERSION,
         run_id=context.run_id,
-        drift_reference=drift.reference(splits.validation.images, probabilities),
+        drift_reference=drift.reference(splits.validation.images, exported.probabilities),
+        temperature=exported.temperature,
     )
     try:
         discard_checkpoint(settings, splits, folder)
     except OSError as error:  # the version is saved: trying again would save another one
         context.log.warning("the checkpoint could not be removed: %s", error)
-    return _candidate(manifest, result, settings)
+    record = _record(manifest, result)
+    yield dg.Output(
+        record,
+        data_version=dg.DataVersion(str(manifest.digests)),
+        metadata=_metadata(manifest, result, settings),
+    )
+    yield stored_candidate_is_sound(record, model_store)
 
 
 def _reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochMetrics], None]:
@@ -96,54 +115,64 @@ def _reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[Epoch
     return report
 
 
-def _candidate(manifest: ModelManifest, result: "TrainingResult", settings: TrainingSettings) -> dg.Output[ModelRecord]:
-    from mnist_pipeline.ml.plots import learning_curves
-
+def _record(manifest: ModelManifest, result: "TrainingResult") -> ModelRecord:
     best = result.history[result.best_epoch - 1]
-    record = ModelRecord(
+    return ModelRecord(
         name=manifest.name,
         weights_sha256=manifest.weights_sha256,
+        onnx_sha256=manifest.onnx_sha256,
         validation_accuracy=best.validation_accuracy,
         validation_loss=best.validation_loss,
         best_epoch=result.best_epoch,
     )
-    return dg.Output(
-        record,
-        data_version=dg.DataVersion(manifest.weights_sha256),
-        metadata={
-            "model": manifest.name,
-            "weights_sha256": manifest.weights_sha256,
-            "validation_accuracy": best.validation_accuracy,
-            "validation_loss": best.validation_loss,
-            "best_epoch": result.best_epoch,
-            "epochs": len(result.history),
-            "stopped_early": result.stopped_early,
-            "resumed_after_epoch": result.resumed_after,
-            "images_per_second": harmonic_mean(epoch.images_per_second for epoch in result.history),
-            "device": result.device,
-            "precision": result.precision,
-            "learning_curves": picture(learning_curves(result.history, result.best_epoch), "learning curves"),
-            "settings": dg.MetadataValue.json(settings.model_dump()),
-        },
-    )
 
 
-@dg.asset_check(asset=digit_classifier, description="The stored candidate is whole, finite, and the one trained.")
+def _metadata(
+    manifest: ModelManifest, result: "TrainingResult", settings: TrainingSettings
+) -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.plots import learning_curves
+
+    best = result.history[result.best_epoch - 1]
+    return {
+        "model": manifest.name,
+        "weights_sha256": manifest.weights_sha256,
+        "onnx_sha256": manifest.onnx_sha256,
+        "temperature": manifest.training.temperature,
+        "validation_accuracy": best.validation_accuracy,
+        "validation_loss": best.validation_loss,
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "stopped_early": result.stopped_early,
+        "resumed_after_epoch": result.resumed_after,
+        "images_per_second": harmonic_mean(epoch.images_per_second for epoch in result.history),
+        "device": result.device,
+        "precision": result.precision,
+        "learning_curves": picture(learning_curves(result.history, result.best_epoch), "learning curves"),
+        "settings": dg.MetadataValue.json(settings.model_dump()),
+    }
+
+
 def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelStoreResource) -> dg.AssetCheckResult:
-    from mnist_pipeline.ml.model import ModelError, model_from_bytes
+    """Read the version again: its weights, to train on from, and the file that is scored and served."""
+    from mnist_pipeline.ml.errors import ModelError
+    from mnist_pipeline.ml.model import model_from_bytes
+    from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.stores.errors import ModelStoreError
 
     try:
         manifest, weights = model_store.load(digit_classifier.name)
         network = model_from_bytes(weights, manifest.network, manifest.task)
+        manifest, onnx = model_store.load_onnx(digit_classifier.name)
+        Predictor(manifest, onnx).verify()
     except (ModelStoreError, ModelError) as error:
         return dg.AssetCheckResult(passed=False, description=str(error))
-    same = manifest.weights_sha256 == digit_classifier.weights_sha256
+    same = manifest.digests.same(digit_classifier.digests)
     return dg.AssetCheckResult(
         passed=same,
-        description=None if same else "the store has other weights by this name",
+        description=None if same else "the store has another model by this name",
         metadata={
             "weights_bytes": len(weights),
+            "onnx_bytes": len(onnx),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         },
     )

@@ -29,13 +29,21 @@ class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
     io_manager_key="record_io_manager",
     deps=[production_digit_classifier],
     automation_condition=NEVER,
+    dagster_type=dg.PythonObjectDagsterType(RealTimePredictions),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "digit_predictions_are_sane",
+            asset="digit_predictions",
+            description="There are predictions, within range.",
+        )
+    ],
 )
 def digit_predictions(
     config: RealTimePredictionConfig,
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
     prediction_input_dir: PredictionInputResource,
-) -> dg.Output[RealTimePredictions]:
+) -> Iterator[dg.Output[RealTimePredictions] | dg.AssetCheckResult]:
     """Predictions for the images in the configuration, now, by the deployed model."""
     import numpy as np
 
@@ -68,10 +76,13 @@ def digit_predictions(
         for (source, _), row in zip(images, probabilities, strict=True)
     ]
     record = RealTimePredictions(
-        model=predictor.version, weights_sha256=predictor.manifest.weights_sha256, predictions=predictions
+        model=predictor.version,
+        weights_sha256=predictor.manifest.weights_sha256,
+        onnx_sha256=predictor.manifest.onnx_sha256,
+        predictions=predictions,
     )
     seen = predicted_images(stacked, predictions, predictor.spec)
-    return dg.Output(
+    yield dg.Output(
         record,
         data_version=dg.DataVersion(record.digest(exclude={"model"})),
         metadata={
@@ -80,6 +91,7 @@ def digit_predictions(
             "what_the_model_sees": picture(seen, "prepared images and predictions"),
         },
     )
+    yield digit_predictions_are_sane(record, predictor.spec.classes)
 
 
 def _requested(config: RealTimePredictionSettings, endpoint_url: str | None) -> Iterator[tuple[str, bytes]]:
@@ -102,16 +114,8 @@ def _requested(config: RealTimePredictionSettings, endpoint_url: str | None) -> 
             raise dg.Failure(f"{source} is not base64: {error}", allow_retries=False) from error
 
 
-@dg.asset_check(asset=digit_predictions, description="There are predictions, within range.")
-def digit_predictions_are_sane(
-    digit_predictions: RealTimePredictions, model_store: ModelStoreResource
-) -> dg.AssetCheckResult:
-    from mnist_pipeline.stores.errors import ModelStoreError
-
-    try:
-        classes = model_store.manifest(digit_predictions.model).task.classes
-    except ModelStoreError as error:
-        return dg.AssetCheckResult(passed=False, description=str(error))
+def digit_predictions_are_sane(digit_predictions: RealTimePredictions, classes: int) -> dg.AssetCheckResult:
+    """Look whether there are predictions, of one of so many classes, with a probability."""
     predictions = digit_predictions.predictions
     wrong = [p.source for p in predictions if not (0 <= p.label < classes and 0 < p.confidence <= 1 + 1e-6)]
     return dg.AssetCheckResult(

@@ -1,5 +1,7 @@
 """The scores of a candidate."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from mnist_pipeline.defs.conditions import eager_if_data_changed
@@ -21,28 +23,37 @@ class ModelEvaluationConfig(dg.Config, EvaluationSettings):
     code_version="1",
     io_manager_key="record_io_manager",
     automation_condition=eager_if_data_changed(),
+    dagster_type=dg.PythonObjectDagsterType(Evaluation),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "scores_agree",
+            asset="model_evaluation",
+            description="Accuracy, support and counts agree with the confusion matrix.",
+        )
+    ],
 )
 def model_evaluation(
     config: ModelEvaluationConfig,
     digit_classifier: ModelRecord,
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
-) -> dg.Output[Evaluation]:
+) -> Iterator[dg.Output[Evaluation] | dg.AssetCheckResult]:
     """The scores of exactly the candidate that was just trained, on validation and on test."""
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.evaluation import evaluate
-    from mnist_pipeline.ml.model import model_from_bytes
     from mnist_pipeline.ml.plots import confusion, mistake_grid
+    from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.stores.scores import keep_predicted_labels
 
-    manifest, weights = model_store.load(digit_classifier.name)
-    if manifest.weights_sha256 != digit_classifier.weights_sha256:
+    manifest, onnx = model_store.load_onnx(digit_classifier.name)
+    if not manifest.digests.same(digit_classifier.digests):
         raise dg.Failure(
-            f"{manifest.name} in the store has other weights than the candidate that was trained", allow_retries=False
+            f"{manifest.name} in the store has other files than the candidate that was trained", allow_retries=False
         )
-    network, spec = model_from_bytes(weights, manifest.network, manifest.task), manifest.task
-    validation = evaluate(network, processed_mnist_data.validation, spec, config).evaluation
-    test, mistakes, predicted = evaluate(network, processed_mnist_data.test, spec, config)
+    # On the CPU, as the gate scores the incumbent: two devices could differ by an image.
+    predictor, spec = Predictor(manifest, onnx, device="cpu"), manifest.task
+    validation = evaluate(predictor, processed_mnist_data.validation, config).evaluation
+    test, mistakes, predicted = evaluate(predictor, processed_mnist_data.test, config)
     test_digest = content_digest(processed_mnist_data.test)
     keep_predicted_labels(model_store, manifest, test_digest, predicted)  # the gate compares image by image
     evaluation = Evaluation(
@@ -51,10 +62,12 @@ def model_evaluation(
         test=test,
         test_digest=test_digest,
     )
-    return dg.Output(
+    yield dg.Output(
         evaluation,
         # The name of the version holds the time; the same weights and scores are the same evaluation.
-        data_version=dg.DataVersion(f"{manifest.weights_sha256[:16]}-{evaluation.digest(exclude={'model'})[:16]}"),
+        data_version=dg.DataVersion(
+            f"{manifest.weights_sha256[:16]}-{str(manifest.onnx_sha256)[:16]}-{evaluation.digest(exclude={'model'})[:16]}"
+        ),
         metadata={
             "model": manifest.name,
             "test_accuracy": test.accuracy,
@@ -70,10 +83,11 @@ def model_evaluation(
             ),
         },
     )
+    yield scores_agree(evaluation)
 
 
-@dg.asset_check(asset=model_evaluation, description="Accuracy, support and counts agree with the confusion matrix.")
 def scores_agree(model_evaluation: Evaluation) -> dg.AssetCheckResult:
+    """Hold the scores against each other."""
     import numpy as np
 
     problems = []

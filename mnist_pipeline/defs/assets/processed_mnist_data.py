@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import dagster as dg
 
 from mnist_pipeline.defs.assets.labelled_digits import labelled_digits
-from mnist_pipeline.defs.assets.raw_mnist_data import raw_mnist_data
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import LISTED_FILES, left_out, picture, table
 from mnist_pipeline.defs.resources.folders import LabelledImagesResource
@@ -20,6 +19,21 @@ MAX_CLASS_SHARE_DIFFERENCE = 0.02
 USUAL_VALIDATION_FRACTION = (0.05, 0.5)
 """Less chooses the best epoch by chance, more leaves too little to train on."""
 
+CHECKS = [
+    dg.AssetCheckSpec("class_balance", asset="processed_mnist_data", description="Train and validation alike."),
+    dg.AssetCheckSpec(
+        "nothing_lost",
+        asset="processed_mnist_data",
+        description="Every raw image is in one split.",
+    ),
+    dg.AssetCheckSpec(
+        "split_proportions",
+        asset="processed_mnist_data",
+        description="Warns of an unusually small or large validation split.",
+    ),
+    dg.AssetCheckSpec("no_leakage", asset="processed_mnist_data", description="No validation or test image in train."),
+]
+
 
 class SplitConfig(dg.Config, SplitSettings):
     """The division into train and validation."""
@@ -30,6 +44,8 @@ class SplitConfig(dg.Config, SplitSettings):
     kinds={"python", "safetensors"},
     code_version="1",
     io_manager_key="tensor_io_manager",
+    dagster_type=dg.PythonObjectDagsterType(Splits),
+    check_specs=CHECKS,
     deps=[labelled_digits],
     automation_condition=eager_if_data_changed(),
 )
@@ -38,7 +54,7 @@ def processed_mnist_data(
     config: SplitConfig,
     raw_mnist_data: Dataset,
     labelled_digits_dir: LabelledImagesResource,
-) -> dg.Output[Splits]:
+) -> Iterator[dg.Output[Splits] | dg.AssetCheckResult]:
     """Train, validation (stratified) and test; labelled images join train only. Images stay uint8, 0..255."""
     from mnist_pipeline.files.errors import DataError
     from mnist_pipeline.ml.data import class_counts, data_version, split
@@ -72,30 +88,12 @@ def processed_mnist_data(
         metadata["skipped_files"] = left_out(labelled.skipped)["left_out"]
     if len(labelled.images.labels):
         metadata["labelled_digits"] = picture(class_grid(labelled.images, spec), "images labelled by people")
-    return dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)
+    yield dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)
+    yield from processed_data_checks(splits, raw_mnist_data)
 
 
-@dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec("class_balance", asset=processed_mnist_data, description="Train and validation alike."),
-        dg.AssetCheckSpec(
-            "nothing_lost",
-            asset=processed_mnist_data,
-            additional_deps=[raw_mnist_data],
-            description="Every raw image is in one split.",
-        ),
-        dg.AssetCheckSpec(
-            "split_proportions",
-            asset=processed_mnist_data,
-            description="Warns of an unusually small or large validation split.",
-        ),
-        dg.AssetCheckSpec(
-            "no_leakage", asset=processed_mnist_data, description="No validation or test image in train."
-        ),
-    ],
-    ins={"processed_mnist_data": dg.AssetIn("processed_mnist_data"), "raw_mnist_data": dg.AssetIn("raw_mnist_data")},
-)
 def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
+    """Yield the results of CHECKS."""
     import numpy as np
 
     from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, shared_images

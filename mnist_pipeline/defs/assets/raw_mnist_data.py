@@ -10,15 +10,24 @@ from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import RawDataResource
 from mnist_pipeline.task.dataset import Dataset
 
+CHECKS = [
+    dg.AssetCheckSpec("complete", asset="raw_mnist_data", description="Shapes, sizes, and every class present."),
+    dg.AssetCheckSpec("full_data_set", asset="raw_mnist_data", description="Warns while the sample stands in."),
+]
+
 
 @dg.asset(
     group_name="data_processing",
     kinds={"python", "safetensors"},
     code_version="1",
     io_manager_key="tensor_io_manager",
+    dagster_type=dg.PythonObjectDagsterType(Dataset),
+    check_specs=CHECKS,
     automation_condition=on_cron_or_eager_if_data_changed(cron_tick("RAW_DATA_CRON")),
 )
-def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource) -> dg.Output[Dataset]:
+def raw_mnist_data(
+    context: dg.AssetExecutionContext, raw_data: RawDataResource
+) -> Iterator[dg.Output[Dataset] | dg.AssetCheckResult]:
     """The verified data set, untouched: uint8 images (0..255) and labels of train and test."""
     from mnist_pipeline.files.errors import DataError
     from mnist_pipeline.ml.data import class_counts, data_version
@@ -34,7 +43,7 @@ def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource)
     digest = data_version(spec, dataset.train, dataset.test)
     labels = {"train": dataset.train.labels, "test": dataset.test.labels}
     counts = {name: class_counts(part, spec) for name, part in labels.items()}
-    return dg.Output(
+    yield dg.Output(
         dataset,
         data_version=dg.DataVersion(digest),
         metadata={
@@ -52,16 +61,11 @@ def raw_mnist_data(context: dg.AssetExecutionContext, raw_data: RawDataResource)
             "examples": picture(class_grid(dataset.train, spec), "training images of each class"),
         },
     )
+    yield from raw_data_checks(dataset)
 
 
-@dg.multi_asset_check(
-    specs=[
-        dg.AssetCheckSpec("complete", asset=raw_mnist_data, description="Shapes, sizes, and every class present."),
-        dg.AssetCheckSpec("full_data_set", asset=raw_mnist_data, description="Warns while the sample stands in."),
-    ],
-    ins={"raw_mnist_data": dg.AssetIn("raw_mnist_data")},
-)
 def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
+    """Yield the results of CHECKS."""
     from mnist_pipeline.files.errors import DataError
     from mnist_pipeline.ml.data import class_counts
     from mnist_pipeline.task.dataset import validate
