@@ -8,7 +8,6 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 # Dagster announces each use of an API that it calls beta; constraints.txt pins the version that was tested.
 export PYTHONWARNINGS := ignore:Parameter,ignore:Function
-QUIET := {"loggers":{"console":{"config":{"log_level":"INFO"}}}}
 
 .PHONY: help
 help: ## Show this list
@@ -16,10 +15,7 @@ help: ## Show this list
 
 .PHONY: run
 run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
-	@$(BIN)/python -m mnist_pipeline recover
-	$(BIN)/dg launch --job full_pipeline_job $(if $(CONFIG),--config $(CONFIG),--config-json '$(QUIET)')
-	@echo
-	@$(BIN)/python -m mnist_pipeline summary
+	$(BIN)/python -m mnist_pipeline run $(if $(CONFIG),--config $(CONFIG))
 
 .PHONY: dev
 dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000

@@ -22,10 +22,10 @@ def materialize(asset: str, variables: dict[str, str], preloaded: bool = False) 
     import dagster as dg
 
     from mnist_pipeline.definitions import build_definitions
-    from mnist_pipeline.defs.jobs import PRELOADED_MODULES
+    from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
     from mnist_pipeline.environment import Environment
 
-    for module in PRELOADED_MODULES if preloaded else []:
+    for module in (*DAGSTER, *MACHINE_LEARNING) if preloaded else ():
         importlib.import_module(module)
     job = build_definitions(Environment.read(variables)).resolve_job_def("full_pipeline_job")
     with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:

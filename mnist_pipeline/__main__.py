@@ -1,4 +1,4 @@
-"""`python -m mnist_pipeline`: look at the model store, roll back, sum up the last run, end those that died."""
+"""`python -m mnist_pipeline`: run everything, look at the model store, roll back, sum up the last run."""
 
 import argparse
 import getpass
@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
-import dagster as dg
-from dagster._core.errors import DagsterHomeNotSetError  # Dagster has no public names for these two
-from dagster._core.launcher import WorkerStatus
 from dotenv import load_dotenv
 
+from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.stores import MemoryModelStore, ModelStore, ModelStoreError, store_at, store_from_environment
 from mnist_pipeline.stores.base import ORPHANS_OLDER_THAN
@@ -27,19 +26,7 @@ FOLLOWS = (
 )
 """Words after a deployment by command."""
 
-NEXT_STEPS = (
-    "the page of production_digit_classifier shows the comparison. Below the threshold: train longer, or lower "
-    "accuracy_threshold if it is too high for this data. Not shown to be as good: train with other settings, or give "
-    "the gate more test images or a wider max_regression. All the same: strategy 'force', which needs a reason"
-)
-"""Words after a refusal."""
-
-
 LISTED_VERSIONS = 20
-
-
-class NoSummary(Exception):
-    """There was no run to sum up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,22 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
-        if options.command == "recover":
-            _recover()
-            return 0
-        store = store_from_environment(Environment.read(os.environ))
-        _require_lasting(store)
-        if options.command == "summary":
-            _print_summary(store)
-        else:
-            _store_command(store, options)
-    except DagsterHomeNotSetError:
-        print(
-            "error: set DAGSTER_HOME to the folder of the run history: that of make is $PWD/.dagster_home",
-            file=sys.stderr,
-        )
+        if options.command in ("run", "recover", "summary"):
+            return _run_command(options)
+        _store_command(_lasting_store(), options)
+    except (ModelStoreError, EnvironmentInvalid, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ModelStoreError, EnvironmentInvalid, NoSummary, OSError, dg.DagsterInvariantViolationError) as error:
+    return 0
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    if options.command == "run":
+        # The steps' server imports on the second core what this process imports, too.
+        get_context("forkserver").set_forkserver_preload([*DAGSTER, *MACHINE_LEARNING])
+        forkserver.ensure_running()
+    from mnist_pipeline import runs  # Dagster takes a second, which looking at the store need not take
+
+    try:
+        if options.command in ("run", "recover"):
+            runs.recover()
+        if options.command == "run":
+            runs.run(options.config)
+        if options.command in ("run", "summary"):
+            runs.print_summary(_lasting_store())
+    except runs.Problem as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -71,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mnist_pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="materialize the whole graph, with no server, and sum up")
+    run.add_argument("--config", type=Path, metavar="FILE", help="settings of this run, YAML; see presets/")
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     models = commands.add_parser("models", help="all model versions, newest first: data, scores, decisions, state")
@@ -184,6 +181,12 @@ def _copy(store: ModelStore, address: str, endpoint_url: str | None) -> None:
         print(f"left out: {name}: {why}")
 
 
+def _lasting_store() -> ModelStore:
+    store = store_from_environment(Environment.read(os.environ))
+    _require_lasting(store)
+    return store
+
+
 def _require_lasting(store: ModelStore) -> None:
     if isinstance(store, MemoryModelStore):
         raise ModelStoreError(f"{store.address} lives in the memory of one process, and no other can look at it")
@@ -210,60 +213,6 @@ def _print_models(found: Overview, *, as_json: bool) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         if len(rows) < found.versions:
             print(f"{len(rows)} of {found.versions} versions; more with --limit")
-
-
-def _recover() -> None:
-    """A run that was killed counts as in progress, and nobody else can train: it still holds its place in the pool."""
-    with dg.DagsterInstance.get() as instance:
-        if not instance.run_launcher.supports_check_run_worker_health:
-            print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
-            return
-        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            health = instance.run_launcher.check_run_worker_health(run)
-            now = instance.get_run_by_id(run.run_id)
-            if not now or now.status != dg.DagsterRunStatus.STARTED:
-                continue  # it ended while its processes were looked for
-            if health.status == WorkerStatus.FAILED:
-                # First, so that it is done again if this is killed in between.
-                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-                instance.report_run_failed(run, health.msg)
-                print(f"run {run.run_id} had died: {health.msg}; it is ended, its place in the training pool is free")
-            else:
-                print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
-
-
-def _print_summary(store: ModelStore) -> None:
-    """One line a fact: from the last materialization of each asset in this DAGSTER_HOME, and from the store."""
-    facts = {
-        "data": ("raw_mnist_data", "data"),
-        "trained last": ("digit_classifier", "model"),
-        "its test accuracy": ("model_evaluation", "test_accuracy"),
-        "predictions": ("batch_digit_predictions", "predictions"),
-        "images predicted": ("batch_digit_predictions", "images"),
-        "unreadable": ("batch_digit_predictions", "errors"),
-        "predicted now": ("digit_predictions", "path"),
-    }
-    with dg.DagsterInstance.get() as instance:
-        for title, (asset, key) in facts.items():
-            event = instance.get_latest_materialization_event(dg.AssetKey(asset))
-            if event and event.asset_materialization:
-                value = event.asset_materialization.metadata[key].value
-                print(f"{title + ':':19}{value:.4f}" if isinstance(value, float) else f"{title + ':':19}{value}")
-            elif asset == "raw_mnist_data":
-                raise NoSummary(f"{asset} was never materialized in {instance.root_directory}: run `make run` first")
-            else:  # the gate may have refused while nothing was deployed
-                print(f"{title + ':':19}none")
-    last, state = next(iter(store.decisions(1)), None), store.state()
-    print(f"{'deployed:':19}{state.deployed.version if state.deployed else 'nothing'}")
-    if last is None or isinstance(last, Damaged):
-        print(f"{'last decision:':19}{_line(last) if last else 'nothing yet'}")
-    else:
-        print(f"{'last decision:':19}{last.outcome} ({last.strategy}, by {last.actor}): {last.reason}")
-    if last and not isinstance(last, Damaged) and last.outcome == "refused":
-        print(f"{'what to do next:':19}{NEXT_STEPS}")
-    elif waiting := state.waiting:
-        approve = f"python -m mnist_pipeline approve {waiting.version} --reason ..."
-        print(f"{'what to do next:':19}{waiting.version} waits for approval: {approve}")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,  # Dagster has no public name for what define_asset_job returns
 )
 
-EVERYTHING = "full_pipeline_job"
+from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 
-PRELOADED_MODULES = [
-    "mnist_pipeline.definitions",
-    *(f"mnist_pipeline.ml.{name}" for name in ("data", "drift", "evaluation", "inference", "plots", "training")),
-]
+EVERYTHING = "full_pipeline_job"
 
 
 def _forked_from(modules: Iterable[str]) -> dg.ExecutorDefinition:
@@ -20,10 +17,10 @@ def _forked_from(modules: Iterable[str]) -> dg.ExecutorDefinition:
     return dg.multiprocess_executor.configured({"start_method": {"forkserver": {"preload_modules": list(modules)}}})
 
 
-LIGHT_FORKSERVER = _forked_from(["mnist_pipeline.definitions"])
+LIGHT_FORKSERVER = _forked_from(DAGSTER)
 """The executor of automation's short runs and of what is materialized by hand: a step imports what it needs."""
 
-PRELOADED_FORKSERVER = _forked_from(PRELOADED_MODULES)
+PRELOADED_FORKSERVER = _forked_from([*DAGSTER, *MACHINE_LEARNING])
 """The executor of runs of many steps: the server imports most, once, instead of every step by itself."""
 
 

@@ -1,0 +1,13 @@
+"""The modules that the server of a run imports, once, before the processes of its steps are forked from it.
+
+Nothing is imported here, so that `make run` can start the server first and import Dagster while that imports, too.
+"""
+
+DAGSTER = (
+    "mnist_pipeline.definitions",
+    # Each step would import these when it opens the run's history.
+    *("dagster._cli", "dagster._core.storage.event_log", "dagster._core.storage.runs", "dagster._utils.test"),
+)
+
+MACHINE_LEARNING = tuple(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots"))
+"""What most steps need. PyTorch is left to the one that trains."""
