@@ -16,7 +16,7 @@ ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
 
 PLACES = (
-    *("storage_root", "data_dir", "predictions_dir", "labelled_dir", "checkpoint_dir"),
+    *("storage_root", "data_dir", "predictions_dir", "labelled_dir", "review_dir", "checkpoint_dir"),
     *("model_store", "prediction_input"),
 )
 """The fields that name a folder or an address."""
@@ -46,6 +46,7 @@ class Environment(BaseModel):
     data_dir: str = Field("", description="Values between assets: folder or address.")
     predictions_dir: str = Field("", description="Tables of predictions: folder or address.")
     labelled_dir: str = Field("", description="Images that people labelled: folder or address.")
+    review_dir: str = Field("", description="Unsure predictions to be looked at: folder or address.")
     checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 

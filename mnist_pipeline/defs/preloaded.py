@@ -10,4 +10,4 @@ DAGSTER = (
 )
 
 MACHINE_LEARNING = tuple(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots"))
-"""What most steps need. PyTorch is left to the one that trains."""
+"""Most steps need these. PyTorch is left to the one that trains."""

@@ -12,14 +12,18 @@ from pydantic import ValidationError
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.files.cloud import MEMORY, parse_address
-from mnist_pipeline.serve.settings import LOOPBACK, ServeSettings
+from mnist_pipeline.serve.processes import log_to_stderr, serve
+from mnist_pipeline.serve.settings import GONE, LOOPBACK, ServeSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop. Returns the exit status."""
     options = vars(_parser().parse_args(arguments))
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
-    store = options.pop("store")
+    store, gone = options.pop("store"), {name: options.pop(name) for name in GONE}
+    for name in (name for name, value in gone.items() if value is not None):
+        print(f"error: --{name.replace('_', '-')} is gone: {GONE[name]}. Leave it out", file=sys.stderr)
+        return 1
     try:
         environment = Environment.read(os.environ | (_store_variables(store) if store else {}))
         if environment.model_address().startswith(f"{MEMORY}://"):
@@ -28,31 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EnvironmentInvalid, ValidationError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 1
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     if settings.host not in LOOPBACK and not environment.serve_token:
         logging.warning("listening on %s without SERVE_TOKEN: anybody who reaches it may use it", settings.host)
     try:
-        _serve(settings, environment)
+        serve(settings, environment)
     except KeyboardInterrupt:  # while it starts, or again by uvicorn when it has stopped
         return 130
     return 0
-
-
-def _serve(settings: ServeSettings, environment: Environment) -> None:
-    import uvicorn
-
-    from mnist_pipeline.files.storage import storage_path
-    from mnist_pipeline.serve.app import create_app
-    from mnist_pipeline.stores import store_from_environment
-
-    labelled = storage_path(environment.place("labelled_dir", "labelled"), environment.s3_endpoint_url)
-    app = create_app(
-        settings,
-        store_from_environment(environment),
-        labelled if environment.feedback else None,
-        environment.serve_token,
-    )
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in ServeSettings.model_fields.items():
         help = f"{field.description} (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=help)
+    for name in GONE:
+        parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS)
     return parser
 
 

@@ -1,11 +1,10 @@
-"""Images that people put right, stored where `labelled_digits` watches, and unsure predictions to be looked at."""
+"""Images that people put right, stored where `labelled_digits` watches."""
 
 import hashlib
 import io
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,9 @@ from mnist_pipeline.task.preprocessing import prepare
 from mnist_pipeline.task.spec import TaskSpec
 
 MINUTE_SECONDS = 60
+COUNT_AGAIN_SECONDS = 10
+"""Other services and people also write to the folder; looking through it takes longer the more there is."""
+
 IMAGE_ID = "^[0-9a-f]{32}$"
 """The service touches no file of another name."""
 
@@ -39,7 +41,9 @@ class Corrections:
     def __init__(self, root: UPath, store: ModelStore, per_minute: int) -> None:
         self._root, self._store, self._per_minute = root, store, per_minute
         self._times: deque[float] = deque()
-        self._lock = Lock()
+        self._lock, self._counting = Lock(), Lock()
+        self._waiting: int | None = None
+        self._counted_at, self._asked = 0.0, False
 
     def add(self, image: np.ndarray, label: int, spec: TaskSpec) -> tuple[Correction, bool]:
         """Store a uint8 image of `spec.array_shape` with its label; also return whether that was new.
@@ -55,6 +59,7 @@ class Corrections:
             raise unusable("bad_image", str(error)) from None
         digest = image_id(image)
         path = self._path(digest, spec.class_names[label])
+        self.waiting(spec)  # before this one is there
         with self._lock:
             stored = self._stored(digest, spec)
             if new := path not in stored:
@@ -66,6 +71,7 @@ class Corrections:
             for other in stored:
                 if other != path:
                     delete(other)
+            self._change(new and not stored)
         return Correction(id=digest, label=label, waiting=self.waiting(spec)), new
 
     def take_back(self, digest: str, spec: TaskSpec) -> None:
@@ -74,11 +80,30 @@ class Corrections:
             stored = self._stored(digest, spec)
             for path in stored:
                 delete(path)
+            self._change(-bool(stored))
         if not stored:
             raise ServiceError(404, "unknown_correction", "there is no correction of this id")
 
     def waiting(self, spec: TaskSpec) -> int:
-        """Count the labelled images that came after the newest model's training had begun."""
+        """Return how many labelled images came after the newest model's training had begun.
+
+        They are counted when this is first asked; then the number is kept, and `count_again` looks now and then.
+        """
+        with self._counting:
+            self._asked = True
+            if self._waiting is None:
+                self._waiting, self._counted_at = self._count(spec), time.monotonic()
+            return self._waiting
+
+    def count_again(self, spec: TaskSpec) -> None:
+        """Count, if anybody asked since the last time and that is a while ago."""
+        if self._asked and time.monotonic() - self._counted_at > COUNT_AGAIN_SECONDS:
+            self._asked = False
+            counted = self._count(spec)
+            with self._counting:
+                self._waiting, self._counted_at = counted, time.monotonic()
+
+    def _count(self, spec: TaskSpec) -> int:
         times = [
             entry.changed
             for name, entry in walk(self._root).files.items()
@@ -92,6 +117,11 @@ class Corrections:
             if began is not None:
                 return sum(changed > began for changed in times)
         return len(times)
+
+    def _change(self, by: int) -> None:
+        with self._counting:
+            if self._waiting is not None:
+                self._waiting = max(0, self._waiting + by)
 
     def _path(self, digest: str, class_name: str) -> UPath:
         return self._root / class_name / f"{digest}.png"
@@ -108,52 +138,6 @@ class Corrections:
             wait = int(MINUTE_SECONDS - (now - self._times[0])) + 1
             message = f"more than {self._per_minute} corrections in a minute: try again in {wait} s"
             raise ServiceError(429, "too_many_corrections", message, retry_after=wait)
-
-
-class ReviewItem(BaseModel):
-    """A prediction that the model was not sure of."""
-
-    id: str = Field(description="Of the image, as in corrections.")
-    image: list[list[Any]] = Field(description="Rows of values 0..255.")
-    label: int = Field(description="The answer of the model.")
-    confidence: float = Field(description="0..1.")
-    model: str
-
-
-class ReviewQueue:
-    """The latest unsure predictions of this process, each image once."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: OrderedDict[str, ReviewItem] = OrderedDict()
-        self._labelled: OrderedDict[str, ReviewItem] = OrderedDict()
-
-    def add(self, image: np.ndarray, label: int, confidence: float, model: str) -> None:
-        """Add an unsure prediction; the oldest item makes room for it."""
-        digest = image_id(image)
-        if digest not in self._labelled:
-            item = ReviewItem(id=digest, image=image.tolist(), label=label, confidence=confidence, model=model)
-            _keep(self._items, item, self._size)
-
-    def items(self) -> list[ReviewItem]:
-        """Return the items, least sure first."""
-        return sorted(self._items.values(), key=lambda item: item.confidence)
-
-    def label(self, digest: str) -> None:
-        """Show an image no more, since it was labelled."""
-        if item := self._items.pop(digest, None):
-            _keep(self._labelled, item, self._size)
-
-    def take_back(self, digest: str) -> None:
-        """Show an image again, since its label was taken back."""
-        if item := self._labelled.pop(digest, None):
-            _keep(self._items, item, self._size)
-
-
-def _keep(items: "OrderedDict[str, ReviewItem]", item: ReviewItem, size: int) -> None:
-    items[item.id] = item
-    while len(items) > size:
-        items.popitem(last=False)
 
 
 def image_id(image: np.ndarray) -> str:

@@ -36,9 +36,9 @@ class Status(NamedTuple):
 class DeploymentFollower:
     """Looks at the store every so often, in a thread of its own, and swaps the model in one assignment."""
 
-    def __init__(self, store: ModelStore, every_seconds: float, count: Callable[[str], None]) -> None:
-        """`count` is told the outcome of each change: served, refused or store_error."""
-        self._store, self._every, self._count = store, every_seconds, count
+    def __init__(self, store: ModelStore, every_seconds: float, count: Callable[[str], None], threads: int = 1) -> None:
+        """Make predictors of so many threads; `count` is told each outcome: served, refused or store_error."""
+        self._store, self._every, self._count, self._threads = store, every_seconds, count, threads
         self.status = Status(None, None, None)
         self._stop = Event()
         self._thread = Thread(target=self._run, name="deployment", daemon=True)
@@ -90,7 +90,7 @@ class DeploymentFollower:
     def _serve(self, decision: Decision, served: Served | None) -> Served:
         if served and served.decision.id == decision.id:
             return served
-        predictor = Predictor(*self._store.load_onnx(decision.version))
+        predictor = Predictor(*self._store.load_onnx(decision.version), threads=self._threads)
         if not predictor.manifest.digests.same(decision.digests):
             raise CorruptModel(f"{decision.version} has other files than the decision {decision.id} deployed")
         predictor.require_shape(TASK)

@@ -1,8 +1,16 @@
 """One shape for everything that goes wrong: `{"error": {"code": ..., "message": ...}}`."""
 
+import logging
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from mnist_pipeline.ml.errors import ModelError
+from mnist_pipeline.stores import ModelStoreError
+
+log = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
@@ -56,3 +64,26 @@ def no_model() -> ServiceError:
     """Nothing was deployed yet, or nothing that can be used."""
     message = "no model is served: none is deployed yet, or it cannot be used (/readyz says which)"
     return ServiceError(503, "no_model", message, retry_after=5)
+
+
+def as_service_error(error: Exception) -> ServiceError:
+    """Return the answer to an error of any kind; those that are no answer themselves are logged."""
+    match error:
+        case ServiceError():
+            return error
+        case HTTPException():
+            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+            answer = ServiceError(error.status_code, code, f"{error.detail}: see /docs for what there is")
+            answer.headers.update(error.headers or {})
+            return answer
+        case RequestValidationError():
+            problem = error.errors()[0]
+            return unusable("bad_parameter", f"{problem['loc'][-1]}: {problem['msg']}")
+        case ModelError():
+            return ServiceError(503, "model_failed", str(error))
+        case ModelStoreError() | OSError():
+            log.error("storage failed: %s", error)
+            message = "the storage of models or corrections cannot be used now: try again later; the log says why"
+            return ServiceError(503, "storage_failed", message, retry_after=5)
+    log.error("a defect", exc_info=error)
+    return ServiceError(500, "internal", "this is a defect of the service: its log has the details")

@@ -9,12 +9,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from mnist_pipeline.serve.corrections import IMAGE_ID, Correction, Corrections, ReviewItem, ReviewQueue
+from mnist_pipeline.serve.corrections import IMAGE_ID, Correction, Corrections
 from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_json
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
 from mnist_pipeline.serve.limits import MIB, BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.openapi import correction_body
+from mnist_pipeline.serve.review import ReviewItem, ReviewQueue
 from mnist_pipeline.serve.schemas import CorrectionState
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -34,7 +35,7 @@ class CorrectionRequest(BaseModel, extra="forbid", strict=True):
 
 def feedback_routes(
     corrections: Corrections | None,
-    queue: ReviewQueue,
+    queue: ReviewQueue | None,
     bodies: BodyReader,
     metrics: Metrics,
     spec: Callable[[], TaskSpec],
@@ -67,7 +68,8 @@ def feedback_routes(
         store, task = switched_on(), spec()
         wanted = await _correction_request(request, bodies, task)
         correction, new = await run_in_threadpool(store.add, read_array(wanted.image, task), wanted.label, task)
-        queue.label(correction.id)
+        if queue:
+            await run_in_threadpool(queue.label, correction.id)
         if new:
             metrics.corrections.inc()
         return JSONResponse(correction.model_dump(), 201 if new else 200)
@@ -81,12 +83,13 @@ def feedback_routes(
         """Undo a correction."""
         store = switched_on()
         await run_in_threadpool(store.take_back, id, spec())
-        queue.take_back(id)
+        if queue:
+            await run_in_threadpool(queue.take_back, id)
 
     @router.get("/review/items")
     async def review_items() -> list[ReviewItem]:
         """The latest predictions below the confidence threshold, least sure first."""
-        return queue.items()
+        return await run_in_threadpool(queue.items) if queue else []
 
     return router
 
@@ -97,8 +100,9 @@ async def _correction_request(request: Request, bodies: BodyReader, task: TaskSp
         raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
     # It is read on the event loop: no more than an image as numbers needs.
     mib = max(LEAST_MIB, prod(task.image_shape) * BYTES_A_NUMBER / MIB)
-    async with bodies.read(request, mib) as body:
-        content = read_json(body)
+    body = await bodies.read(request, mib)
+    bodies.release(body)
+    content = read_json(body)
     try:
         return CorrectionRequest.model_validate(content)
     except ValidationError as error:

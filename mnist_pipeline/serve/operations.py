@@ -3,10 +3,8 @@
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
-from mnist_pipeline.serve.batching import Batcher
 from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import no_model
 from mnist_pipeline.serve.metrics import Metrics
@@ -17,15 +15,13 @@ from mnist_pipeline.serve.settings import ServeSettings
 def operations_routes(
     settings: ServeSettings,
     follower: DeploymentFollower,
-    batcher: Batcher,
     metrics: Metrics,
-    errors: dict[int | str, dict[str, Any]],
-    bearer: list[Depends],
+    **guarded: Any,
 ) -> APIRouter:
     """GET /model, /healthz, /readyz and /metrics."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/model", responses=errors, dependencies=bearer)
+    @router.get("/model", **guarded)
     async def model() -> DeployedModel:
         """Describe what is served: its metrics, when and why it was deployed."""
         if (served := follower.served) is None:
@@ -35,7 +31,7 @@ def operations_routes(
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:
         """Tell if the process works; if not, restart it."""
-        healthy = batcher.is_alive() and follower.is_alive()
+        healthy = follower.is_alive()
         return JSONResponse(Health(healthy=healthy).model_dump(), 200 if healthy else 503)
 
     @router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
@@ -52,9 +48,9 @@ def operations_routes(
         state = Readiness(ready=bool(served), model=served.decision.version if served else None, problems=problems)
         return JSONResponse(state.model_dump(), 200 if served else 503)
 
-    @router.get("/metrics", response_class=Response, responses=errors, dependencies=bearer)
+    @router.get("/metrics", response_class=Response, **guarded)
     async def prometheus() -> Response:
         """Answer in the text format of Prometheus."""
-        return Response(metrics.render(follower.served), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -9,6 +9,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Image formats that are accepted from strangers."""
 
 
+SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which prometheus_client knows, when it is imported, that several processes count together."""
+
+GONE = {
+    "max_batch_images": "requests share no forward pass any more, since one takes a tenth of a millisecond",
+    "batch_wait_ms": "requests share no forward pass any more, and none waits for another",
+}
+"""Settings of earlier versions, and why they are gone."""
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
@@ -23,19 +32,20 @@ class ServeSettings(Settings):
         description="Host names by which it may be reached, with commas. Where it listens on loopback, loopback names "
         "are always known; elsewhere any name is if none is given. Not looked at where SERVE_TOKEN is set.",
     )
+    workers: int = Field(1, ge=1, le=256, description="Processes that answer on the one port.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
-    decoders: int = Field(2, ge=1, le=64, description="Pictures decoded and prepared at a time.")
+    decoders: int = Field(2, ge=1, le=64, description="Large requests that each process reads at a time.")
     reload_seconds: float = Field(2.0, gt=0, le=3600, description="Between two looks at what is deployed.")
-    max_batch_images: int = Field(64, ge=1, le=65536, description="Images in one forward pass.")
-    batch_wait_ms: float = Field(
-        2.0, ge=0, le=10_000, description="How long a batch waits for requests that are being read already."
-    )
     confidence_threshold: float = Field(
         RealTimePredictionSettings.model_fields["confidence_threshold"].default,
         ge=0,
         le=1,
         description="A prediction below this confidence (0..1) is marked `needs_review`.",
     )
+    max_connections: int = Field(
+        512, ge=1, le=65536, description="Connections of each process; a new one ends the one that was idle longest."
+    )
+    header_seconds: float = Field(10.0, gt=0, le=3600, description="The header of a request must arrive in this time.")
     max_requests: int = Field(256, ge=1, le=65536, description="Requests in work at a time; more are answered 503.")
     max_body_mib: float = Field(8.0, gt=0, le=1024, description="Largest request, in MiB.")
     max_held_mib: float = Field(256.0, gt=0, le=65536, description="All requests in work together, in MiB.")
@@ -45,7 +55,7 @@ class ServeSettings(Settings):
     max_images: int = Field(64, ge=1, le=65536, description="Images in one request.")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
     corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")
-    review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review, in memory.")
+    review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review.")
 
     def known_hosts(self) -> frozenset[str] | None:
         """Return the host names (without port) that requests may name; None: any."""

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from upath import UPath
 
 from mnist_pipeline.serve.app import create_app
+from mnist_pipeline.serve.connections import server_config
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT, wait_until
@@ -34,10 +35,12 @@ class Service:
         self, store: ModelStore, labelled: Path | UPath | None = None, token: str | None = None, **settings: Any
     ) -> None:
         secret = SecretStr(token) if token else None
-        app = create_app(ServeSettings(**FAST | settings), store, UPath(labelled) if labelled else None, secret)
+        self.settings, folder = ServeSettings(**FAST | settings), UPath(labelled) if labelled else None
+        app = create_app(self.settings, store, folder, folder.parent / "review" if folder else None, secret)
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self.address: tuple[str, int] = self.socket.getsockname()
+        self.url = f"http://127.0.0.1:{self.address[1]}"
+        self.server = uvicorn.Server(server_config(self.settings, app))
         self.thread = Thread(target=self.server.run, args=([self.socket],), daemon=True)
         self.client = httpx.Client(base_url=self.url, timeout=60)
 

@@ -14,6 +14,7 @@ from upath import UPath
 from mnist_pipeline.files.storage import storage_path
 from mnist_pipeline.ml.labelled import read_labelled
 from mnist_pipeline.task.spec import TASK
+from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
@@ -79,7 +80,7 @@ def test_what_waits_is_what_came_after_the_last_training_began(service, store, g
     assert correct(service, TEST.images[1].tolist(), OTHER)["waiting"] == 2
     time.sleep(sum(epoch.seconds for epoch in good.history) + 0.1)  # as long as the next training says it took
     save(store, good, GOOD)
-    assert service.client.get("/corrections").json()["waiting"] == 0
+    wait_until(lambda: service.client.get("/corrections").json()["waiting"] == 0, "them to be counted again")
     assert correct(service, TEST.images[2].tolist(), OTHER)["waiting"] == 1
 
 

@@ -89,7 +89,7 @@ def test_what_waits_is_served_once_it_is_approved(store, two_versions, trained):
 
 def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixed(store, two_versions):
     done = Event()
-    with Service(store, batch_wait_ms=5, max_batch_images=100) as service, ThreadPoolExecutor(8) as clients:
+    with Service(store) as service, ThreadPoolExecutor(8) as clients:
         alone = {}
         for name, weights in reversed(two_versions):
             deploy(store, name, weights)

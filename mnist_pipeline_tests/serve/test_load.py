@@ -9,7 +9,6 @@ from benchmarks.serving import digit_files
 from benchmarks.soak import RELOAD_SECONDS, soak
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline_tests.amounts import SOAK_SECONDS
-from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import TEST
 
 
@@ -24,7 +23,7 @@ def test_two_services_answer_by_what_is_deployed_while_a_deployer_promotes(tmp_p
     assert all(samples[-1] < samples[0] + 100 for samples in report.memory_mib)
 
 
-def test_requests_share_batches_and_get_their_own_answers(service, store):
+def test_many_clients_get_their_own_answers(service, store):
     expected = Predictor.from_store(store).predict(TEST.images).argmax(1)
     requests = [multipart_request("/predict", file) for file in digit_files(300)]
     answers: list[Answered] = []
@@ -34,11 +33,3 @@ def test_requests_share_batches_and_get_their_own_answers(service, store):
     labels = [json.loads(answer.body)["predictions"][0]["label"] for answer in answers]
     assert labels == [expected[answer.number] for answer in answers]
     assert service.metric("mnist_batch_images_sum") == result.requests
-    assert service.metric("mnist_batch_images_count") < result.requests / 2
-
-
-def test_the_largest_batch_is_a_setting(store, deployed):
-    requests = [multipart_request("/predict", file) for file in digit_files(50)]
-    with Service(store, max_batch_images=1) as service:
-        result = run(int(service.url.rsplit(":", 1)[1]), requests, clients=16, seconds=0.5)
-        assert service.metric("mnist_batch_images_count") == result.requests

@@ -58,13 +58,13 @@ def test_it_is_not_healthy_when_a_thread_of_it_died(store, deployed, monkeypatch
 
 
 def test_a_defect_is_answered_in_the_same_shape_and_the_service_goes_on(service, monkeypatch):
-    from mnist_pipeline.serve import app
+    from mnist_pipeline.serve import predicting
 
     def defect(*_: object) -> None:
         raise RuntimeError("secret details")
 
     with monkeypatch.context() as patch:
-        patch.setattr(app, "read_images", defect)  # an injected fault
+        patch.setattr(predicting, "read_images", defect)  # an injected fault
         status, code, message = error(service.client.post("/predict", json={"image": ARRAY}))
     assert (status, code) == (500, "internal")
     assert "secret" not in message
@@ -95,6 +95,7 @@ def test_the_token_guards_everything_but_the_pages_and_the_probes(store, deploye
             {"Authorization": "Bearer wrong"},
             {"Authorization": TOKEN},
             {"Authorization": "Bearer é"},
+            {"Authorization": f"Basic {TOKEN}"},
         ]
         for method, path in [
             ("POST", "/predict"),
@@ -108,8 +109,9 @@ def test_the_token_guards_everything_but_the_pages_and_the_probes(store, deploye
                 answer = service.client.request(method, path, headers=encoded)
                 assert error(answer)[:2] == (401, "unauthorized")
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
-        service.client.headers["Authorization"] = f"Bearer {TOKEN}"
-        assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110, section 11.1
+            service.client.headers["Authorization"] = f"{scheme} {TOKEN}"
+            assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
         assert TOKEN not in service.client.get("/metrics").text
 
 
@@ -172,6 +174,8 @@ def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_p
     [
         (["--port", "70000"], {}, "error: --port: Input should be less than or equal to 65535 (got '70000')"),
         (["--reload-seconds", "soon"], {}, "error: --reload-seconds: Input should be a valid number"),
+        (["--batch-wait-ms", "2"], {}, "error: --batch-wait-ms is gone: requests share no forward pass any more"),
+        (["--max-batch-images", "8"], {}, "error: --max-batch-images is gone: "),
         ([], {"SERVE_TOKEN": "a b"}, "error: SERVE_TOKEN: only visible ASCII characters"),
         ([], {"FEEDBACK": "perhaps"}, "error: FEEDBACK: Input should be 'on' or 'off'"),
         ([], {"MODEL_STORE": "s3"}, "error: MODEL_STORE=s3 needs S3_MODEL_BUCKET"),

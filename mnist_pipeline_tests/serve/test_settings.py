@@ -1,14 +1,16 @@
 """Changing a setting changes what the service does; those of refusals and reloads are tested with them."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
 
 import httpx
 import pytest
-import torch
 
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.serve import deployment, predicting
 from mnist_pipeline.serve.settings import ServeSettings
-from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
 from mnist_pipeline_tests.task.drawing import drawn, encode
@@ -17,34 +19,48 @@ from mnist_pipeline_tests.task.examples import png
 LARGE = encode(drawn(size=(4900, 5000), mode="1", paper=1, ink=0))
 
 
-def test_threads_of_a_forward_pass(store, deployed):
-    before = torch.get_num_threads()
-    try:
-        for threads in (2, 3):
-            with Service(store, threads=threads) as service:
-                assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
-                with ThreadPoolExecutor(1) as fresh:  # as the service's own threads see it
-                    assert fresh.submit(torch.get_num_threads).result() == threads
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_of_a_forward_pass(store, deployed, threads, monkeypatch):
+    """The runtime makes them when it loads a model; the one that asks is one of them."""
+
+    def running() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    made = []
+
+    class Spy(Predictor):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            before = running()
+            super().__init__(*arguments, **options)
+            made.append(running() - before)
+
+    monkeypatch.setattr(deployment, "Predictor", Spy)
+    with Service(store, threads=threads) as service:
+        assert service.client.post("/predict", json={"image": ARRAY}).status_code == 200
+    assert made == [threads - 1]
 
 
 @pytest.mark.parametrize("decoders", [1, 3])
-def test_pictures_decoded_at_a_time(store, deployed, decoders):
+def test_large_requests_read_at_a_time(store, deployed, decoders, monkeypatch):
+    """As many as are allowed are in work before the first one is done."""
+    reading, most, done = [], [], Event()
+    read_images = predicting.read_images
+
+    def slowly(*arguments, quick=False):
+        if not quick:
+            reading.append(1)
+            most.append(len(reading))
+            if len(reading) == decoders:
+                done.set()
+            assert done.wait(30)
+            reading.pop()
+        return read_images(*arguments, quick=quick)
+
+    monkeypatch.setattr(predicting, "read_images", slowly)
     with Service(store, decoders=decoders) as service, ThreadPoolExecutor(6) as clients:
         answers = list(clients.map(service.predict, [LARGE] * 6))
-        assert {answer.status_code for answer in answers} == {200}
-        assert sum(thread.name.startswith("large-reader") for thread in threading.enumerate()) == decoders
-
-
-@pytest.mark.parametrize(("wait", "batches"), [(5000, 1), (0, 2)])
-def test_a_batch_waits_for_what_is_being_read_but_only_so_long(store, deployed, wait, batches):
-    with Service(store, batch_wait_ms=wait) as service, ThreadPoolExecutor(1) as other:
-        large = other.submit(service.predict, LARGE)
-        wait_until(lambda: any(t.name.startswith("large-reader") for t in threading.enumerate()), "it to be read")
-        small = service.predict(png(TEST.images[0]))
-        assert (large.result().status_code, small.status_code) == (200, 200)
-        assert service.metric("mnist_batch_images_count") == batches
+    assert {answer.status_code for answer in answers} == {200}
+    assert max(most) == decoders
 
 
 def test_bytes_held_by_all_requests_together(store, deployed):

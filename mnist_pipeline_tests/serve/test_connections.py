@@ -1,0 +1,167 @@
+"""Connections that send too much, too slowly, or nothing: closed or refused within bounds, and others are answered."""
+
+import json
+import resource
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from mnist_pipeline_tests.live import wait_until
+from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.serve.test_predict import TEST
+from mnist_pipeline_tests.task.examples import png
+
+START = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+def connect(service: Service) -> socket.socket:
+    connection = socket.create_connection(service.address, timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def send(connection: socket.socket, data: bytes) -> bool:
+    """False if the other side has closed."""
+    try:
+        connection.sendall(data)
+    except OSError:
+        return False
+    return True
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def refused(received: bytes) -> tuple[int, str]:
+    """Status and code of a refusal."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"".join(b"X-%d: 1\r\n" % number for number in range(101)) + b"\r\n",
+        b"X: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"".join(b"X-%d: %s\r\n" % (number, b"a" * 1000) for number in range(50)) + b"\r\n",
+    ],
+    ids=["fields", "one long", "many long"],
+)
+def test_a_header_that_is_too_large_is_refused(service, header):
+    with connect(service) as connection:
+        send(connection, START + header)
+        assert refused(answer(connection)) == (431, "too_large")
+
+
+def test_a_path_that_is_too_long_is_refused(service):
+    with connect(service) as connection:
+        send(connection, b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert refused(answer(connection)) == (431, "too_large")
+
+
+@pytest.mark.parametrize("piece", [b"a" * 4096, b"X: 1\r\n" * 500], ids=["a value", "fields"])
+def test_a_header_without_end_is_refused_once_it_is_too_large(service, piece):
+    with connect(service) as connection:
+        send(connection, START + b"X: ")
+        sent = 0
+        while send(connection, piece) and sent < 50 << 20:
+            sent += len(piece)
+        assert sent < 50 << 20
+
+
+def test_the_usual_header_of_a_browser_is_no_trouble(service):
+    cookies = {"Cookie": "a=" + "b" * 8000}
+    assert service.client.get("/healthz", headers=cookies).status_code == 200
+
+
+@pytest.mark.parametrize("begin", [b"", START, b"\r\n"], ids=["nothing", "half a header", "empty lines"])
+@pytest.mark.parametrize("dribbles", [False, True])
+def test_a_header_that_never_ends_is_given_up_though_bytes_come(store, deployed, begin, dribbles):
+    with Service(store, header_seconds=0.5) as service, connect(service) as connection:
+        send(connection, begin)
+        if not dribbles:
+            assert answer(connection) == b""
+        else:
+            piece = begin[-2:] or b"G"  # bytes that keep it a beginning
+            connection.settimeout(0.05)
+            for _ in range(400):
+                if not send(connection, piece if piece != b"G" else b"\r\n"):
+                    break
+                try:
+                    if connection.recv(100) == b"":
+                        break
+                except TimeoutError:
+                    continue
+                except ConnectionResetError:
+                    break
+            else:
+                pytest.fail("the connection was never closed")
+
+
+def test_a_connection_that_waits_for_nothing_makes_room_for_another(store, deployed):
+    with Service(store, max_connections=5) as service, ExitStack() as stack:
+        idle = [stack.enter_context(connect(service)) for _ in range(20)]
+        for connection in idle[-3:]:
+            send(connection, START)
+        assert service.predict(png(TEST.images[0])).status_code == 200
+        assert [answer(connection) for connection in idle[:10]] == [b""] * 10  # the oldest were closed
+
+
+def test_where_all_connections_are_in_work_another_one_is_refused(store, deployed):
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+    with Service(store, max_connections=3, body_seconds=2) as service, ExitStack() as stack:
+        busy = [stack.enter_context(connect(service)) for _ in range(3)]
+        for connection in busy:
+            send(connection, head)
+        wait_until(lambda: _refused_now(service), "all to be in work")
+        assert [refused(answer(connection))[0] for connection in busy] == [408] * 3
+        assert service.predict(png(TEST.images[0])).status_code == 200
+
+
+def _refused_now(service: Service) -> bool:
+    with connect(service) as connection:
+        send(connection, START + b"Connection: close\r\n\r\n")
+        received = answer(connection)
+    return received.startswith(b"HTTP/1.1 503")
+
+
+def test_more_connections_than_files_may_be_open(store, deployed):
+    """The limit of this process is lowered, so that the service runs into it before the clients do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Service(store, max_connections=50) as service, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(connect(service))
+        assert service.predict(png(TEST.images[0])).status_code == 200
+        assert service.client.get("/readyz").json()["problems"] == []
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+def test_who_does_not_read_is_given_up(store, deployed, monkeypatch):
+    from mnist_pipeline.serve import connections
+
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.5)
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with Service(store) as service, connect(service) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(0.2)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                connection.sendall(request * 100)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        else:
+            pytest.fail("the connection was never closed")
+        assert service.client.get("/healthz").status_code == 200
