@@ -49,7 +49,8 @@ test-live: install ## Run the tests with a real daemon, real runs, kills and a b
 .PHONY: test-long
 test-long: install ## Run the tests of races, kills, load and noise with larger numbers, up to an hour
 	KILLS=$(or $(KILLS),1000) RACES=$(or $(RACES),100) RACE_ROUNDS=$(or $(RACE_ROUNDS),100) \
-	FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) SOAK_SECONDS=$(or $(SOAK_SECONDS),900) $(PYTEST) $(TWO_AT_A_TIME) -m long
+	FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) SOAK_SECONDS=$(or $(SOAK_SECONDS),900) \
+	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) $(PYTEST) $(TWO_AT_A_TIME) -m long
 
 .PHONY: lint
 lint: install ## Check style and types

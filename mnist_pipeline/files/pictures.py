@@ -21,7 +21,8 @@ MAX_FILE_BYTES = 100 << 20
 SHRUNK_SIDE = 2048
 """Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
 
-SHRINKABLE_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
+SHRINKABLE_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "I;16": "I", "I;16L": "I", "I;16B": "I", "I;16N": "I"}
+"""The mode in which a picture is shrunk, where that is another one than its own."""
 
 
 class ImageError(ValueError):
@@ -93,4 +94,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     picture.draft(None, (SHRUNK_SIDE, SHRUNK_SIDE))  # a JPEG is decoded smaller at once
     picture = ImageOps.exif_transpose(picture)
     factor = math.ceil(max(picture.size) / SHRUNK_SIDE)
-    return picture.reduce(factor) if factor > 1 and picture.mode in SHRINKABLE_MODES else picture
+    if factor == 1:
+        return picture
+    mode = "RGBA" if picture.mode == "P" and picture.has_transparency_data else SHRINKABLE_AS.get(picture.mode)
+    return (picture.convert(mode) if mode else picture).reduce(factor)

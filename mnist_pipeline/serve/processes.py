@@ -1,5 +1,6 @@
 """The processes of a service: one, or several on one port that a supervisor starts again when they die."""
 
+import ctypes
 import logging
 import os
 from functools import partial
@@ -15,6 +16,20 @@ from mnist_pipeline.serve.settings import SHARED_METRICS, ServeSettings
 
 if TYPE_CHECKING:
     from mnist_pipeline.serve.middleware import Guard
+
+
+LARGE_BYTES = 1 << 20
+M_MMAP_THRESHOLD = -3
+"""The name of the option in glibc's malloc.h."""
+
+
+def give_memory_back() -> None:
+    """Have what large pictures needed returned to the system, and not kept for the next ones.
+
+    glibc raises the size from which it does so as it goes, up to 32 MiB, unless it is set.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def log_to_stderr() -> None:
@@ -40,6 +55,7 @@ def build_app(settings: ServeSettings, environment: Environment) -> "Guard":
     from mnist_pipeline.stores import store_from_environment
 
     log_to_stderr()
+    give_memory_back()
     labelled, review = (
         storage_path(environment.place(name, folder), environment.s3_endpoint_url)
         for name, folder in (("labelled_dir", "labelled"), ("review_dir", "review"))

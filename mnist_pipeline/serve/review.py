@@ -1,5 +1,6 @@
 """The predictions that the model was not sure of, for people to look at: one queue for all services over one place."""
 
+import re
 from collections import OrderedDict
 from datetime import datetime
 from threading import Lock
@@ -15,6 +16,8 @@ from mnist_pipeline.serve.corrections import image_id
 
 LABELLED = "labelled"
 ENDING = ".json"
+FILE_NAME = re.compile(r"[0-9a-f]{32}\.json")
+"""No file of another name is touched."""
 
 
 class ReviewItem(BaseModel):
@@ -105,6 +108,6 @@ class ReviewQueue:
         files = walk(self._root).files.items()
         for path, entry in sorted(files, key=lambda file: (file[1].changed, file[0]), reverse=True):
             folder, _, name = path.rpartition("/")
-            if folder in found and name.endswith(ENDING):
+            if folder in found and FILE_NAME.fullmatch(name):
                 found[folder].append((name, entry.changed))
         return found

@@ -5,7 +5,9 @@ FUZZ_IMAGES=10000 for the long run.
 
 import io
 import random
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -25,8 +27,8 @@ from schemathesis.specs.openapi.checks import (
 
 from mnist_pipeline.serve.settings import FORMATS
 from mnist_pipeline.task.spec import TASK
-from mnist_pipeline_tests.amounts import FUZZ_IMAGES
-from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.amounts import FUZZ_IMAGES, REFUSED_ROUNDS
+from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.task.drawing import DRAWN_CLASS, drawn, encode
 
 CHECKS = (
@@ -36,7 +38,7 @@ CHECKS = (
     response_headers_conformance,
     response_schema_conformance,
 )
-ALLOWED_GROWTH_MIB = 150
+ALLOWED_GROWTH_MIB = 50
 
 
 def mutated(whole: bytes, chance: random.Random) -> bytes:
@@ -90,20 +92,26 @@ def wholes() -> list[bytes]:
 
 
 @pytest.mark.long
-def test_mutated_images_are_answered_or_refused(service):
-    chance, process, files = random.Random(0), psutil.Process(), wholes()
+def test_mutated_images_are_answered_or_refused(store, deployed, tmp_path):
+    chance, files = random.Random(0), wholes()
     statuses: dict[int, int] = {}
     before = 0.0
-    for number in range(FUZZ_IMAGES):
-        status = service.predict(mutated(chance.choice(files), chance)).status_code
-        statuses[status] = statuses.get(status, 0) + 1
-        if number == FUZZ_IMAGES // 4:
-            before = process.memory_info().rss / 2**20
-    assert set(statuses) <= {200, 400, 413, 422}
-    assert statuses[200] > FUZZ_IMAGES / 50
-    assert statuses[422] > FUZZ_IMAGES / 10
-    assert process.memory_info().rss / 2**20 < before + ALLOWED_GROWTH_MIB
-    assert service.predict(files[0]).json()["predictions"][0]["label"] == DRAWN_CLASS
+    with (
+        process("--store", store.base_path, STORAGE_ROOT=str(tmp_path)) as (url, server, _),
+        httpx.Client(base_url=url, timeout=60, headers={"Content-Type": "image/png"}) as client,
+    ):
+        watched = psutil.Process(server.pid)
+        for number in range(FUZZ_IMAGES):
+            status = client.post("/predict", content=mutated(chance.choice(files), chance)).status_code
+            statuses[status] = statuses.get(status, 0) + 1
+            if number == FUZZ_IMAGES // 4:
+                before = watched.memory_info().rss / 2**20
+        assert set(statuses) <= {200, 400, 413, 422}
+        assert statuses[200] > FUZZ_IMAGES / 50
+        assert statuses[422] > FUZZ_IMAGES / 10
+        assert watched.memory_info().rss / 2**20 < before + ALLOWED_GROWTH_MIB
+        answer = client.post("/predict", content=files[0]).json()
+    assert answer["predictions"][0]["label"] == DRAWN_CLASS
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
@@ -122,3 +130,33 @@ def test_the_document_is_true(store, deployed, labelled, mode):
                 case.call_and_validate(checks=list(CHECKS))
 
             check()
+
+
+def worst() -> list[bytes]:
+    """Small files that take much memory to look at, and show nothing."""
+    transparent = Image.new("P", (5000, 5000))
+    transparent.putpalette([0, 0, 0] * 256)
+    pictures = [Image.new(mode, (5000, 5000)) for mode in ("1", "L", "LA", "RGBA")]
+    pictures.append(Image.fromarray(np.zeros((5000, 5000), np.uint16)))
+    return [encode(transparent, transparency=0), *(encode(picture) for picture in pictures)]
+
+
+@pytest.mark.long
+def test_refused_pictures_do_not_stay_in_memory(store, deployed, tmp_path):
+    files = worst()
+    assert max(map(len, files)) < 100_000
+    with process("--store", store.base_path, STORAGE_ROOT=str(tmp_path)) as (url, server, _):
+        watched = psutil.Process(server.pid)
+
+        def refuse(file: bytes) -> float:
+            answer = httpx.post(f"{url}/predict", content=file, headers={"Content-Type": "image/png"}, timeout=60)
+            assert answer.status_code == 422
+            return watched.memory_info().rss / 2**20
+
+        before = max(map(refuse, files))
+        for _ in range(REFUSED_ROUNDS):
+            after = [refuse(file) for file in files]
+        assert max(after) < before + ALLOWED_GROWTH_MIB
+        with ThreadPoolExecutor(8) as clients:
+            list(clients.map(refuse, files * 4))
+        assert refuse(files[0]) < before + ALLOWED_GROWTH_MIB
