@@ -76,6 +76,17 @@ install: .venv/.installed $(CURDIR)/.dagster_home/dagster.yaml
 		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; }
 	@touch $@
 
+.PHONY: install-service
+install-service: .venv-service/.installed ## Install only what the service needs, into .venv-service (then: .venv-service/bin/python -m mnist_pipeline.serve)
+
+# pip knows groups since 25.1.
+.venv-service/.installed: pyproject.toml constraints.txt
+	@test -x .venv-service/bin/python || $(PYTHON) -m venv .venv-service
+	@.venv-service/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@.venv-service/bin/python -m pip install --quiet --no-compile -c constraints.txt --group serve
+	@.venv-service/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
 # Only the project's own: a DAGSTER_HOME from the environment keeps its settings.
 $(CURDIR)/.dagster_home/dagster.yaml: dagster.yaml
 	@mkdir -p $(@D)
@@ -83,4 +94,4 @@ $(CURDIR)/.dagster_home/dagster.yaml: dagster.yaml
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches (never data, models or run history)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv .venv-service .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -149,7 +149,10 @@ class Environment(BaseModel):
     @field_validator("retrain_cron", "raw_data_cron", "predict_cron")
     @classmethod
     def _cron(cls, value: str) -> str:
-        import dagster as dg  # only where a schedule is set: a store or a service needs no Dagster
+        try:
+            import dagster as dg  # only where a schedule is set: a store or a service needs no Dagster
+        except ModuleNotFoundError:
+            return value  # the environment of the service, which has no schedules
 
         try:
             dg.ScheduleDefinition(name="schedule", cron_schedule=value, job_name="job")

@@ -73,16 +73,20 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def process(*arguments: str, **variables: str) -> Iterator[Process]:
-    """Started with these options and this environment, on a free port, once it listens."""
+def process(*arguments: str, python: str = "", **variables: str) -> Iterator[Process]:
+    """Started with these options and this environment, by another `python` if one is named, once it listens."""
     kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-    command = [sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
+    own = {} if python else {"PYTHONPATH": str(PROJECT)}  # another one has the package installed
+    command = [python or sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
     with TemporaryDirectory() as folder:  # where no .env names the stores of a real deployment
         log = Path(folder) / "log"
         with (
             log.open("wb") as output,
             subprocess.Popen(
-                command, cwd=folder, env=kept | {"PYTHONPATH": str(PROJECT)} | variables, stderr=output
+                command,
+                cwd=folder,
+                env=kept | own | variables,
+                stderr=output,
             ) as server,
         ):
             try:
