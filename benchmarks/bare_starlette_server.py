@@ -16,10 +16,7 @@ from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.preprocessing import read_image
 
 _, store, port, threads = sys.argv
-models = LocalModelStore(base_path=store)
-deployed = models.production()
-assert deployed
-predictor = Predictor(*models.load_onnx(deployed.version), threads=int(threads))
+predictor = Predictor.from_store(LocalModelStore(base_path=store), threads=int(threads))
 
 
 async def predict(request: Request) -> JSONResponse:

@@ -5,7 +5,6 @@ from typing import Any
 
 import litserve as ls
 import numpy as np
-import torch
 from fastapi import Request
 
 from mnist_pipeline.ml.predictor import Predictor
@@ -24,8 +23,7 @@ class Digits(ls.LitAPI):
         self.store, self.threads = store, threads
 
     def setup(self, device: str) -> None:
-        torch.set_num_threads(self.threads)
-        self.predictor = Predictor.from_store(LocalModelStore(base_path=self.store))
+        self.predictor = Predictor.from_store(LocalModelStore(base_path=self.store), threads=self.threads)
 
     def decode_request(self, request: Request, **kwargs: Any) -> np.ndarray:
         form: Any = request  # the annotation makes LitServe pass the form

@@ -2,7 +2,6 @@
 
 import sys
 
-import torch
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
@@ -11,8 +10,7 @@ from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.preprocessing import read_image
 
 _, store, port, threads = sys.argv
-torch.set_num_threads(int(threads))
-predictor = Predictor.from_store(LocalModelStore(base_path=store))
+predictor = Predictor.from_store(LocalModelStore(base_path=store), threads=int(threads))
 app = FastAPI()
 
 

@@ -54,7 +54,7 @@ class Predictor:
         self._require_signature()
 
     @classmethod
-    def from_store(cls, store: DeployedModels, device: str = "auto") -> "Predictor":
+    def from_store(cls, store: DeployedModels, device: str = "auto", threads: int = 0) -> "Predictor":
         """Return the predictor of what is deployed, which need not be the newest version.
 
         Raises NoDeployedModel if nothing is, and what `store.load_onnx` raises if it is damaged.
@@ -62,7 +62,7 @@ class Predictor:
         decision = store.production()
         if decision is None:
             raise NoDeployedModel("no model is deployed yet: materialize production_digit_classifier first")
-        return cls(*store.load_onnx(decision.version), device=device)
+        return cls(*store.load_onnx(decision.version), device=device, threads=threads)
 
     @property
     def version(self) -> str:
