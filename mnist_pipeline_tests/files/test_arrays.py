@@ -18,6 +18,11 @@ from mnist_pipeline.files.errors import DataError
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 2), np.uint8)
 
 
+def words(value: object) -> str:
+    """The names of tests: compressed content has the time in it."""
+    return value if isinstance(value, str) else "content"
+
+
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -44,6 +49,7 @@ def zipped(content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
         "a-ubyte": idx(IMAGES),
         "a-ubyte.gz": gzip.compress(idx(IMAGES)),
     }.items(),
+    ids=words,
 )
 def test_a_file_of_each_kind_comes_back_in_parts(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -97,6 +103,7 @@ def encrypted() -> bytes:
         ("a-ubyte", b"\0\0\x08\xff" + bytes(2000), "255 dimensions"),
         ("a-ubyte", b"\0\0\x08\3" + b"\xff" * 12, "far too small"),
     ],
+    ids=words,
 )
 def test_what_is_wrong_is_one_error_that_names_the_file(tmp_path, name, content, message):
     path = tmp_path / name
