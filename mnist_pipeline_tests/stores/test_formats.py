@@ -29,9 +29,12 @@ from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.examples import TINY, png
 
 STORES = Path(__file__).parent
-FORMATS = ["format_1", "format_2"]
-"""Small stores, written by `definitions.py` of the time: format_1 by commit 162d92f, format_2 by the one after it. Each
-has a version that the gate deployed, one that it refused, one deployed by force, and a rollback to the first."""
+FORMATS = ["format_1", "format_2", "format_3"]
+"""Small stores, written by the code of the time: format_1 by commit 162d92f, format_2 by the one after it, format_3 when
+there was a model.onnx. Each has a version that the gate deployed, one that it refused, one deployed by force, and a
+rollback to the first."""
+
+EARLIER = pytest.mark.parametrize("models", FORMATS[:2], indirect=True)
 
 
 @pytest.fixture(params=FORMATS)
@@ -74,6 +77,7 @@ def test_every_version_predicts_as_it_did(store, small_dataset):
         assert (Predictor(*store.load_onnx(version)).predict(images).argmax(1) == labels).mean() == accuracy
 
 
+@EARLIER
 def test_the_file_that_is_served_is_made_once_beside_an_unchanged_manifest(store, small_dataset):
     name = store.production().version
     before = store.read_object(f"{name}/{MANIFEST}")[0]
@@ -94,6 +98,7 @@ def test_the_file_that_is_served_is_made_once_beside_an_unchanged_manifest(store
     assert store.read_object(f"{name}/{ONNX}")[1] == token
 
 
+@EARLIER
 def test_many_make_it_at_once_and_one_file_stays(store):
     name = store.production().version
     with ThreadPoolExecutor(4) as threads:
@@ -101,6 +106,7 @@ def test_many_make_it_at_once_and_one_file_stays(store):
     assert len({(manifest.onnx_sha256, onnx) for manifest, onnx in made}) == 1
 
 
+@EARLIER
 def test_another_file_in_its_place_is_not_taken_for_it(store, save_to):
     """As if a kill came between the file and its record, or somebody put it there."""
     name, other = store.production().version, save_to(store).name
@@ -129,6 +135,7 @@ else:
 """
 
 
+@EARLIER
 def test_without_torch_it_is_refused_with_what_to_do_and_then_served(store, models, monkeypatch, capsys):
     def elsewhere() -> str:
         command = [sys.executable, "-c", WITHOUT_TORCH, str(models)]
@@ -144,6 +151,7 @@ def test_without_torch_it_is_refused_with_what_to_do_and_then_served(store, mode
     assert elsewhere() == "loaded\n"
 
 
+@EARLIER
 def test_a_damaged_record_of_it_is_told(store):
     name = store.production().version
     store.load_onnx(name)
@@ -246,6 +254,7 @@ def test_a_format_of_the_future_is_refused_by_its_number(store, models, deployed
         store.manifest(deployed)
 
 
+@EARLIER
 def test_decisions_of_other_code_are_shown_and_deploy_nothing(store, models, deployed):
     """As if a later version of the code had canaries."""
     decision = store.decisions()[0]
@@ -286,6 +295,7 @@ def test_a_damaged_manifest_of_the_first_format_is_refused(tmp_path, change):
         store.manifest(version)
 
 
+@EARLIER
 def test_what_other_code_deployed_is_replaced_though_it_wrote_its_decision_otherwise(store, models, deployed):
     """The order of names, what is left out, how a time is written: nothing that this code would write so."""
     first = store.decisions()[0]
@@ -360,7 +370,7 @@ def of_other_images(models: Path, deployed: str) -> str:
 
 def test_a_deployed_model_of_other_images_is_replaced_by_force_only(environment, instance, of_other_images):
     pipeline = Pipeline(environment, instance)
-    with pytest.raises(dg.Failure, match=r"compared with: images must be uint8 \(N, 29, 29\).*'manual' or 'force'"):
+    with pytest.raises(dg.Failure, match=r"compared with: .*29, 29.*'manual' or 'force'"):
         pipeline.run(digit_classifier=TINY)
     assert pipeline.store.production().version == of_other_images
     with pytest.raises(dg.Failure, match="is for images of"):
