@@ -30,9 +30,9 @@ from mnist_pipeline_tests.task.examples import TINY, png
 
 STORES = Path(__file__).parent
 FORMATS = ["format_1", "format_2", "format_3"]
-"""Small stores, written by the code of the time: format_1 by commit 162d92f, format_2 by the one after it, format_3
-once there was a model.onnx. Each has a version that the gate deployed, one that it refused, one deployed by force, and a
-rollback to the first."""
+"""Small stores, written by the code of the time: format_1 by commit 162d92f, format_2 by the one after it, and format_3
+once there was a model.onnx. Each has a version that the gate deployed, one that it refused, one deployed by force,
+and a rollback to the first."""
 
 EARLIER = pytest.mark.parametrize("models", FORMATS[:2], indirect=True)
 
