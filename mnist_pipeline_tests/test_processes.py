@@ -166,6 +166,52 @@ def test_a_killed_training_step_is_retried_and_continues(variables, launch):
         assert words in next_step
 
 
+def write_config(variables: dict[str, str], content: Any) -> str:
+    path = folder(variables) / "my.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return str(path)
+
+
+def test_one_command_runs_everything_and_sums_up(variables):
+    gate, training = {"accuracy_threshold": 0.3}, {**TINY, "epochs": 1}
+    settings = {"production_digit_classifier": {"config": gate}, "digit_classifier": {"config": training}}
+    config = write_config(variables, {"ops": settings})
+    done = python(variables, "run", "--config", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "images predicted:  200" in done.stdout
+    assert "last decision:     promoted (quality, by run " in done.stdout
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        [run] = instance.get_runs()
+        steps = instance.get_run_step_stats(run.run_id)
+    assert (run.job_name, run.status) == ("full_pipeline_job", dg.DagsterRunStatus.SUCCESS)
+    assert len(steps) == 7  # the checks are in the steps of their assets
+
+    failed = python(variables | {"MNIST_DIR": "/no/such/folder"}, "run", "--config", config)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: the run ")
+    assert "no MNIST files in /no/such/folder" in failed.stdout + failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"ops": {"digit_classifier": {"config": {"epochs": 0}}}}, "digit_classifier.epochs"),
+        ({"ops": {"digit_classifier": {"config": {"epochz": 1}}}}, "epochz"),
+        ({"ops": {"no_such_step": {}}}, "no_such_step"),
+        (["ops"], "must have the form `ops: <step>: config: ...`"),
+        (None, "cannot be read"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused_before_a_run(variables, content, message):
+    config = write_config(variables, content) if content else "/no/such/file.yaml"
+    refused = python(variables, "run", "--config", config)
+    assert refused.returncode == 1
+    assert message in refused.stderr.split("error: ", 1)[1]
+    assert "Traceback" not in refused.stderr
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        assert instance.get_runs() == []
+
+
 def test_after_a_run_that_was_killed_whole_the_next_one_continues(variables, launch):
     config = {"digit_classifier": {**TINY, "epochs": 30}}
     killed = launch("training_job", config)

@@ -2,7 +2,7 @@
 
 A header says how much is to come, and may lie; a compressed file of a megabyte may unpack to gigabytes. So a file is
 read twice: once to see that it holds what its headers say, and then a part at a time. Neither needs more memory than a
-part, whatever the file says.
+part and the list of arrays, whatever the file says.
 """
 
 import gzip
@@ -80,9 +80,10 @@ def stored_arrays(path: Path | UPath) -> Iterator[list[StoredArray]]:
     with storage.reading(path) as file, _damage_refused(path):
         size = file.seek(0, os.SEEK_END)
         allowed = max(ALWAYS_ALLOWED_BYTES, MAX_GROWTH * size)
-        arrays = [_verified(name, opener, allowed) for name, opener in _streams(file, path)]
-        if sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays) > allowed:
-            raise DataError(f"it would unpack to more than {allowed:,} bytes, {MAX_GROWTH} times its size")
+        arrays = []
+        for name, opener in _streams(file, path):
+            arrays.append(array := _verified(name, opener, allowed))
+            allowed -= math.prod(array.shape) * array.dtype.itemsize
         yield arrays
 
 

@@ -18,7 +18,7 @@ from mnist_pipeline.ml.records import (
 from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.spec import TaskSpec
 
-if TYPE_CHECKING:  # pictures of data need no torch
+if TYPE_CHECKING:  # pictures of data need no scikit-learn
     from mnist_pipeline.ml.evaluation import Mistake
 
 DPI = 80

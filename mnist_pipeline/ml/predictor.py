@@ -47,10 +47,14 @@ class Predictor:
         self.manifest = manifest
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, FATAL
+        # What was looked at is what is loaded: the runtime would take some bytes for another format of its own.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             self._session = ort.InferenceSession(onnx, options, providers=_providers(device))
         except Exception as error:  # the parent of each of the runtime's errors
             raise ModelError(f"the runtime cannot load the model: {_first_line(error)}") from error
+        if device == "cuda" and PROVIDERS[device] not in self._session.get_providers():
+            raise ValueError("device 'cuda' cannot be used: ONNX Runtime finds no driver or libraries for it")
         self._require_signature()
 
     @classmethod

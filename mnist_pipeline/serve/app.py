@@ -1,11 +1,10 @@
-"""The HTTP application: routes over the batcher, the followed deployment and the corrections."""
+"""The HTTP application: routes over the followed deployment, the corrections and the review queue."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -49,14 +48,6 @@ ERRORS = documented(
 PREDICT_ERRORS = documented({408: "Too slow.", 413: "Too large.", 415: "Not a kind of content that is accepted."})
 
 
-class Parts(NamedTuple):
-    """The parts of one service that work beside its requests."""
-
-    follower: DeploymentFollower
-    corrections: Corrections | None
-    queue: ReviewQueue | None
-
-
 def create_app(
     settings: ServeSettings,
     store: ModelStore,
@@ -68,26 +59,33 @@ def create_app(
 
     `labelled` is where corrections go, None switches them off; `review` is where unsure predictions are kept.
     """
-    follower = DeploymentFollower(
-        store, settings.reload_seconds, lambda outcome: metrics.deployments.labels(outcome).inc(), settings.threads
-    )
-    metrics = Metrics(lambda: follower.served)
     corrections = Corrections(labelled, store, settings.corrections_per_minute) if labelled else None
     queue = ReviewQueue(review, settings.review_items) if labelled and review else None
+
+    def count(outcome: str) -> None:
+        metrics.deployments.labels(outcome).inc()
+
+    def tidy() -> None:
+        try:
+            if queue:
+                queue.write()
+            if corrections:
+                corrections.count_again(follower.spec)
+        except (ModelStoreError, OSError) as error:
+            log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
+
+    follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy)
+    metrics = Metrics(lambda: follower.served)
     bodies = BodyReader(settings)
     predicting = Predicting(settings, follower, bodies, metrics, queue)
     app = FastAPIOffline(
         title="mnist_pipeline",
         summary="Predictions by the deployed model.",
-        lifespan=_lifespan(Parts(follower, corrections, queue), settings.reload_seconds),
+        lifespan=_lifespan(follower),
         redoc_url=None,
     )
-    common: dict[str, Any] = {
-        "responses": ERRORS,
-        "dependencies": [Depends(HTTPBearer(auto_error=False, description="SERVE_TOKEN"))]
-        if token
-        else [],  # for /docs
-    }
+    bearer = [Depends(HTTPBearer(auto_error=False, description="SERVE_TOKEN"))] if token else []  # for /docs
+    common: dict[str, Any] = {"responses": ERRORS, "dependencies": bearer}
     app.include_router(_predict_route(predicting), **common)
     app.include_router(operations_routes(settings, follower, metrics, **common))
     app.include_router(
@@ -99,36 +97,14 @@ def create_app(
     return Guard(app, secret, settings.known_hosts(), metrics, direct)
 
 
-def _lifespan(parts: Parts, every_seconds: float) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(follower: DeploymentFollower) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(parts.follower.start)
-        keeping = asyncio.create_task(_keep(parts, every_seconds))
+        await run_in_threadpool(follower.start)
         yield
-        keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
-        await run_in_threadpool(parts.follower.stop)
-        await run_in_threadpool(_tidy, parts)
+        await run_in_threadpool(follower.stop)
 
     return lifespan
-
-
-async def _keep(parts: Parts, every_seconds: float) -> None:
-    while True:
-        await asyncio.sleep(every_seconds)
-        await run_in_threadpool(_tidy, parts)
-
-
-def _tidy(parts: Parts) -> None:
-    """Store what is to be reviewed, and count the corrections; both only where there is something to do."""
-    try:
-        if parts.queue:
-            parts.queue.write()
-        if parts.corrections:
-            parts.corrections.count_again(parts.follower.spec)
-    except (ModelStoreError, OSError) as error:
-        log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
 
 
 def _predict_route(predicting: Predicting) -> APIRouter:

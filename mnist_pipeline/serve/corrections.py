@@ -20,7 +20,7 @@ from mnist_pipeline.task.preprocessing import prepare
 from mnist_pipeline.task.spec import TaskSpec
 
 MINUTE_SECONDS = 60
-COUNT_AGAIN_SECONDS = 10
+COUNT_AGAIN_SECONDS = 60
 """Other services and people also write to the folder; looking through it takes longer the more there is."""
 
 IMAGE_ID = "^[0-9a-f]{32}$"
@@ -43,7 +43,7 @@ class Corrections:
         self._times: deque[float] = deque()
         self._lock, self._counting = Lock(), Lock()
         self._waiting: int | None = None
-        self._counted_at, self._asked = 0.0, False
+        self._counted_at = 0.0
 
     def add(self, image: np.ndarray, label: int, spec: TaskSpec) -> tuple[Correction, bool]:
         """Store a uint8 image of `spec.array_shape` with its label; also return whether that was new.
@@ -90,15 +90,13 @@ class Corrections:
         They are counted when this is first asked; then the number is kept, and `count_again` looks now and then.
         """
         with self._counting:
-            self._asked = True
             if self._waiting is None:
                 self._waiting, self._counted_at = self._count(spec), time.monotonic()
             return self._waiting
 
     def count_again(self, spec: TaskSpec) -> None:
-        """Count, if anybody asked since the last time and that is a while ago."""
-        if self._asked and time.monotonic() - self._counted_at > COUNT_AGAIN_SECONDS:
-            self._asked = False
+        """Count, if anybody ever asked and the last time is a while ago."""
+        if self._waiting is not None and time.monotonic() - self._counted_at > COUNT_AGAIN_SECONDS:
             counted = self._count(spec)
             with self._counting:
                 self._waiting, self._counted_at = counted, time.monotonic()

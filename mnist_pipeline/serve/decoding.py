@@ -29,9 +29,10 @@ ACCEPTED = (
 JSON_BYTES = 1 << 20
 """A JSON text holds up all threads while it is parsed."""
 
-QUICK_BYTES = 64 << 10
+QUICK_BYTES = 8 << 10
 QUICK_PIXELS = 128 * 128
-"""Reading no more than this takes about a millisecond, for which a request need not go to another thread."""
+"""Reading no more than this takes about a millisecond, and ten at worst (texts and scans in it are unpacked, too), for
+which a request need not go to another thread."""
 
 
 class NotQuick(Exception):

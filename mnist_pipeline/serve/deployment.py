@@ -36,9 +36,17 @@ class Status(NamedTuple):
 class DeploymentFollower:
     """Looks at the store every so often, in a thread of its own, and swaps the model in one assignment."""
 
-    def __init__(self, store: ModelStore, every_seconds: float, count: Callable[[str], None], threads: int = 1) -> None:
-        """Make predictors of so many threads; `count` is told each outcome: served, refused or store_error."""
+    def __init__(
+        self,
+        store: ModelStore,
+        every_seconds: float,
+        count: Callable[[str], None],
+        threads: int = 1,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Tell `count` each outcome: served, refused or store_error; `beside` is called after each look."""
         self._store, self._every, self._count, self._threads = store, every_seconds, count, threads
+        self._beside = beside
         self.status = Status(None, None, None)
         self._stop = Event()
         self._thread = Thread(target=self._run, name="deployment", daemon=True)
@@ -114,3 +122,5 @@ class DeploymentFollower:
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             self.look()
+            self._beside()
+        self._beside()

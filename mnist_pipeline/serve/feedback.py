@@ -1,5 +1,6 @@
 """Routes of the loop back to training: corrections, and the unsure predictions to be looked at."""
 
+import logging
 from collections.abc import Callable
 from math import prod
 from typing import Annotated, Any
@@ -18,6 +19,8 @@ from mnist_pipeline.serve.openapi import correction_body
 from mnist_pipeline.serve.review import ReviewItem, ReviewQueue
 from mnist_pipeline.serve.schemas import CorrectionState
 from mnist_pipeline.task.spec import TaskSpec
+
+log = logging.getLogger(__name__)
 
 LEAST_MIB = 0.0625
 BYTES_A_NUMBER = 6
@@ -69,7 +72,7 @@ def feedback_routes(
         wanted = await _correction_request(request, bodies, task)
         correction, new = await run_in_threadpool(store.add, read_array(wanted.image, task), wanted.label, task)
         if queue:
-            await run_in_threadpool(queue.label, correction.id)
+            await run_in_threadpool(_quietly, queue.label, correction.id)
         if new:
             metrics.corrections.inc()
         return JSONResponse(correction.model_dump(), 201 if new else 200)
@@ -84,7 +87,7 @@ def feedback_routes(
         store = switched_on()
         await run_in_threadpool(store.take_back, id, spec())
         if queue:
-            await run_in_threadpool(queue.take_back, id)
+            await run_in_threadpool(_quietly, queue.take_back, id)
 
     @router.get("/review/items")
     async def review_items() -> list[ReviewItem]:
@@ -92,6 +95,14 @@ def feedback_routes(
         return await run_in_threadpool(queue.items) if queue else []
 
     return router
+
+
+def _quietly(change: Callable[[str], None], digest: str) -> None:
+    """Change the queue; where that cannot be, the correction is stored all the same."""
+    try:
+        change(digest)
+    except OSError as error:
+        log.warning("what is to be reviewed cannot be stored now: %s", error)
 
 
 async def _correction_request(request: Request, bodies: BodyReader, task: TaskSpec) -> CorrectionRequest:

@@ -26,7 +26,7 @@ class Metrics:
         )
         self.errors = Counter("mnist_errors", "Requests refused or failed, by error code.", ["code"], registry=counters)
         self.batch_images = Histogram(
-            "mnist_batch_images", "Images in one forward pass.", buckets=IMAGES, registry=counters
+            "mnist_batch_images", "Images in a request, which are one forward pass.", buckets=IMAGES, registry=counters
         )
         self.confidence = Histogram(
             "mnist_confidence", "Confidence of predictions, 0..1.", buckets=CONFIDENCES, registry=counters

@@ -20,6 +20,7 @@ from mnist_pipeline.serve.deployment import DeploymentFollower, Served
 from mnist_pipeline.serve.errors import ServiceError, no_model, overloaded
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
+from mnist_pipeline.serve.middleware import error_response
 from mnist_pipeline.serve.review import ReviewQueue
 from mnist_pipeline.serve.schemas import PredictOptions
 from mnist_pipeline.serve.settings import ServeSettings
@@ -68,18 +69,18 @@ class Predicting:
                 self._requests -= 1
         finally:
             self._bodies.release(body)
+        if isinstance(answer, ServiceError):
+            return error_response(answer, self._metrics)
         return Response(to_json(self._describe(answer, options)), media_type="application/json")
 
-    async def _predict(self, body: bytes, content_type: str) -> Answer:
+    async def _predict(self, body: bytes, content_type: str) -> Answer | ServiceError:
         if (served := self._follower.served) is None:
             raise no_model()
         try:
             return self._answer(served, body, content_type, quick=True)
         except NotQuick:
-            found = await to_thread.run_sync(self._in_thread, served, body, content_type, limiter=self._threads)
-        if isinstance(found, ServiceError):
-            raise found
-        return found
+            pass
+        return await to_thread.run_sync(self._in_thread, served, body, content_type, limiter=self._threads)
 
     def _answer(self, served: Served, body: bytes, content_type: str, quick: bool) -> Answer:
         images = read_images(body, content_type, self._settings, served.predictor.spec, quick=quick)
@@ -88,8 +89,8 @@ class Predicting:
     def _in_thread(self, served: Served, body: bytes, content_type: str) -> Answer | ServiceError:
         """Return a refusal instead of raising it.
 
-        An exception that passes from thread to thread is part of a cycle with its traceback, whose frames hold the
-        decoded picture: hundreds of megabytes, until Python next looks for cycles.
+        An exception that passes from thread to thread ends in a cycle with its traceback, whose frames hold the request
+        and the decoded picture: hundreds of megabytes, until Python next looks for cycles.
         """
         try:
             return self._answer(served, body, content_type, quick=False)

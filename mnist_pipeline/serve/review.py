@@ -2,7 +2,6 @@
 
 import re
 from collections import OrderedDict
-from datetime import datetime
 from threading import Lock
 from typing import Any
 
@@ -12,12 +11,10 @@ from upath import UPath
 
 from mnist_pipeline.files.folders import walk
 from mnist_pipeline.files.storage import delete, exists, read_bytes, write_bytes
-from mnist_pipeline.serve.corrections import image_id
+from mnist_pipeline.serve.corrections import IMAGE_ID, image_id
 
 LABELLED = "labelled"
 ENDING = ".json"
-FILE_NAME = re.compile(r"[0-9a-f]{32}\.json")
-"""No file of another name is touched."""
 
 
 class ReviewItem(BaseModel):
@@ -33,8 +30,8 @@ class ReviewItem(BaseModel):
 class ReviewQueue:
     """The latest unsure predictions, each image once.
 
-        <root>/<image id>.json             to be looked at
-        <root>/labelled/<image id>.json    labelled, and shown again if the label is taken back
+        <root>/<image id>.json             what the model said
+        <root>/labelled/<image id>.json    empty: it was labelled, and is shown again if the label is taken back
 
     Predictions are added in memory, and written by `write`, which a service calls now and then.
     """
@@ -43,71 +40,69 @@ class ReviewQueue:
         self._root, self._size = root, size
         self._new: OrderedDict[str, ReviewItem] = OrderedDict()
         self._added: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._read: dict[str, tuple[datetime, ReviewItem]] = {}
         self._lock = Lock()
 
     def add(self, image: np.ndarray, label: int, confidence: float, model: str) -> None:
         """Add an unsure prediction about a uint8 image; each model is asked about it once."""
-        if (key := (image_id(image), model)) in self._added:
-            return
-        self._added[key] = None
-        self._new[key[0]] = ReviewItem(id=key[0], image=image.tolist(), label=label, confidence=confidence, model=model)
-        for kept in (self._added, self._new):
-            while len(kept) > self._size:
-                kept.popitem(last=False)
+        digest = image_id(image)
+        with self._lock:
+            if (digest, model) in self._added:
+                return
+            self._added[digest, model] = None
+            self._new[digest] = ReviewItem(
+                id=digest, image=image.tolist(), label=label, confidence=confidence, model=model
+            )
+            for kept in (self._added, self._new):
+                while len(kept) > self._size:
+                    kept.popitem(last=False)
 
     def write(self) -> None:
         """Store what was added, and remove what is more than the size, the oldest first."""
-        if not self._new:
-            return
         with self._lock:
-            while self._new:
-                _, item = self._new.popitem(last=False)
-                if not exists(self._root / LABELLED / f"{item.id}{ENDING}"):
-                    write_bytes(self._root / f"{item.id}{ENDING}", item.model_dump_json().encode())
-            for folder, names in self._names().items():
-                for name, _ in names[self._size :]:
-                    delete(self._root / folder / name)
+            new = list(self._new.values())
+        for item in new:
+            if not exists(self._marker(item.id)):
+                write_bytes(self._root / f"{item.id}{ENDING}", item.model_dump_json().encode())
+            with self._lock:
+                self._new.pop(item.id, None)
+        if new:
+            self._trim()
 
     def items(self) -> list[ReviewItem]:
         """Return the items, least sure first. An item of a file that is damaged is left out."""
         self.write()
-        found = {}
-        for name, changed in self._names()[""]:
-            known = self._read.get(name)
-            if known is None or known[0] != changed:
-                try:
-                    known = changed, ReviewItem.model_validate_json(read_bytes(self._root / name))
-                except (FileNotFoundError, ValidationError):  # another service removed it; or it is nobody's
-                    continue
-            found[name] = known
-        self._read = found
-        return sorted((item for _, item in found.values()), key=lambda item: item.confidence)
+        stored, found = self._stored(), []
+        for digest in sorted(set(stored[""]) - set(stored[LABELLED])):
+            try:
+                found.append(ReviewItem.model_validate_json(read_bytes(self._root / f"{digest}{ENDING}")))
+            except (FileNotFoundError, ValidationError):  # another service removed it; or it is nobody's
+                continue
+        return sorted(found, key=lambda item: item.confidence)
 
     def label(self, digest: str) -> None:
         """Show an image no more, since it was labelled."""
-        self._move(digest, "", LABELLED)
+        write_bytes(self._marker(digest), b"")
+        self._trim()
 
     def take_back(self, digest: str) -> None:
         """Show an image again, since its label was taken back."""
-        self._move(digest, LABELLED, "")
+        delete(self._marker(digest))
 
-    def _move(self, digest: str, from_folder: str, to_folder: str) -> None:
-        self.write()
-        name = f"{digest}{ENDING}"
-        try:
-            content = read_bytes(self._root / from_folder / name)
-        except FileNotFoundError:
-            return
-        write_bytes(self._root / to_folder / name, content)
-        delete(self._root / from_folder / name)
+    def _trim(self) -> None:
+        for folder, digests in self._stored().items():
+            for digest in digests[self._size :]:
+                delete(self._root / folder / f"{digest}{ENDING}")
 
-    def _names(self) -> dict[str, list[tuple[str, datetime]]]:
-        """Names and times of the files to be looked at and of the labelled ones, newest first."""
-        found: dict[str, list[tuple[str, datetime]]] = {"": [], LABELLED: []}
-        files = walk(self._root).files.items()
-        for path, entry in sorted(files, key=lambda file: (file[1].changed, file[0]), reverse=True):
+    def _marker(self, digest: str) -> UPath:
+        return self._root / LABELLED / f"{digest}{ENDING}"
+
+    def _stored(self) -> dict[str, list[str]]:
+        """The images of the files to be looked at and of the labelled ones, newest first; no other file counts."""
+        found: dict[str, list[str]] = {"": [], LABELLED: []}
+        for path, _ in sorted(
+            walk(self._root).files.items(), key=lambda file: (file[1].changed, file[0]), reverse=True
+        ):
             folder, _, name = path.rpartition("/")
-            if folder in found and FILE_NAME.fullmatch(name):
-                found[folder].append((name, entry.changed))
+            if folder in found and name.endswith(ENDING) and re.match(IMAGE_ID, name.removesuffix(ENDING)):
+                found[folder].append(name.removesuffix(ENDING))
         return found

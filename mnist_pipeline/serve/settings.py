@@ -22,7 +22,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
 class ServeSettings(Settings):
-    """The ways in which the service listens, batches, reloads and bounds what it is sent."""
+    """The ways in which the service listens, reloads and bounds what it is sent."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, then set SERVE_TOKEN.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

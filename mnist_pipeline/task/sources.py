@@ -162,7 +162,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _is_recent(note: Path) -> bool:
-    return note.exists() and time.time() - note.stat().st_mtime < FAILURE_COUNTS_SECONDS
+    return note.exists() and 0 <= time.time() - note.stat().st_mtime < FAILURE_COUNTS_SECONDS
 
 
 def _is_complete(directory: Path) -> bool:

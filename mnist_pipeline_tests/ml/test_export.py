@@ -161,6 +161,13 @@ def test_a_field_that_is_sent_twice_hides_nothing():
         require_standard(bad + good)
 
 
+def test_another_format_of_the_runtime_is_not_taken_for_onnx(exported):
+    """The runtime knows files of its own by four letters, which a parser of protocol buffers passes over."""
+    unknown_field = b"\x12\x06\0\0ORTM"
+    require_standard(unknown_field + exported.onnx)
+    Predictor(MANIFEST, unknown_field + exported.onnx).verify()  # as ONNX, in which the field is the producer's name
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"{}", b"\x08\x08", bytes(100)])
 def test_what_is_no_model_is_refused(content):
     with pytest.raises(ModelError, match="ONNX"):

@@ -73,11 +73,12 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def process(*arguments: str, python: str = "", **variables: str) -> Iterator[Process]:
-    """Started with these options and this environment, by another `python` if one is named, once it listens."""
+def process(*arguments: str, python: str = "", prefix: tuple[str, ...] = (), **variables: str) -> Iterator[Process]:
+    """Started with these options and this environment, by another `python` and below another command if they are
+    named, once it listens."""
     kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
     own = {} if python else {"PYTHONPATH": str(PROJECT)}  # another one has the package installed
-    command = [python or sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
+    command = [*prefix, python or sys.executable, "-m", "mnist_pipeline.serve", "--port", "0", *arguments]
     with TemporaryDirectory() as folder:  # where no .env names the stores of a real deployment
         log = Path(folder) / "log"
         with (

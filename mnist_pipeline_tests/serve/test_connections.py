@@ -1,16 +1,18 @@
 """Connections that send too much, too slowly, or nothing: closed or refused within bounds, and others are answered."""
 
 import json
-import resource
 import socket
 import time
 from contextlib import ExitStack
+from threading import Event, Semaphore
 
+import httpx
 import pytest
 
-from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.serve.service import Service
-from mnist_pipeline_tests.serve.test_predict import TEST
+from mnist_pipeline.serve import predicting
+from mnist_pipeline_tests.serve.service import Service, process
+from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST
+from mnist_pipeline_tests.task.drawing import drawn, encode
 from mnist_pipeline_tests.task.examples import png
 
 START = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -117,15 +119,70 @@ def test_a_connection_that_waits_for_nothing_makes_room_for_another(store, deplo
         assert [answer(connection) for connection in idle[:10]] == [b""] * 10  # the oldest were closed
 
 
-def test_where_all_connections_are_in_work_another_one_is_refused(store, deployed):
-    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
-    with Service(store, max_connections=3, body_seconds=2) as service, ExitStack() as stack:
+HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+
+
+def test_bodies_that_do_not_come_make_room_for_others(store, deployed):
+    with Service(store, max_connections=3) as service, ExitStack() as stack:
+        for _ in range(9):
+            send(stack.enter_context(connect(service)), HEAD % 1000)
+        assert service.predict(png(TEST.images[0])).status_code == 200
+
+
+def test_where_all_connections_are_in_work_another_one_is_refused(store, deployed, monkeypatch):
+    reading, done = Semaphore(0), Event()
+    read_images = predicting.read_images
+
+    def slowly(*arguments, quick=False):
+        if not quick:
+            reading.release()
+            assert done.wait(60)
+        return read_images(*arguments, quick=quick)
+
+    monkeypatch.setattr(predicting, "read_images", slowly)
+    file = encode(drawn(size=(1000, 1000)))
+    with Service(store, max_connections=3, decoders=3) as service, ExitStack() as stack:
         busy = [stack.enter_context(connect(service)) for _ in range(3)]
         for connection in busy:
-            send(connection, head)
-        wait_until(lambda: _refused_now(service), "all to be in work")
-        assert [refused(answer(connection))[0] for connection in busy] == [408] * 3
+            send(connection, HEAD % len(file) + file)
+        for _ in busy:
+            assert reading.acquire(timeout=60)
+        assert _refused_now(service)
+        done.set()
+        for connection in busy:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
         assert service.predict(png(TEST.images[0])).status_code == 200
+
+
+def test_requests_far_ahead_of_their_answers_end_the_connection(service):
+    with connect(service) as connection:
+        send(connection, (START + b"\r\n") * 5)
+        received = b""
+        while received.count(b"HTTP/1.1 200") < 5:
+            received += connection.recv(65536)
+    for _ in range(3):
+        with connect(service) as connection:
+            send(connection, (START + b"\r\n") * 10_000)
+            assert answer(connection).count(b"HTTP/1.1 200") < 10_000
+    assert service.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("begin", [b"", b"0\r\n"], ids=["a chunk's extension", "after the last chunk"])
+def test_what_surrounds_the_chunks_of_a_body_has_an_end(service, begin):
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(service) as connection:
+        send(connection, head + (begin + b"X: " if begin else b"1;"))
+        sent = 0
+        while send(connection, b"a" * 65536) and sent < 50 << 20:
+            sent += 65536
+        assert sent < 50 << 20
+
+
+def test_a_body_in_chunks_of_one_byte_is_no_trouble(service):
+    file = png(TEST.images[0])
+    pieces = (file[at : at + 1] for at in range(len(file)))
+    answered = service.client.post("/predict", content=pieces, headers={"Content-Type": "image/png"})
+    assert answered.status_code == 200
 
 
 def _refused_now(service: Service) -> bool:
@@ -135,15 +192,15 @@ def _refused_now(service: Service) -> bool:
     return received.startswith(b"HTTP/1.1 503")
 
 
-def test_more_connections_than_files_may_be_open(store, deployed):
-    """The limit of this process is lowered, so that the service runs into it before the clients do."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Service(store, max_connections=50) as service, ExitStack() as stack:
+def test_more_connections_than_files_may_be_open(store, deployed, tmp_path):
+    with ExitStack() as stack:
+        limited = ("prlimit", "--nofile=128")
+        url, _, _ = stack.enter_context(process("--store", store.base_path, prefix=limited, STORAGE_ROOT=str(tmp_path)))
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         for _ in range(300):
-            stack.enter_context(connect(service))
-        assert service.predict(png(TEST.images[0])).status_code == 200
-        assert service.client.get("/readyz").json()["problems"] == []
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+            stack.enter_context(socket.create_connection(address))
+        assert httpx.post(f"{url}/predict", json={"image": ARRAY}).status_code == 200
+        assert httpx.get(f"{url}/readyz").json()["problems"] == []
 
 
 def test_who_does_not_read_is_given_up(store, deployed, monkeypatch):

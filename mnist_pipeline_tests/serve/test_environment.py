@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -59,7 +60,7 @@ def test_the_container_file_makes_an_environment_in_which_it_serves(store, deplo
     size = sum(path.lstat().st_blocks * 512 for path in site.rglob("*")) / 2**20
     print(f"{size:.0f} MiB")
     assert size < MAX_MIB
-    variables = {"STORAGE_ROOT": str(tmp_path / "storage"), "RETRAIN_CRON": "0 3 * * 0"}
+    variables: dict[str, Any] = {"STORAGE_ROOT": str(tmp_path / "storage"), "RETRAIN_CRON": "0 3 * * 0"}
     with process("--store", store.base_path, python=str(python), **variables) as (url, _, _):
         assert httpx.post(f"{url}/predict", json={"image": ARRAY}).json()["model"] == deployed
         assert httpx.get(f"{url}/docs").status_code == 200

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from upath import UPath
 
+from mnist_pipeline.files.folders import Walk
 from mnist_pipeline.files.storage import storage_path
 from mnist_pipeline.ml.labelled import read_labelled
+from mnist_pipeline.serve import corrections
 from mnist_pipeline.task.spec import TASK
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
@@ -74,7 +76,8 @@ def test_a_correction_can_be_taken_back_and_no_other_file(service, labelled):
     assert files(labelled) == [f"{OTHER}/somebody-else.png"]
 
 
-def test_what_waits_is_what_came_after_the_last_training_began(service, store, good):
+def test_what_waits_is_what_came_after_the_last_training_began(service, store, good, monkeypatch):
+    monkeypatch.setattr(corrections, "COUNT_AGAIN_SECONDS", 0.2)
     assert service.client.get("/corrections").json() == {"enabled": True, "waiting": 0}
     assert correct(service)["waiting"] == 1
     assert correct(service, TEST.images[1].tolist(), OTHER)["waiting"] == 2
@@ -136,6 +139,41 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_stops(service,
     assert correct(service)["status"] == 201
 
 
+def test_what_was_labelled_long_ago_is_looked_through_once(store, deployed, labelled, monkeypatch):
+    for label in range(TASK.classes):
+        (folder := labelled / str(label)).mkdir(parents=True)
+        for number in range(20):
+            (folder / f"{number}.png").write_bytes(b"")
+    walks: list[UPath] = []
+    walk = corrections.walk
+
+    def counted(root: UPath) -> Walk:
+        walks.append(root)
+        return walk(root)
+
+    monkeypatch.setattr(corrections, "walk", counted)
+    with Service(store, labelled) as service:
+        for position, image in enumerate(TEST.images[:5]):
+            waiting = correct(service, image.tolist(), LABEL)["waiting"]
+            assert waiting == service.client.get("/corrections").json()["waiting"] == 20 * TASK.classes + position + 1
+    assert len(walks) == 1
+
+
+def test_a_queue_that_cannot_be_stored_stops_no_correction(store, deployed, labelled):
+    review = labelled.parent / "review"
+    review.write_text("a file where a folder should be")
+    with Service(store, labelled, confidence_threshold=1) as service:
+        service.client.post("/predict", json={"image": ARRAY})
+        assert correct(service)["status"] == 201
+        assert error(service.client.get("/review/items"))[:2] == (503, "storage_failed")
+        review.unlink()
+        other = TEST.images[1].tolist()
+        service.client.post("/predict", json={"image": other})
+        items = service.client.get("/review/items").json()
+        assert other in [item["image"] for item in items]
+        assert len(items) == 2  # what could not be stored was not lost
+
+
 def test_a_damaged_version_does_not_stop_corrections(service, store, deployed):
     newest = Path(store.base_path) / deployed.replace("_2", "_3", 1) / "manifest.json"
     newest.parent.mkdir()
@@ -181,9 +219,16 @@ def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
     with Service(store, root) as service:
         stored = correct(service)
         assert stored["waiting"] == 1
-        listed = boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket)["Contents"]
-        assert [entry["Key"] for entry in listed] == [f"labelled/{LABEL}/{stored['id']}.png"]
+        assert listed(s3_bucket, s3_url) == [
+            f"labelled/{LABEL}/{stored['id']}.png",
+            f"review/labelled/{stored['id']}.json",
+        ]
         assert correct(service)["status"] == 200
         assert read_labelled(root, TASK).images.labels.tolist() == [LABEL]
         service.client.delete(f"/corrections/{stored['id']}")
-        assert not boto3.client("s3", endpoint_url=s3_url).list_objects_v2(Bucket=s3_bucket).get("Contents")
+        assert listed(s3_bucket, s3_url) == []
+
+
+def listed(bucket: str, url: str) -> list[str]:
+    found = boto3.client("s3", endpoint_url=url).list_objects_v2(Bucket=bucket).get("Contents", [])
+    return [entry["Key"] for entry in found]

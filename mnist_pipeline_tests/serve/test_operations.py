@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import pytest
@@ -155,7 +156,7 @@ def test_the_examples_of_the_document_work_as_they_are(service):
 
 
 def test_the_command_line_serves_until_it_is_told_to_stop(store, deployed, tmp_path):
-    storage = {"STORAGE_ROOT": str(tmp_path), "SERVE_TOKEN": TOKEN}
+    storage: dict[str, Any] = {"STORAGE_ROOT": str(tmp_path), "SERVE_TOKEN": TOKEN}
     with process("--store", store.base_path, **storage) as (url, server, log_file):
         assert url.startswith("http://127.0.0.1:")
         answer = httpx.post(f"{url}/predict", json={"image": ARRAY}, headers={"Authorization": f"Bearer {TOKEN}"})

@@ -77,13 +77,23 @@ def test_services_over_one_storage_have_one_queue(store, deployed, labelled: Pat
     with ExitStack() as stack:
         one, other = (stack.enter_context(Service(store, labelled, confidence_threshold=1)) for _ in range(2))
         one.predict(png(TEST.images[0]))
-        one.client.get("/review/items")  # which stores what it has
+        wait_until(lambda: other.client.get("/review/items").json(), "it to be stored")
         [item] = other.client.get("/review/items").json()
         answer = other.client.post("/corrections", json=IMAGE | {"label": item["label"]})
         assert answer.json()["id"] == item["id"]
         assert one.client.get("/review/items").json() == []
         other.client.delete(f"/corrections/{item['id']}")
         assert one.client.get("/review/items").json() == [item]
+
+
+def test_what_was_labelled_elsewhere_is_not_asked_about(store, deployed, labelled: Path):
+    """Though it was labelled while the service that predicted it had not stored it yet."""
+    with ExitStack() as stack:
+        late = stack.enter_context(Service(store, labelled, confidence_threshold=1, reload_seconds=3600))
+        other = stack.enter_context(Service(store, labelled, confidence_threshold=1))
+        [predicted] = late.predict(png(TEST.images[0])).json()["predictions"]
+        other.client.post("/corrections", json=IMAGE | {"label": predicted["label"]})
+        assert late.client.get("/review/items").json() == []
 
 
 def test_a_file_that_is_nobodys_does_not_stop_the_review(store, deployed, labelled: Path):

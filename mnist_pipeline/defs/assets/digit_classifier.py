@@ -164,7 +164,7 @@ def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelS
         network = model_from_bytes(weights, manifest.network, manifest.task)
         manifest, onnx = model_store.load_onnx(digit_classifier.name)
         Predictor(manifest, onnx).verify()
-    except (ModelStoreError, ModelError) as error:
+    except (ModelStoreError, ModelError, OSError) as error:  # an error here would train again
         return dg.AssetCheckResult(passed=False, description=str(error))
     same = manifest.digests.same(digit_classifier.digests)
     return dg.AssetCheckResult(

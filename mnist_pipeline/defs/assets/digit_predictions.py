@@ -24,7 +24,7 @@ class RealTimePredictionConfig(dg.Config, RealTimePredictionSettings):
 
 @dg.asset(
     group_name="inference",
-    kinds={"pytorch"},
+    kinds={"onnx"},
     code_version="1",
     io_manager_key="record_io_manager",
     deps=[production_digit_classifier],
