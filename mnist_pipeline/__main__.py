@@ -51,10 +51,11 @@ def _run_command(options: argparse.Namespace) -> int:
     from mnist_pipeline import runs  # Dagster takes a second, which looking at the store need not take
 
     try:
+        config = runs.read_config(options.config) if options.command == "run" and options.config else {}
         if options.command in ("run", "recover"):
             runs.recover()
         if options.command == "run":
-            runs.run(options.config)
+            runs.run(config)
         if options.command in ("run", "summary"):
             runs.print_summary(_lasting_store())
     except runs.Problem as error:

@@ -7,7 +7,8 @@ from typing import Any
 
 import dagster as dg
 import yaml
-from dagster._core.errors import DagsterHomeNotSetError  # Dagster has no public names for these two
+from dagster._check import CheckError  # Dagster has no public names for these three
+from dagster._core.errors import DagsterHomeNotSetError
 from dagster._core.launcher import WorkerStatus
 
 from mnist_pipeline.defs.jobs import EVERYTHING
@@ -37,32 +38,32 @@ def full_pipeline_job() -> dg.JobDefinition:
     return defs.resolve_job_def(EVERYTHING)
 
 
-def run(config_file: Path | None) -> None:
-    """Materialize the whole graph in a run of this process, with the settings of a YAML file where one is given.
+def run(config: dict[str, Any]) -> None:
+    """Materialize the whole graph in a run of this process.
 
-    Raises Problem if the file or a setting in it is not valid, and if the run fails; then its log said why.
+    Raises Problem if a setting is not valid, and if the run fails; then its log said why.
     """
-    config = _read_config(config_file) if config_file else {}
     with _instance() as instance:
         try:
             result = dg.execute_job(
                 dg.reconstructable(full_pipeline_job), instance, run_config={"loggers": QUIET} | config
             )
         except dg.DagsterInvalidConfigError as error:
-            raise Problem("; ".join(found.message for found in error.errors)) from error
-        except ConfigInvalid as error:
-            raise Problem(str(error)) from error
+            raise Problem("; ".join(found.message.partition("\n")[0] for found in error.errors)) from error
+        except (ConfigInvalid, CheckError) as error:
+            raise Problem(f"the configuration is not valid: {error}") from error
     with result:
         if not result.success:
             raise Problem(f"the run {result.run_id} failed: its log is above, and in the UI (make dev)")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """Return the configuration of a run in a YAML file. Raises Problem if it cannot be read."""
     try:
         config = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Problem(f"--config {file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
         raise Problem(f"--config {file} must have the form `ops: <step>: config: ...`, as the files in presets/ have")
     return config
 

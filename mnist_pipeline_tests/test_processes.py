@@ -198,6 +198,7 @@ def test_one_command_runs_everything_and_sums_up(variables):
         ({"ops": {"digit_classifier": {"config": {"epochs": 0}}}}, "digit_classifier.epochs"),
         ({"ops": {"digit_classifier": {"config": {"epochz": 1}}}}, "epochz"),
         ({"ops": {"no_such_step": {}}}, "no_such_step"),
+        ({"ops": {"digit_classifier": {"config": {"epochs": {"env": "NOT_SET"}}}}}, "NOT_SET"),
         (["ops"], "must have the form `ops: <step>: config: ...`"),
         (None, "cannot be read"),
     ],

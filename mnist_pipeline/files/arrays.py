@@ -6,6 +6,7 @@ part and the list of arrays, whatever the file says.
 """
 
 import gzip
+import io
 import lzma
 import math
 import os
@@ -31,6 +32,7 @@ UNSIGNED_BYTES = 0x08
 """The type code of unsigned bytes in the header of an IDX file (Y. LeCun's description of the format)."""
 
 MAX_DIMENSIONS = 8
+MAX_HEADER_BYTES = 10_000
 MAX_ARRAYS = 10_000
 CHUNK_BYTES = 1 << 20
 
@@ -39,7 +41,8 @@ MAX_GROWTH, ALWAYS_ALLOWED_BYTES = 200, 64 << 20
 
 DAMAGE = (
     *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError, RecursionError),
-    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(TypeError, LookupError, AttributeError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 """The errors that gzip, zipfile and numpy raise on files that are damaged, encrypted or packed in unknown ways."""
 
@@ -127,7 +130,9 @@ def _verified(name: str, opener: Callable[[], IO[bytes]], allowed: int) -> Store
     dtype, shape = _read_header(stream)
     expected = math.prod(shape) * dtype.itemsize
     if expected > allowed:
-        raise DataError(f"it should hold {expected:,} bytes for its shape {list(shape)}, and is far too small for that")
+        raise DataError(
+            f"it should hold {expected:,} bytes for its shape {list(shape)}, more than a file of its size may unpack to"
+        )
     found = 0
     while found <= expected and (chunk := stream.read(CHUNK_BYTES)):
         found += len(chunk)
@@ -143,8 +148,8 @@ def _read_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
     """Read the header of IDX or npy up to the first byte of the data."""
     start = stream.read(4)
     if start[:3] == bytes([0, 0, UNSIGNED_BYTES]) and len(start) == 4:
-        if start[3] > MAX_DIMENSIONS:
-            raise DataError(f"it says that it has {start[3]} dimensions, more than {MAX_DIMENSIONS}")
+        if not 1 <= start[3] <= MAX_DIMENSIONS:
+            raise DataError(f"it says that it has {start[3]} dimensions, and not 1 to {MAX_DIMENSIONS}")
         sizes = stream.read(4 * start[3])
         if len(sizes) < 4 * start[3]:
             raise DataError("it is not an IDX file: its header ends too early")
@@ -154,8 +159,12 @@ def _read_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
     magic = start + _exactly(stream, np.lib.format.MAGIC_LEN - len(start))
     if magic[:-2] != np.lib.format.MAGIC_PREFIX:
         raise DataError(f"it is not an npy file: it begins with {magic.hex()}")
-    read = np.lib.format.read_array_header_1_0 if magic[-2] == 1 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    first = magic[-2] == 1
+    length = _exactly(stream, 2 if first else 4)
+    if (size := int.from_bytes(length, "little")) > MAX_HEADER_BYTES:  # numpy reads it before it looks at the length
+        raise DataError(f"its header has {size:,} bytes, more than {MAX_HEADER_BYTES:,}")
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(io.BytesIO(length + _exactly(stream, size)))
     if dtype.hasobject:
         raise DataError("it holds Python objects, which are not read")
     if fortran and len(shape) > 1:

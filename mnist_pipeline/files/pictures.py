@@ -18,6 +18,12 @@ MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 100 << 20
 """Larger files are refused before they are read: a picture of MAX_PIXELS seldom has a quarter of that."""
 
+MAX_SCANS = 100
+"""A progressive JPEG goes over the whole picture once a scan, and has about ten; more are refused."""
+
+START_OF_SCAN = b"\xff\xda"
+"""The marker before each scan of a JPEG; within a scan the first byte is never followed by the second."""
+
 SHRUNK_SIDE = 2048
 """Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
 
@@ -50,6 +56,8 @@ def open_picture(
     with _damage_refused(formats):
         picture = Image.open(io.BytesIO(data), formats=formats)
     with picture:
+        if picture.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
+            raise ImageError(f"the JPEG has more than {MAX_SCANS} scans, which would take minutes to decode")
         (admit or _at_most_max_pixels)(*picture.size)
         with _damage_refused(formats):
             # A photo with previews (MPO) has several pictures too, and the first is the photo.

@@ -47,6 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**options)
         self._waiting, self._settings = waiting, settings
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._overhead = 0
         self._begin_header()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -96,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._overhead -= OVERHEAD_OF_A_BYTE * len(body)
+        self._overhead = max(0, self._overhead - OVERHEAD_OF_A_BYTE * len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:

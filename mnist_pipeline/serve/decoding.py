@@ -26,6 +26,7 @@ ACCEPTED = (
     '{"image": ...} or {"images": [...]}, each a base64 image file or an array of 0..255 of the shape that /model tells'
 )
 
+MAX_CONTENT_TYPE = 512
 JSON_BYTES = 1 << 20
 """A JSON text holds up all threads while it is parsed."""
 
@@ -91,7 +92,9 @@ def read_array(value: list[Any], spec: TaskSpec) -> np.ndarray:
 
 
 def parse_content_type(content_type: str) -> Message:
-    """Return the header as an object that knows its type and its parameters."""
+    """Return the header as an object that knows its type and its parameters. Raises ServiceError if it is too long."""
+    if len(content_type) > MAX_CONTENT_TYPE:  # the time to parse it grows with its square
+        raise bad_request("bad_content_type", f"a Content-Type may have {MAX_CONTENT_TYPE} characters")
     header = Message()
     header["Content-Type"] = content_type
     return header
@@ -113,7 +116,11 @@ def _contents(body: bytes, content_type: str, at_most: int) -> Iterator[bytes | 
     header = parse_content_type(content_type)
     kind = header.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
-        yield from _files(body, header.get_param("boundary"), at_most)
+        try:
+            boundary = header.get_param("boundary")
+        except (TypeError, ValueError):
+            boundary = None
+        yield from _files(body, boundary, at_most)
     elif kind == "application/json":
         if len(body) > JSON_BYTES:
             raise too_large(f"JSON may have {JSON_BYTES >> 20} MiB: send larger images as files")
@@ -160,7 +167,7 @@ def _files(body: bytes, boundary: Any, at_most: int) -> list[bytes]:
 
 def _json_contents(content: dict[str, Any], at_most: int) -> Iterator[bytes | list[Any]]:
     if unknown := sorted(content.keys() - {"image", "images"}):
-        raise bad_request("bad_json", f"unknown name {unknown[0]!r}: {ACCEPTED}")
+        raise bad_request("bad_json", f"unknown name {unknown[0][:50]!r}: {ACCEPTED}")
     if len(content) != 1:
         raise bad_request("bad_json", f"give either image or images: {ACCEPTED}")
     values = [content["image"]] if "image" in content else content["images"]

@@ -120,7 +120,10 @@ def _from_another_site(headers: Headers) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site in ("cross-site", "same-site")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    except ValueError:  # no browser sends such a one
+        return True
 
 
 def error_response(error: ServiceError, metrics: Metrics) -> JSONResponse:

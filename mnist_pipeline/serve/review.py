@@ -15,6 +15,8 @@ from mnist_pipeline.serve.corrections import IMAGE_ID, image_id
 
 LABELLED = "labelled"
 ENDING = ".json"
+MAX_ITEM_BYTES = 16 << 20
+"""Larger files are nobody's: an image has a few bytes a number."""
 
 
 class ReviewItem(BaseModel):
@@ -74,9 +76,10 @@ class ReviewQueue:
         stored, found = self._stored(), []
         for digest in sorted(set(stored[""]) - set(stored[LABELLED])):
             try:
-                found.append(ReviewItem.model_validate_json(read_bytes(self._root / f"{digest}{ENDING}")))
-            except (FileNotFoundError, ValidationError):  # another service removed it; or it is nobody's
+                item = ReviewItem.model_validate_json(read_bytes(self._root / f"{digest}{ENDING}"))
+            except (OSError, ValidationError):  # another service removed it; or it is nobody's
                 continue
+            found += [item] if item.id == digest else []
         return sorted(found, key=lambda item: item.confidence)
 
     def label(self, digest: str) -> None:
@@ -99,10 +102,10 @@ class ReviewQueue:
     def _stored(self) -> dict[str, list[str]]:
         """The images of the files to be looked at and of the labelled ones, newest first; no other file counts."""
         found: dict[str, list[str]] = {"": [], LABELLED: []}
-        for path, _ in sorted(
-            walk(self._root).files.items(), key=lambda file: (file[1].changed, file[0]), reverse=True
-        ):
+        files = walk(self._root).files.items()
+        for path, entry in sorted(files, key=lambda file: (file[1].changed, file[0]), reverse=True):
             folder, _, name = path.rpartition("/")
-            if folder in found and name.endswith(ENDING) and re.match(IMAGE_ID, name.removesuffix(ENDING)):
-                found[folder].append(name.removesuffix(ENDING))
+            digest = name.removesuffix(ENDING)
+            if folder in found and name != digest and re.match(IMAGE_ID, digest) and entry.size <= MAX_ITEM_BYTES:
+                found[folder].append(digest)
         return found

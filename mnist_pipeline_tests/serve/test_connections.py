@@ -170,6 +170,7 @@ def test_requests_far_ahead_of_their_answers_end_the_connection(service):
 @pytest.mark.parametrize("begin", [b"", b"0\r\n"], ids=["a chunk's extension", "after the last chunk"])
 def test_what_surrounds_the_chunks_of_a_body_has_an_end(service, begin):
     head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head += b"%x\r\n%s\r\n" % (1 << 20, bytes(1 << 20))  # a body does not buy room for what surrounds it
     with connect(service) as connection:
         send(connection, head + (begin + b"X: " if begin else b"1;"))
         sent = 0

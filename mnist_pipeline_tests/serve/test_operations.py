@@ -117,7 +117,11 @@ def test_the_token_guards_everything_but_the_pages_and_the_probes(store, deploye
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}, {"Origin": "null"}]
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        *({"Origin": origin} for origin in ("https://evil.example", "null", "http://[")),
+    ],
 )
 def test_pages_of_other_sites_cannot_write(service, labelled, headers):
     answer = service.client.post("/corrections", json={"image": ARRAY, "label": 7}, headers=headers)

@@ -89,6 +89,8 @@ def animation(form: str) -> bytes:
 
 PNG_FILE = encode(drawn())
 WIDE = encode(Image.new("1", (10_001, 10_000)))
+SCAN = b"\xff\xda\0\x08\1\1\0\1\x3f\x10"
+MANY_SCANS = encode(drawn(), "JPEG", progressive=True)[:-2] + SCAN * 200 + b"\xff\xd9"
 BOMB = encode(Image.new("1", (20_000, 20_000)))
 
 
@@ -105,6 +107,7 @@ BOMB = encode(Image.new("1", (20_000, 20_000)))
         (encode(drawn(), "TIFF"), (422, "bad_image", "known format (PNG, JPEG, WEBP, BMP, GIF)")),
         (WIDE, (413, "too_large", "10001x10000: all in one request may have 25,000,000 pixels")),
         (BOMB, (413, "too_large", "pixels")),
+        (MANY_SCANS, (422, "bad_image", "more than 100 scans")),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", (422, "bad_image", "known format")),
     ],
     ids=[
@@ -118,6 +121,7 @@ BOMB = encode(Image.new("1", (20_000, 20_000)))
         "tiff",
         "wide",
         "bomb",
+        "scans",
         "eps",
     ],
 )
@@ -180,6 +184,8 @@ def test_bad_json_is_refused_with_a_sentence(service, body, expected):
     ("kind", "body", "expected"),
     [
         ("multipart/form-data", b"", (400, "bad_form", "boundary")),
+        ("multipart/form-data; boundary*=x''a; boundary*0=b", b"x", (400, "bad_form", "boundary")),
+        ('multipart/form-data; a="' + ";" * 30_000, b"x", (400, "bad_content_type", "512 characters")),
         ("multipart/form-data; boundary=x", b"garbage", (400, "bad_form", "cannot be read")),
         ("multipart/form-data; boundary=x", b"--x--\r\n", (400, "no_image", "there is no image")),
         ("text/plain", b"7", (415, "unsupported_media_type", "'text/plain' is not accepted: send an image file")),
