@@ -12,22 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-from torch.utils.data import DataLoader
 
-from benchmarks import tutorial
 from benchmarks.mnist import add_data_option, resized, torchvision_root
 from benchmarks.processes import measure
 from benchmarks.tables import print_table
-from mnist_pipeline.ml import drift
 from mnist_pipeline.ml.data import split
-from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.inference import find_inputs, predict_to_parquet, read_batches
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
-from mnist_pipeline.ml.model import model_from_bytes
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings
-from mnist_pipeline.ml.training import train
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
 from mnist_pipeline.task.sources import TORCHVISION_FOLDER, load_directory
 
@@ -37,6 +30,11 @@ FILE_IMAGES = 10_000
 
 def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
     """A model of the default architecture, of one short epoch: all that a stored one has, weights and ONNX file."""
+    # Here, so that the processes whose memory is measured do not import what trains.
+    from mnist_pipeline.ml import drift
+    from mnist_pipeline.ml.export import export
+    from mnist_pipeline.ml.training import train
+
     splits = split(dataset, no_images(dataset.spec), SplitSettings())
     settings = TrainingSettings(epochs=1)
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
@@ -55,6 +53,12 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
 
 def by_loop(root: Path, manifest: ModelManifest, weights: bytes) -> tuple[float, list[int]]:
     """Images a second and labels of the test images as the tutorial would predict them."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from benchmarks import tutorial
+    from mnist_pipeline.ml.model import model_from_bytes
+
     images = tutorial.images(root, train=False)
     # Laid out in memory as networks are unless somebody asks otherwise.
     model = model_from_bytes(weights, manifest.network, manifest.task).to(memory_format=torch.contiguous_format)
