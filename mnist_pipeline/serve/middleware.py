@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -76,7 +75,8 @@ class Guard:
 
         name: str | None = None
         try:
-            if refusal := self._refusal(method, path, Headers(scope=scope)):
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+            if refusal := self._refusal(method, path, headers):
                 await error_response(refusal, self.metrics)(scope, receive, measured_send)
             elif respond := self.direct.get((method, path)):
                 name = path
@@ -94,7 +94,7 @@ class Guard:
         except Exception as error:  # every one has an answer
             return error_response(as_service_error(error), self.metrics)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> ServiceError | None:
+    def _refusal(self, method: str, path: str, headers: Mapping[str, str]) -> ServiceError | None:
         if self.hosts is not None and _name(headers.get("host", "")) not in self.hosts:
             message = "this name of the service is not known to it: see --allowed-hosts, or set SERVE_TOKEN"
             return ServiceError(403, "foreign_host", message)
@@ -115,7 +115,7 @@ def _name(host: str) -> str:
     return name if colon and port.isdecimal() else host.lower()
 
 
-def _from_another_site(headers: Headers) -> bool:
+def _from_another_site(headers: Mapping[str, str]) -> bool:
     """Tell by what the browser says; it asks no page's permission for simple requests. Other clients say nothing."""
     if site := headers.get("sec-fetch-site"):
         return site in ("cross-site", "same-site")

@@ -55,7 +55,7 @@ def load_dataset(source: Source, directory: Path, mirrors: Sequence[str] | None 
         return load_directory(directory)
     note = directory / FAILURE_NOTE
     if source == "auto" and _is_recent(note):
-        log.info("no mirror gave the files within a day (%s), so none is asked; MNIST_SOURCE=download asks at once", note)
+        log.info("no mirror gave the files within a day (%s); MNIST_SOURCE=download asks at once", note)
         return load_sample(f"no IDX files in {directory}, and no mirror gave them within a day")
     try:
         download(directory, mirrors)

