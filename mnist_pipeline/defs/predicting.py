@@ -8,7 +8,7 @@ from upath import UPath
 from mnist_pipeline.defs.resources.folders import PredictionInputResource
 from mnist_pipeline.files.storage import exists, storage_path
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.errors import CorruptModel, NotExported, UnknownModel
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.task.spec import TASK
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def deployed_predictor(store: ModelStore) -> "Predictor":
     try:
         predictor = Predictor.from_store(store)
         predictor.require_shape(TASK)
-    except (NoDeployedModel, UnknownModel, CorruptModel, NotExported, ModelError) as error:
+    except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return predictor
 

@@ -1,7 +1,7 @@
 """Batch predictions: from files of images to a Parquet table, in constant memory."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mnist_pipeline.files import folders, storage
-from mnist_pipeline.files.arrays import StoredArray, is_array, stored_arrays
+from mnist_pipeline.files.arrays import is_array, stored_arrays
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.pictures import ImageError, is_image, require_size
 from mnist_pipeline.ml.data import class_counts
@@ -126,7 +126,8 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
                     for array in arrays:
                         spec.require_images(array)
                     for array in arrays:
-                        yield from _array_batches(array, file.name, batch_size)
+                        name = f"{file.name}:{array.name}" if array.name else file.name
+                        yield from _batches(array.parts(batch_size), name)
             except (DataError, OSError) as error:
                 yield InputError(source=file.name, error=folders.printable(str(error)))
     if images:
@@ -135,14 +136,14 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
 
 def array_batches(images: np.ndarray, name: str, batch_size: int) -> Iterator[ImageBatch | InputError]:
     """Cut images that are in memory already into the same form."""
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
+    parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return _batches(parts, name)
 
 
-def _array_batches(array: StoredArray, file: str, batch_size: int) -> Iterator[ImageBatch]:
-    name, start = f"{file}:{array.name}" if array.name else file, 0
-    for part in array.parts(batch_size):
+def _batches(parts: Iterable[np.ndarray], name: str) -> Iterator[ImageBatch]:
+    """Number the images of one source."""
+    start = 0
+    for part in parts:
         yield ImageBatch(part, [name] * len(part), list(range(start, start + len(part))))
         start += len(part)
 

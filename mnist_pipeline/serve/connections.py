@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mnist_pipeline.serve.errors import ErrorAnswer, ErrorDetail
+from mnist_pipeline.serve.errors import ServiceError
 from mnist_pipeline.serve.settings import ServeSettings
 
 MAX_HEADER_BYTES = 32 << 10
@@ -55,7 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if len(self.connections) > min(self._settings.max_connections, open_files // 2):
             if not self._waiting:
-                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: try again")
+                self._refuse(ServiceError(503, "overloaded", "too many connections: try again"))
                 return
             self._waiting.popitem(last=False)[0].transport.abort()
         self._wait_for_header()
@@ -145,13 +145,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_header(self) -> None:
         limits = f"the header of a request may have {MAX_HEADER_BYTES >> 10} KiB and {MAX_HEADER_FIELDS} fields"
-        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", limits)
+        self._refuse(ServiceError(431, "too_large", limits))
 
-    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
+    def _refuse(self, error: ServiceError) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # an answer is on its way
             return
-        body = ErrorAnswer(error=ErrorDetail(code=code, message=message)).model_dump_json().encode()
+        body, status = error.answer.model_dump_json().encode(), HTTPStatus(error.status)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()

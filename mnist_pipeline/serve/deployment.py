@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, NotExported, UnknownModel
+from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, UnknownModel
 from mnist_pipeline.task.spec import TASK, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class DeploymentFollower:
                 self._change(before, Status(before.served, None, lost))
             else:
                 self._change(before, Status(self._serve(decision, before.served), None, None))
-        except (CorruptModel, UnknownModel, NotExported, ModelError) as error:
+        except (CorruptModel, UnknownModel, ModelError) as error:
             self._change(before, Status(before.served, None, str(error)))
         except (ModelStoreError, OSError) as error:
             self._change(before, Status(before.served, str(error), before.refused))

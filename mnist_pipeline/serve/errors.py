@@ -39,6 +39,11 @@ class ServiceError(Exception):
         self.status, self.code, self.message = status, code, message
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
+    @property
+    def answer(self) -> ErrorAnswer:
+        """The body of the answer."""
+        return ErrorAnswer(error=ErrorDetail(code=self.code, message=self.message))
+
 
 def bad_request(code: str, message: str) -> ServiceError:
     """The request cannot be understood."""

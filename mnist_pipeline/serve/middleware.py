@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from mnist_pipeline.serve.errors import ErrorAnswer, ErrorDetail, ServiceError, as_service_error
+from mnist_pipeline.serve.errors import ServiceError, as_service_error
 from mnist_pipeline.serve.metrics import Metrics
 
 OPEN_PATHS = ("/", "/review", "/docs", "/openapi.json", "/healthz", "/readyz")
@@ -129,5 +129,4 @@ def _from_another_site(headers: Mapping[str, str]) -> bool:
 def error_response(error: ServiceError, metrics: Metrics) -> JSONResponse:
     """The one shape of errors, counted by code."""
     metrics.errors.labels(error.code).inc()
-    answer = ErrorAnswer(error=ErrorDetail(code=error.code, message=error.message))
-    return JSONResponse(answer.model_dump(), error.status, error.headers)
+    return JSONResponse(error.answer.model_dump(), error.status, error.headers)

@@ -76,7 +76,7 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
             continue
         on_version(name)
         try:
-            manifest = source.verify(name)
+            manifest, verified = source.verify(name)
         except UnknownModel:  # pruned since it was listed
             continue
         except CorruptModel as error:
@@ -85,10 +85,11 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
         models = tuple(f"{name}/{file}" for file in (WEIGHTS, ONNX, ONNX_RECORD))
         last = f"{name}/{MANIFEST}"  # as a save does
         for key in (*(key for key in source.list_objects(f"{name}/") if key != last), last):
-            if (content := _read(source, key)) is not None:
+            content = verified.get(key.removeprefix(f"{name}/")) or _read(source, key)
+            if content is not None:
                 _write(target, key, content, immutable=key in (*models, last))
         try:
-            if target.verify(name) != manifest:
+            if target.verify(name)[0] != manifest:
                 raise ModelStoreError(f"{target.address} has another {name} than {source.address}")
         except UnknownModel:  # pruned at the source in between
             target.delete_version(name)

@@ -14,14 +14,14 @@ from mnist_pipeline.ml.records import Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
-from mnist_pipeline.stores.errors import CorruptModel, NotExported, UnknownModel
+from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.task.dataset import LabelledImages
 
 log = logging.getLogger(__name__)
 
-UNUSABLE = (UnknownModel, CorruptModel, NotExported, ModelError, DataError)
+UNUSABLE = (UnknownModel, CorruptModel, ModelError, DataError)
 """A version that is not there, is damaged, or is of another network or of other images than there are now."""
 
 

@@ -13,7 +13,7 @@ class CorruptModel(ModelStoreError):
     """The stored content is not what was saved."""
 
 
-class NotExported(ModelStoreError):
+class NotExported(CorruptModel):
     """The version has no `model.onnx` yet, and it cannot be made here."""
 
 

@@ -145,12 +145,13 @@ class VersionStore(ObjectStore):
             digest = export_version(self, manifest, self._verified(name, WEIGHTS, manifest.weights_sha256))
         return manifest.model_copy(update={"onnx_sha256": digest}), self._verified(name, ONNX, digest)
 
-    def verify(self, name: str) -> ModelManifest:
-        """Return the manifest of a version after reading all its files. Raises UnknownModel or CorruptModel."""
-        manifest, _ = self.load(name)
+    def verify(self, name: str) -> tuple[ModelManifest, dict[str, bytes]]:
+        """Return the manifest of a version, and its verified files by name. Raises UnknownModel or CorruptModel."""
+        manifest, weights = self.load(name)
+        files = {WEIGHTS: weights}
         if digest := recorded_digest(self, manifest):
-            self._verified(name, ONNX, digest)
-        return manifest
+            files[ONNX] = self._verified(name, ONNX, digest)
+        return manifest, files
 
     def _verified(self, name: str, file: str, expected: str) -> bytes:
         try:
