@@ -60,7 +60,7 @@ class Count(NamedTuple):
     trainings: int
 
 
-def wait_until(condition: Any, what: str, seconds: float = 30, every: float = 0.02) -> None:
+def wait_until(condition: Any, what: str, seconds: float = 120, every: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"

@@ -1,6 +1,7 @@
 """One shape for everything that goes wrong: `{"error": {"code": ..., "message": ...}}`."""
 
 import logging
+from functools import partial
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -45,19 +46,11 @@ class ServiceError(Exception):
         return ErrorAnswer(error=ErrorDetail(code=self.code, message=self.message))
 
 
-def bad_request(code: str, message: str) -> ServiceError:
-    """The request cannot be understood."""
-    return ServiceError(400, code, message)
+bad_request, unusable = partial(ServiceError, 400), partial(ServiceError, 422)
+"""The answers to a request that cannot be understood, and to one whose content cannot be used: code and message."""
 
-
-def unusable(code: str, message: str) -> ServiceError:
-    """The request is well formed, but its content cannot be predicted."""
-    return ServiceError(422, code, message)
-
-
-def too_large(message: str) -> ServiceError:
-    """More than this service takes."""
-    return ServiceError(413, "too_large", message)
+too_large = partial(ServiceError, 413, "too_large")
+"""The answer to more than this service takes: message."""
 
 
 def overloaded() -> ServiceError:

@@ -111,9 +111,8 @@ async def _correction_request(request: Request, bodies: BodyReader, task: TaskSp
         raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
     # It is read on the event loop: no more than an image as numbers needs.
     mib = max(LEAST_MIB, prod(task.image_shape) * BYTES_A_NUMBER / MIB)
-    body = await bodies.read(request, mib)
-    bodies.release(body)
-    content = read_json(body)
+    async with bodies.hold(request, mib) as body:
+        content = read_json(body)
     try:
         return CorrectionRequest.model_validate(content)
     except ValidationError as error:

@@ -35,61 +35,33 @@ def predict_parameters() -> list[dict[str, Any]]:
 def predict_body() -> dict[str, Any]:
     """Describe the bodies of POST /predict, with examples."""
     array = read_image(b64decode(example.PICTURE)).tolist()
-    file = {"schema": {"type": "string", "format": "binary"}}
-    return {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "oneOf": [
-                        {
-                            "type": "object",
-                            "properties": {"image": IMAGE_SCHEMA},
-                            "required": ["image"],
-                            "additionalProperties": False,
-                        },
-                        {
-                            "type": "object",
-                            "properties": {"images": {"type": "array", "items": IMAGE_SCHEMA, "minItems": 1}},
-                            "required": ["images"],
-                            "additionalProperties": False,
-                        },
-                    ]
-                },
-                "examples": {
-                    "one image file": {"value": {"image": example.PICTURE}},
-                    "several images": {"value": {"images": [example.PICTURE, array]}},
-                },
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                    "required": ["image"],
-                }
-            },
-            **{f"image/{form.lower()}": file for form in FORMATS},
-            "application/octet-stream": file,
+    binary = {"type": "string", "format": "binary"}
+    images = {"type": "array", "items": IMAGE_SCHEMA, "minItems": 1}
+    json = {
+        "schema": {"oneOf": [_json_object(image=IMAGE_SCHEMA), _json_object(images=images)]},
+        "examples": {
+            "one image file": {"value": {"image": example.PICTURE}},
+            "several images": {"value": {"images": [example.PICTURE, array]}},
         },
     }
+    form = {"type": "object", "properties": {"image": {"type": "array", "items": binary}}, "required": ["image"]}
+    files = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
+    content = {"application/json": json, "multipart/form-data": {"schema": form}}
+    return {"required": True, "content": content | {name: {"schema": binary} for name in files}}
 
 
 def correction_body() -> dict[str, Any]:
     """Describe the body of POST /corrections, with an example."""
+    label = {"type": "integer", "minimum": 0, "maximum": TASK.classes - 1}
+    shown = {"image": read_image(b64decode(example.PICTURE)).tolist(), "label": example.LABEL}
+    json = {"schema": _json_object(image=ARRAY_SCHEMA, label=label), "example": shown}
+    return {"required": True, "content": {"application/json": json}}
+
+
+def _json_object(**properties: Any) -> dict[str, Any]:
     return {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "image": ARRAY_SCHEMA,
-                        "label": {"type": "integer", "minimum": 0, "maximum": TASK.classes - 1},
-                    },
-                    "required": ["image", "label"],
-                    "additionalProperties": False,
-                },
-                "example": {"image": read_image(b64decode(example.PICTURE)).tolist(), "label": example.LABEL},
-            }
-        },
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
     }

@@ -58,8 +58,7 @@ class Predicting:
         """The class of each image."""
         # Read here: FastAPI's own reading of a query costs more than the network.
         options = _options(request) if request.scope["query_string"] else DEFAULTS
-        body = await self._bodies.read(request)
-        try:
+        async with self._bodies.hold(request) as body:
             if self._requests >= self._settings.max_requests:
                 raise overloaded()
             self._requests += 1
@@ -67,8 +66,6 @@ class Predicting:
                 answer = await self._predict(body, request.headers.get("content-type", ""))
             finally:
                 self._requests -= 1
-        finally:
-            self._bodies.release(body)
         if isinstance(answer, ServiceError):
             return error_response(answer, self._metrics)
         return Response(to_json(self._describe(answer, options)), media_type="application/json")

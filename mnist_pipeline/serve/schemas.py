@@ -61,15 +61,13 @@ class DeployedModel(BaseModel):
         """Describe the model that is served."""
         decision, spec = served.decision, served.predictor.spec
         training = served.predictor.manifest.training
+        same = decision.model_dump(include={"weights_sha256", "strategy", "actor", "test_accuracy"})
         return cls(
+            **same,
             model=decision.version,
-            weights_sha256=decision.weights_sha256,
+            reference=decision.reference,
             deployed_at=decision.decided_at,
             deployed_because=decision.reason,
-            strategy=decision.strategy,
-            actor=decision.actor,
-            reference=decision.reference,
-            test_accuracy=decision.test_accuracy,
             validation_accuracy=training.best("validation_accuracy"),
             trained_at=training.created_at,
             data_version=training.data_version,

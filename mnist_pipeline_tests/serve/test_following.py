@@ -108,13 +108,15 @@ def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixe
             return names
 
         asked = [clients.submit(ask) for _ in range(8)]
-        for name, weights in islice(cycle(reversed(two_versions)), 9):
-            deploy(store, name, weights)
-            wait_until(lambda name=name: served(service) == name, name, 2)
-        store.rollback("a test", "test", to=two_versions[0][0])
-        wait_until(lambda: served(service) == two_versions[0][0], "the rollback", 2)
-        assert service.client.get("/model").json()["strategy"] == "rollback"
-        done.set()
+        try:
+            for name, weights in islice(cycle(reversed(two_versions)), 9):
+                deploy(store, name, weights)
+                wait_until(lambda name=name: served(service) == name, name)
+            store.rollback("a test", "test", to=two_versions[0][0])
+            wait_until(lambda: served(service) == two_versions[0][0], "the rollback")
+            assert service.client.get("/model").json()["strategy"] == "rollback"
+        finally:
+            done.set()
         answered = [future.result() for future in asked]
     assert {name for names in answered for name in names} == {name for name, _ in two_versions}
     first, second = (np.array(confidences) for confidences in alone.values())
