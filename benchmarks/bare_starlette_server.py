@@ -21,7 +21,7 @@ predictor = Predictor.from_store(LocalModelStore(base_path=store), threads=int(t
 
 async def predict(request: Request) -> JSONResponse:
     """Label and confidence of the picture that is the body."""
-    [probabilities] = predictor.predict(read_image(await request.body())[None])
+    [probabilities] = predictor.predict(read_image(await request.body(), predictor.spec)[None])
     label = int(probabilities.argmax())
     return JSONResponse({"model": predictor.version, "label": label, "confidence": float(probabilities[label])})
 

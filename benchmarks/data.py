@@ -16,7 +16,6 @@ from benchmarks.mnist import add_data_option, torchvision_root
 from benchmarks.processes import Cost, measure
 from benchmarks.steps import environment, materialize
 from benchmarks.tables import print_table
-from mnist_pipeline.task.sources import TORCHVISION_FOLDER
 
 OURS_TO_TRAIN = [
     "mnist_pipeline.definitions",
@@ -76,7 +75,7 @@ def main() -> None:
 
 def loading(root: Path, rounds: int) -> None:
     """The same four files, not compressed, by both."""
-    folder = root / TORCHVISION_FOLDER
+    folder = root / "MNIST/raw"
     both = [(measure(read_by_torchvision, root).result, measure(read_by_us, folder).result) for _ in range(rounds)]
     tutorial, ours = (min(seconds) for seconds in zip(*both, strict=True))
     print_table(
@@ -98,7 +97,7 @@ def memory(root: Path, folder: Path) -> None:
         asset: measure(tutorial_step, asset, root, homes[0])
         for asset in ("raw_mnist_data", "processed_mnist_data", "digit_classifier")
     }
-    variables = environment(homes[1], root / TORCHVISION_FOLDER)
+    variables = environment(homes[1], root / "MNIST/raw")
     ours: dict[str, Cost] = {asset: measure(materialize, asset, variables) for asset in CHAIN}
     rows: list[list[object]] = []
     for asset, cost in ours.items():

@@ -22,7 +22,7 @@ from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
-from mnist_pipeline.task.sources import TORCHVISION_FOLDER, load_directory
+from mnist_pipeline.task.sources import load_directory
 
 FILE_IMAGES = 10_000
 """In each file of the million."""
@@ -40,7 +40,7 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
     result = train(settings, few)
     exported = export(result.weights, settings, splits.spec, splits.validation)
-    reference = drift.reference(splits.validation.images, exported.probabilities)
+    reference = drift.reference(splits.validation.images, exported.probabilities, splits.spec)
     manifest = ModelManifest(
         name="benchmark",
         weights_sha256="",
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def throughput(root: Path, manifest: ModelManifest, weights: bytes, onnx: bytes, rounds: int) -> None:
-    file, table = root / TORCHVISION_FOLDER / "t10k-images-idx3-ubyte", root / "table.parquet"
+    file, table = root / "MNIST/raw" / "t10k-images-idx3-ubyte", root / "table.parquet"
     speeds = []
     for _ in range(rounds):
         loop, labels = by_loop(root, manifest, weights)

@@ -27,7 +27,7 @@ class Digits(ls.LitAPI):
 
     def decode_request(self, request: Request, **kwargs: Any) -> np.ndarray:
         form: Any = request  # the annotation makes LitServe pass the form
-        return read_image(form["image"].file.read())
+        return read_image(form["image"].file.read(), self.predictor.spec)
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)

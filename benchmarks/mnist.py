@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
-from mnist_pipeline.task.sources import TORCHVISION_FOLDER, load_directory
+from mnist_pipeline.task.sources import load_directory
 
 PROJECT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def torchvision_root(root: Path, data: Path) -> Path:
     """The files of `data`, not compressed, where torchvision.datasets.MNIST looks for them below `root`."""
     from mnist_pipeline_tests.task.examples import write_files  # not where memory is measured: it loads everything
 
-    inside = root / TORCHVISION_FOLDER
+    inside = root / "MNIST/raw"
     inside.mkdir(parents=True)
     write_files(inside, load_directory(data))
     return root

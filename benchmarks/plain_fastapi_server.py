@@ -17,7 +17,7 @@ app = FastAPI()
 @app.post("/predict")
 def predict(image: UploadFile) -> dict[str, float | int | str]:
     """Label and confidence."""
-    [probabilities] = predictor.predict(read_image(image.file.read())[None])
+    [probabilities] = predictor.predict(read_image(image.file.read(), predictor.spec)[None])
     return {
         "model": predictor.version,
         "label": int(probabilities.argmax()),

@@ -27,7 +27,7 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.task.examples import TINY, embedded_images
 from mnist_pipeline_tests.versions import deploy, save
@@ -69,7 +69,7 @@ class Report(NamedTuple):
 def soak(folder: Path, seconds: float, services: int = 2) -> Report:
     """Run it. The store and the models are made in `folder`."""
     store = LocalModelStore(base_path=str(folder / "models"))
-    splits = split(embedded_images(), no_images(TASK), SplitSettings())
+    splits = split(embedded_images(), no_images(MNIST), SplitSettings())
     images = embedded_images().test.images[:IMAGES]
     models = []  # of different weights, so that an answer by another model than it says is seen
     for seed in range(MODELS):

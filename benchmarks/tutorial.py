@@ -11,7 +11,7 @@ from torchvision import datasets, transforms
 
 from mnist_pipeline.task.network import DigitCNN
 from mnist_pipeline.task.settings import NetworkSettings
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import MNIST
 
 
 def images(root: str | Path, train: bool) -> datasets.MNIST:
@@ -49,7 +49,7 @@ def processed_mnist_data(raw_mnist_data: dict[str, torch.Tensor]) -> dict[str, t
 @dg.asset
 def digit_classifier(processed_mnist_data: dict[str, torch.Tensor]) -> None:
     """One epoch, of this project's network: the loop and the data are what is compared."""
-    model = DigitCNN(NetworkSettings(), TASK)
+    model = DigitCNN(NetworkSettings(), MNIST)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     train, validation = (
         TensorDataset(processed_mnist_data[f"{name}_data"], processed_mnist_data[f"{name}_labels"])

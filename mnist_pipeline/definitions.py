@@ -89,9 +89,7 @@ def resources(environment: Environment) -> dict[str, object]:
         "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
         "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
         "model_store": as_resource(store_from_environment(environment)),
-        "raw_data": RawDataResource(
-            source=environment.mnist_source, directory=environment.local_place("mnist_dir", "mnist")
-        ),
+        "raw_data": RawDataResource(**environment.dataset_settings().model_dump()),
         "labelled_digits_dir": LabelledImagesResource(
             location=environment.place("labelled_dir", "labelled"),
             endpoint_url=endpoint_url,

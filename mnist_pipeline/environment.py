@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, require_url
 from mnist_pipeline.files.folders import Links
+from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetName, DatasetSettings, Source, task_name
+from mnist_pipeline.task.spec import Pictures
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +25,9 @@ PLACES = (
 
 STORES_OF_BEFORE = ("local", "s3")
 """Values of MODEL_STORE of before a store was named by an address; they are still read."""
+
+DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}
+"""The names of before there was more than one data set; they are still read."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
 """Values of earlier versions of the code that are still read."""
@@ -50,8 +55,15 @@ class Environment(BaseModel):
     checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
-    mnist_source: Literal["auto", "directory", "download", "sample"] = "auto"
-    mnist_dir: str = Field("", description="Folder of the IDX files; downloads go there.")
+    dataset: DatasetName = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
+    dataset_source: Source = Field("auto", description="Of a data set with a name: where it comes from.")
+    dataset_dir: str = Field("", description="Folder of its files; downloads go there.")
+    dataset_name: str | None = Field(None, description="With DATASET=folder: the name of the task; else the folder's.")
+    image_size: str | None = Field(None, pattern=r"^\d{1,4}(x\d{1,4})?$", description="With DATASET=folder: 64, 48x64.")
+    image_channels: Literal["1", "3"] | None = Field(None, description="With DATASET=folder: 1 grey, 3 colour.")
+    pictures: Pictures | None = Field(None, description="With DATASET=folder: the kind of pictures; photos.")
+    mnist_source: Source = Field("auto", description="The name of before of DATASET_SOURCE.")
+    mnist_dir: str = Field("", description="The name of before of DATASET_DIR.")
 
     model_store: str = Field("", description="The models: folder or address.")
     model_dir: str = Field("", description="Of before: the folder of the models.")
@@ -101,7 +113,7 @@ class Environment(BaseModel):
                 problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
 
-    @field_validator("model_dir", "mnist_dir")
+    @field_validator("model_dir", "mnist_dir", "dataset_dir")
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if value and "://" in value:
@@ -185,6 +197,56 @@ class Environment(BaseModel):
             parse_address(self.model_address())
         return self
 
+    @model_validator(mode="after")
+    def _one_data_set(self) -> "Environment":
+        for old, new in DATASET_OF_BEFORE.items():
+            if old not in self.model_fields_set:
+                continue
+            if self.dataset != DEFAULT_DATASET:
+                raise ValueError(
+                    f"{old.upper()} would be ignored with DATASET={self.dataset}: set {new.upper()} instead"
+                )
+            if new in self.model_fields_set:
+                raise ValueError(f"{old.upper()} is the name of before of {new.upper()}: set one of them")
+        if self.dataset == "folder" and not (self.dataset_dir or self.dataset_name):
+            raise ValueError("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")
+        try:
+            self.dataset_settings()
+        except ValidationError as error:
+            name, _, problem = error.errors()[0]["msg"].removeprefix("Value error, ").partition(" ")
+            variable = "DATASET_NAME" if name == "name" else name.upper()
+            raise ValueError(f"{variable if name in DatasetSettings.model_fields else name} {problem}") from None
+        self.task_name  # noqa: B018  # it may be none
+        return self
+
+    def dataset_settings(self) -> DatasetSettings:
+        """Return the data set, its directory absolute."""
+        size = [int(side) for side in self.image_size.split("x")] if self.image_size else None
+        directory = self.dataset_dir or self.mnist_dir
+        if not directory and self.dataset != "folder":
+            directory = self.local_place("dataset_dir", "mnist" if self._is_default else "raw")
+        return DatasetSettings(
+            dataset=self.dataset,
+            source=self.dataset_source if "dataset_source" in self.model_fields_set else self.mnist_source,
+            directory=absolute(directory) if directory else "",
+            name=self.dataset_name,
+            image_size=(size[0], size[-1]) if size else None,
+            image_channels=int(self.image_channels) if self.image_channels else None,
+            pictures=self.pictures,
+        )
+
+    @property
+    def _is_default(self) -> bool:
+        """The one data set that there was before has its places without its name."""
+        return self.dataset == DEFAULT_DATASET
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task: models of another one are refused."""
+        if self.dataset == "folder":
+            return self.dataset_name or task_name(Path(absolute(self.dataset_dir)))
+        return self.dataset
+
     def model_address(self) -> str:
         """Return the folder, absolute, or the address of the models."""
         if self.model_store == "s3":
@@ -212,11 +274,12 @@ class Environment(BaseModel):
     def place(self, name: str, folder: str) -> str:
         """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""
         root = self.storage_root if self.storage_root.endswith("/") else f"{self.storage_root}/"
-        value = getattr(self, name) or f"{root}{folder}"
+        task = "" if self._is_default else f"{self.task_name}/"
+        value = getattr(self, name) or f"{root}{task}{folder}"
         return value if "://" in value else absolute(value)
 
     def local_place(self, name: str, folder: str) -> str:
         """Return the same as `place`, but a local folder even when the storage root is a bucket."""
         if not getattr(self, name) and "://" in self.storage_root:
-            return str(PROJECT / "storage" / folder)
+            return str(PROJECT / "storage" / ("" if self._is_default else self.task_name) / folder)
         return self.place(name, folder)

@@ -1,7 +1,7 @@
 """Metadata values that people look at."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,7 +17,7 @@ def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{alternative_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def left_out(found: dict[str, str]) -> "dict[str, dg.RawMetadataValue]":
+def left_out(found: Mapping[str, str]) -> "dict[str, dg.RawMetadataValue]":
     """Return how many files of a folder do not count, and which and why; nothing where all do."""
     if not found:
         return {}

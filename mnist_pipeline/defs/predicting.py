@@ -9,7 +9,7 @@ from mnist_pipeline.defs.resources.folders import PredictionInputResource
 from mnist_pipeline.files.storage import exists, storage_path
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import TaskSpec
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.predictor import Predictor
@@ -18,8 +18,8 @@ TEST_IMAGES = "test images"
 """The source of predictions where a run names none."""
 
 
-def deployed_predictor(store: ModelStore) -> "Predictor":
-    """Return the predictor of what is deployed.
+def deployed_predictor(store: ModelStore, spec: TaskSpec) -> "Predictor":
+    """Return the predictor of what is deployed, which must be for the images of `spec`.
 
     Raises Failure, not to be tried again, where nothing is or what is cannot be used; a store out of reach may be.
     """
@@ -28,7 +28,7 @@ def deployed_predictor(store: ModelStore) -> "Predictor":
 
     try:
         predictor = Predictor.from_store(store)
-        predictor.require_shape(TASK)
+        predictor.require_images_of(spec)
     except (NoDeployedModel, UnknownModel, CorruptModel, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return predictor

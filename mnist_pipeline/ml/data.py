@@ -10,7 +10,7 @@ from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
-from mnist_pipeline.task.spec import TASK, TaskSpec
+from mnist_pipeline.task.spec import MNIST, TaskSpec
 
 
 def content_digest(*datasets: LabelledImages) -> str:
@@ -88,7 +88,7 @@ def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str,
     for field, content in value._asdict().items():
         if isinstance(content, LabelledImages):
             arrays |= {f"{field}.{part}": np.ascontiguousarray(array) for part, array in content._asdict().items()}
-        else:
+        elif field != "skipped":  # that is told once, when the data set is read
             texts[field] = content.model_dump_json() if isinstance(content, TaskSpec) else str(content)
     return arrays, texts
 
@@ -116,4 +116,4 @@ def _labelled(arrays: Mapping[str, np.ndarray], name: str) -> LabelledImages:
 
 def _spec(texts: Mapping[str, str]) -> TaskSpec:
     """Read the spec; files from before it was stored with the images are of the default task."""
-    return TaskSpec.model_validate_json(texts["spec"]) if "spec" in texts else TASK
+    return TaskSpec.model_validate_json(texts["spec"]) if "spec" in texts else MNIST

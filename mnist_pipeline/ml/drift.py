@@ -8,6 +8,7 @@ import numpy as np
 
 from mnist_pipeline.ml.records import DriftFinding, DriftReference, DriftReport, Histogram
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI
+from mnist_pipeline.task.spec import TaskSpec
 from mnist_pipeline.task.statistics import image_statistics
 
 BINS = 20
@@ -17,7 +18,7 @@ SUREST = 1e-6
 """Confidences nearer to 1 are not told apart: single-precision softmax cannot."""
 
 
-def statistics(images: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+def statistics(images: np.ndarray, probabilities: np.ndarray, spec: TaskSpec) -> dict[str, np.ndarray]:
     """Return a float64 array (N,) for each statistic of uint8 images (N, ...) and their probabilities (N, classes).
 
     `predicted_label` counts from 0; `certainty` is -log10(1 - confidence), 0..6; the others are those of
@@ -26,13 +27,13 @@ def statistics(images: np.ndarray, probabilities: np.ndarray) -> dict[str, np.nd
     return {
         "predicted_label": probabilities.argmax(1).astype(np.float64),
         "certainty": -np.log10(np.clip(1 - probabilities.max(1).astype(np.float64), SUREST, 1)),
-    } | image_statistics(images)
+    } | image_statistics(images, spec)
 
 
-def reference(images: np.ndarray, probabilities: np.ndarray) -> DriftReference:
+def reference(images: np.ndarray, probabilities: np.ndarray, spec: TaskSpec) -> DriftReference:
     """Count the statistics of the validation images of a model into bins. Same arguments as `statistics`."""
     parts = [  # all at once would need more memory than the training before
-        statistics(images[start : start + PART], probabilities[start : start + PART])
+        statistics(images[start : start + PART], probabilities[start : start + PART], spec)
         for start in range(0, len(images), PART)
     ]
     histograms = {}
@@ -52,14 +53,14 @@ class DriftMonitor:
     Statistics that the reference or the code does not know, since they came or went in between, are left out.
     """
 
-    def __init__(self, reference: DriftReference) -> None:
-        self._reference = reference
+    def __init__(self, reference: DriftReference, spec: TaskSpec) -> None:
+        self._reference, self._spec = reference, spec
         self._counts = {name: np.zeros(len(h.counts), np.int64) for name, h in reference.histograms.items()}
         self._images = 0
 
     def add(self, images: np.ndarray, probabilities: np.ndarray) -> None:
         """Count some more images. Same arguments as `statistics`."""
-        for name, values in statistics(images, probabilities).items():
+        for name, values in statistics(images, probabilities, self._spec).items():
             if name in self._counts:
                 self._counts[name] += _count(values, np.array(self._reference.histograms[name].edges))
         self._images += len(images)

@@ -36,6 +36,8 @@ class Contender(NamedTuple):
     digests: Digests
     correct: np.ndarray
     """bool (N,): whether the label it predicts for each test image is the true one."""
+    unknown: np.ndarray | None = None
+    """bool (N,): whether the true class of each image is one that it does not know; None: it knows all."""
 
     @property
     def accuracy(self) -> float:
@@ -133,16 +135,23 @@ def decide(
 
 
 def compare(candidate: Contender, rival: Contender, role: Literal["incumbent", "reference"]) -> Comparison:
-    """Return the comparison of two models on the same images, in the same order."""
-    fixed = int((candidate.correct & ~rival.correct).sum())
-    broken = int((rival.correct & ~candidate.correct).sum())
-    images = len(rival.correct)
-    evidence = weigh(fixed, broken, images, mistakes=int((~rival.correct).sum()))
+    """Return the comparison of two models on the same images, in the same order, of the classes that both know.
+
+    There must be such images.
+    """
+    known = np.ones(len(rival.correct), bool)
+    for contender in (candidate, rival):
+        if contender.unknown is not None:
+            known &= ~contender.unknown
+    ours, theirs = candidate.correct[known], rival.correct[known]
+    fixed, broken, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(theirs)
+    evidence = weigh(fixed, broken, images, mistakes=int((~theirs).sum()))
     return Comparison(
         role=role,
         version=rival.name,
-        test_accuracy=rival.accuracy,
+        test_accuracy=float(theirs.mean()),
         images=images,
+        images_of_other_classes=len(known) - images,
         fixed=fixed,
         broken=broken,
         regression=(broken - fixed) / images,
@@ -204,7 +213,7 @@ def _by_quality(
     policy: DeploymentSettings,
     rolled_back_because: str | None,
 ) -> Verdict:
-    accuracy, threshold, margin = candidate.accuracy, policy.accuracy_threshold, policy.max_regression
+    accuracy, threshold, margin = candidate.accuracy, policy.accuracy_threshold or 0.0, policy.max_regression
     too_few = any(comparison.margin_held > margin for comparison in comparisons) if comparisons else None
     if rolled_back_because is not None:
         reason = f"these weights were rolled back ({rolled_back_because}); deploy them with 'manual' or 'force'"
@@ -229,8 +238,10 @@ def _in_words(comparison: Comparison, policy: DeploymentSettings) -> str:
     """Return one comparison and what it shows, for a line of a message."""
     high, held, margin = comparison.regression_high, comparison.margin_held, policy.max_regression
     p = f"(p = {comparison.p_worse:.2g})"
+    others = comparison.images_of_other_classes
+    left_out = f" of the classes that both know, which {others:,} are not," if others else ""
     said = (
-        f"fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images:,} images of the "
+        f"fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images:,} images{left_out} of the "
         f"{comparison.role} ({comparison.test_accuracy:.4f}): "
     )
     if high < 0:

@@ -26,6 +26,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("index", pa.int64(), nullable=False),
         pa.field("label", pa.uint8(), nullable=False),
+        pa.field("class", pa.dictionary(pa.uint8(), pa.string()), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
     ]
@@ -113,7 +114,7 @@ def read_batches(inputs: Inputs, spec: TaskSpec, batch_size: int) -> Iterator[Im
         elif not is_array(file.path.name):
             try:
                 require_size(file.entry.size)
-                images.append(read_image(storage.read_bytes(file.path)))
+                images.append(read_image(storage.read_bytes(file.path), spec))
                 sources.append(file.name)
             except (ImageError, OSError) as error:
                 yield InputError(source=file.name, error=folders.printable(str(error)))
@@ -169,9 +170,10 @@ def predict_to_parquet(
 ) -> BatchResult:
     """Predict in constant memory into two Parquet files, which are open for writing."""
     reference = predictor.manifest.training.drift_reference
-    monitor = DriftMonitor(reference) if reference else None
+    monitor = DriftMonitor(reference, predictor.spec) if reference else None
     counts, total_confidence, error_count = np.zeros(predictor.spec.classes, np.int64), 0.0, 0
     listed: list[InputError] = []
+    names = pa.array(predictor.spec.class_names)
     with (
         pq.ParquetWriter(error_table, ERRORS_SCHEMA) as error_writer,
         pq.ParquetWriter(table, PREDICTIONS_SCHEMA) as writer,
@@ -188,7 +190,14 @@ def predict_to_parquet(
                 monitor.add(batch.images, probabilities)
             counts += class_counts(labels, predictor.spec)
             total_confidence += float(confidences.sum(dtype=np.float64))
-            columns = [batch.sources, batch.indices, labels, confidences, [predictor.version] * len(labels)]
+            columns = [
+                batch.sources,
+                batch.indices,
+                labels,
+                pa.DictionaryArray.from_arrays(labels, names),
+                confidences,
+                [predictor.version] * len(labels),
+            ]
             writer.write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
     images = int(counts.sum())
     return BatchResult(

@@ -22,23 +22,24 @@ class LabelledFolder(NamedTuple):
 
 
 def read_labelled(root: UPath, spec: TaskSpec, links: Links = "inside") -> LabelledFolder:
-    """Read `<root>/<class name>/<image>`. A file that is unreadable or elsewhere is skipped and named, not fatal.
+    """Read `<root>/<class>/<image>`, where the folder has the name of the class, or that of `spec.class_folders`.
 
+    A file that is unreadable or elsewhere is skipped and named, not fatal.
     Which files count, and which links are followed, is told by `files.folders.walk`.
     """
-    label_of = {name: label for label, name in enumerate(spec.class_names)}
+    label_of = spec.known_folders
     found = walk(root, links)
     images, labels, skipped = [], [], dict(found.left_out)
     for name, entry in found.files.items():
         folder, _, rest = name.partition("/")
         if folder not in label_of or "/" in rest or not rest:
-            skipped[name] = f"not in a folder of a class: {', '.join(spec.class_names)}"
+            skipped[name] = f"not in a folder of a class: {', '.join(spec.class_folders)}"
         elif not is_image(name):
             skipped[name] = "not an image file"
         else:
             try:
                 require_size(entry.size)
-                images.append(read_image(read_bytes(root / name)))
+                images.append(read_image(read_bytes(root / name), spec))
                 labels.append(label_of[folder])
             except (ImageError, OSError) as error:
                 skipped[name] = str(error)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from mnist_pipeline.ml.records import Digests, DriftReference, Record
 from mnist_pipeline.task.settings import NetworkSettings
-from mnist_pipeline.task.spec import TASK, TaskSpec
+from mnist_pipeline.task.spec import MNIST, TaskSpec
 
 PROMOTED = "promoted"
 """The one outcome of a decision that deploys."""
@@ -118,7 +118,7 @@ class ModelManifest(Record):
         if not isinstance(scale, dict) or not isinstance(settings, dict):
             raise ValueError("settings and normalization must be objects")
         return strict | {
-            "task": TASK.model_dump() | {name: (value,) for name, value in scale.items()},
+            "task": MNIST.model_dump() | {name: (value,) for name, value in scale.items()},
             "network": {name: settings[name] for name in NetworkSettings.model_fields if name in settings},
             "training": old,
         }
@@ -130,7 +130,8 @@ class Comparison(BaseModel, frozen=True, extra="allow"):
     role: str = Field(description="incumbent or reference: what the other version was at that time.")
     version: str = Field(description="The other version.")
     test_accuracy: float = Field(description="0..1, of the other version.")
-    images: int
+    images: int = Field(description="Test images of the classes that both know.")
+    images_of_other_classes: int = Field(0, description="Test images left out: one does not know their class.")
     fixed: int = Field(description="Images that only the candidate labels correctly.")
     broken: int = Field(description="Images that only the other version labels correctly.")
     regression: float = Field(description="broken less fixed, as a share of the images; negative: a gain.")

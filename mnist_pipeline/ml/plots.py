@@ -1,7 +1,7 @@
 """Plots for people: each function returns a PNG, small enough to be kept as metadata."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.records import (
+    NO_LABEL,
     DriftReference,
     DriftReport,
     EpochMetrics,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # pictures of data need no scikit-learn
 
 DPI = 80
 GRID_COLUMNS = 10
+READABLE_CLASSES = 30
 
 
 def class_distribution(splits: dict[str, np.ndarray], spec: TaskSpec) -> bytes:
@@ -34,22 +36,23 @@ def class_distribution(splits: dict[str, np.ndarray], spec: TaskSpec) -> bytes:
         shares = np.array(class_counts(labels, spec)) / max(len(labels), 1)
         axes.bar(np.arange(spec.classes) + (position - (len(splits) - 1) / 2) * width, shares, width, label=name)
     axes.set(xlabel="label", ylabel="share of the images")
-    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
+    _name_ticks(axes.set_xticks, spec)
     axes.legend(ncols=len(splits), loc="lower center")
     return _png(figure)
 
 
 def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
-    """Draw the first images of each class, one column a class."""
-    figure = Figure(figsize=(spec.classes * 0.7, rows * 0.75), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, spec.classes, squeeze=False)
-    for label, name in enumerate(spec.class_names):
+    """Draw the first images of each class, one column a class; of many classes, of some at equal distances."""
+    labels = _readable(spec)
+    figure = Figure(figsize=(len(labels) * 0.7, rows * 0.75), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, len(labels), squeeze=False)
+    for column, label in enumerate(labels):
         of_label = np.flatnonzero(split.labels == label)[:rows]
-        for row, axis in enumerate(axes[:, label]):
+        for row, axis in enumerate(axes[:, column]):
             axis.axis("off")
             if row < len(of_label):
-                axis.imshow(split.images[of_label[row]], cmap="gray_r", vmin=0, vmax=255)
-        axes[0, label].set_title(name, **_slanted(spec))
+                axis.imshow(split.images[of_label[row]], **_colours(spec))
+        axes[0, column].set_title(spec.class_names[label], **_slanted(spec))
     return _png(figure)
 
 
@@ -87,13 +90,13 @@ def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
-        if count:
+        if count and spec.classes <= READABLE_CLASSES:
             axes.text(
                 column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black"
             )
     axes.set(xlabel="predicted label", ylabel="true label")
-    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
-    axes.set_yticks(range(spec.classes), spec.class_names)
+    _name_ticks(axes.set_xticks, spec)
+    _name_ticks(axes.set_yticks, spec, slanted=False)
     axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
     return _png(figure)
 
@@ -102,7 +105,7 @@ def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: Tas
     """Draw the images of `mistakes` with true label, predicted label and confidence."""
     names = spec.class_names
     titles = [f"{names[m.label]} read as {names[m.predicted]}\n{m.confidence:.3f}" for m in mistakes]
-    return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles)
+    return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles, spec)
 
 
 def disagreement_grid(
@@ -117,27 +120,31 @@ def disagreement_grid(
         (candidate, incumbent, "fixed", "tab:green"),
         (incumbent, candidate, "broken", "tab:red"),
     ):
-        for position in np.flatnonzero((right == split.labels) & (wrong != split.labels))[:most]:
+        comparable = wrong >= NO_LABEL
+        for position in np.flatnonzero(comparable & (right == split.labels) & (wrong != split.labels))[:most]:
             images.append(split.images[position])
-            titles.append(f"{word}: {names[split.labels[position]]}\nnot {names[wrong[position]]}")
+            said = "another class" if wrong[position] == NO_LABEL else names[wrong[position]]
+            titles.append(f"{word}: {names[split.labels[position]]}\nnot {said}")
             colours.append(colour)
-    return _titled_grid(images, titles, colours)
+    return _titled_grid(images, titles, spec, colours)
 
 
 def predicted_images(images: np.ndarray, predictions: Sequence[Prediction], spec: TaskSpec) -> bytes:
     """Draw each image as the model sees it, with label and confidence; at most the first 100."""
     names = spec.class_names
     titles = [f"{names[p.label]}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
-    return _titled_grid(images[:100], titles[:100])
+    return _titled_grid(images[:100], titles[:100], spec)
 
 
 def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:
     """Draw bars of how often each label was predicted."""
     figure = Figure(figsize=(6, 2.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.bar_label(axes.bar(range(spec.classes), counts))
+    bars = axes.bar(range(spec.classes), counts)
+    if spec.classes <= READABLE_CLASSES:
+        axes.bar_label(bars)
     axes.set(xlabel="predicted label", ylabel="images")
-    axes.set_xticks(range(spec.classes), spec.class_names, **_slanted(spec))
+    _name_ticks(axes.set_xticks, spec)
     axes.margins(y=0.15)
     return _png(figure)
 
@@ -162,13 +169,29 @@ def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
     return _png(figure)
 
 
+def _colours(spec: TaskSpec) -> dict[str, Any]:
+    """Return how an image is shown: handwriting dark on light."""
+    return {"cmap": "gray_r" if spec.pictures == "handwriting" else "gray", "vmin": 0, "vmax": 255}
+
+
+def _readable(spec: TaskSpec) -> list[int]:
+    """Return the labels whose names have room beside each other: all, or of many classes every so many."""
+    return list(range(0, spec.classes, -(-spec.classes // READABLE_CLASSES)))
+
+
+def _name_ticks(set_ticks: Callable[..., Any], spec: TaskSpec, slanted: bool = True) -> None:
+    """Name the classes along an axis."""
+    labels = _readable(spec)
+    set_ticks(labels, [spec.class_names[label] for label in labels], **(_slanted(spec) if slanted else {"fontsize": 8}))
+
+
 def _slanted(spec: TaskSpec) -> dict[str, Any]:
     """Return how names of classes stand side by side: words are slanted, so that they do not run into each other."""
     return {"rotation": 30, "ha": "right", "fontsize": 8} if max(map(len, spec.class_names)) > 2 else {}
 
 
 def _titled_grid(
-    images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str], colours: Sequence[str] = ()
+    images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str], spec: TaskSpec, colours: Sequence[str] = ()
 ) -> bytes:
     rows = max(1, -(-len(titles) // GRID_COLUMNS))
     figure = Figure(figsize=(GRID_COLUMNS, rows * 1.3), dpi=DPI, layout="constrained")
@@ -176,7 +199,7 @@ def _titled_grid(
     for axis in grid:
         axis.axis("off")
     for number, (axis, image, title) in enumerate(zip(grid, images, titles, strict=False)):
-        axis.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        axis.imshow(image, **_colours(spec))
         axis.set_title(title, fontsize=8, color=colours[number] if colours else "black")
     return _png(figure)
 

@@ -34,6 +34,15 @@ class DeployedModels(Protocol):
     def load_onnx(self, name: str) -> tuple[ModelManifest, bytes]: ...
 
 
+def require_task(manifest: ModelManifest, name: str) -> None:
+    """Raise ModelError if a version is of another task than the one of this name."""
+    if manifest.task.name != name:
+        raise ModelError(
+            f"{manifest.name} is a model of {manifest.task.name}, not of {name} (DATASET): use another MODEL_STORE, or "
+            "deploy a version of this task, by strategy 'force'"
+        )
+
+
 class Predictor:
     """One verified model, which holds its own preprocessing."""
 
@@ -78,12 +87,17 @@ class Predictor:
         """The classes of the model and the shape of its images."""
         return self.manifest.task
 
-    def require_shape(self, spec: TaskSpec) -> None:
-        """Raise ModelError if the model is for images of another shape than those that are prepared as `spec` says."""
+    def require_task(self, name: str) -> None:
+        """Raise ModelError if the model is of another task than the one of this name."""
+        require_task(self.manifest, name)
+
+    def require_images_of(self, spec: TaskSpec) -> None:
+        """Raise ModelError if the model is of another task than `spec`, or for images of another shape."""
+        self.require_task(spec.name)
         if self.spec.array_shape != spec.array_shape:
             raise ModelError(
-                f"{self.version} is for images of {self.spec.array_shape}, but {spec.array_shape} is what this code "
-                "prepares: deploy a version that was trained on those, by strategy 'force'"
+                f"{self.version} is for images of {self.spec.array_shape}, but the data has {spec.array_shape}: "
+                "deploy a version that was trained on those, by strategy 'force'"
             )
 
     def verify(self) -> tuple[float, float]:

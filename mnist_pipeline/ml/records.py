@@ -23,6 +23,11 @@ class Splits(NamedTuple):
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
+NO_LABEL, UNKNOWN = -1, -2
+"""The labels that stand for a predicted class that there is not now, and for an image of a class that a model of
+another time does not know."""
+
+
 class Record(BaseModel, frozen=True, extra="forbid"):
     """The base of all records: immutable, strict about names, stored as JSON."""
 
@@ -155,6 +160,7 @@ class Prediction(Record):
 
     source: str = Field(description="File name, or where in the request the image stood.")
     label: int
+    class_name: str | None = Field(None, description="None in records from before there were names.")
     confidence: float = Field(description="Probability of the label, 0..1.")
     needs_review: bool = Field(description="The confidence is below the threshold.")
     probabilities: list[float] | None = Field(None, description="Of all classes; sums to 1.")
@@ -183,7 +189,7 @@ class BatchPredictions(Record):
     weights_sha256: str
     onnx_sha256: str | None = None
     inputs_digest: str = Field(description="Content digest of all that was read.")
-    path: str = Field(description="Parquet: source, index, label, confidence, model.")
+    path: str = Field(description="Parquet: source, index, label, class, confidence, model.")
     errors_path: str = Field(description="Parquet: source, error; a row for each input that could not be read.")
     images: int
     errors: int

@@ -19,7 +19,6 @@ DEFAULT_SGD_MOMENTUM = 0.9
 DEFAULT_WARMUP_FRACTION = 0.25
 DEFAULT_STEP_SIZE = 10
 DEFAULT_STEP_GAMMA = 0.1
-DEFAULT_ACCURACY_THRESHOLD = 0.95
 DEFAULT_MAX_REGRESSION = 0.003
 
 DRIFT_PSI = 0.25
@@ -79,6 +78,11 @@ class RecipeSettings(Settings):
         None, gt=0, le=1, description=f"Only with step: factor of a decay; {DEFAULT_STEP_GAMMA} when not given."
     )
 
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: in the training loss an image counts the more the rarer its class is, so that each "
+        "class has the same weight; for classes of very different size.",
+    )
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
@@ -155,8 +159,12 @@ class DeploymentSettings(Settings):
         "be promoted waits for `python -m mnist_pipeline approve`; manual: the version in model_name; force: the "
         "candidate whatever its score (needs a reason); observe: decide nothing, record what is deployed.",
     )
-    accuracy_threshold: float = Field(
-        DEFAULT_ACCURACY_THRESHOLD, ge=0, le=1, description="With quality and approval: least test accuracy (0..1)."
+    accuracy_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="With quality and approval: least test accuracy (0..1); when not given, what suits the data set "
+        "(task/catalog.py).",
     )
     max_regression: float = Field(
         DEFAULT_MAX_REGRESSION,

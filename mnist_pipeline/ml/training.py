@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from upath import UPath
 
 from mnist_pipeline.ml.checkpoint import TrainingState, remove_checkpoint, restore_checkpoint, save_checkpoint
-from mnist_pipeline.ml.data import data_version
+from mnist_pipeline.ml.data import class_counts, data_version
 from mnist_pipeline.ml.model import (
     channels_first,
     choose_device,
@@ -140,17 +140,20 @@ def _run_epoch(
     order = torch.randperm(len(images), generator=generator)  # (N,)
     total_loss = torch.zeros((), device=device)
     hits = torch.zeros((), device=device)
+    weights = _class_weights(settings, splits, device)  # (classes,), or None
     state.model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(settings.seed, epoch))  # dropout draws from the global generators
         # In parts of equal size: batch norm learns nothing from a last batch of one image.
         for chosen in order.to(device).tensor_split(_steps_per_epoch(settings, len(images))):
             # B is the batch: at most batch_size images.
-            inputs = normalize(augment(images[chosen], settings, generator), splits.spec)  # (B, C, H, W), float32
+            inputs = normalize(
+                augment(images[chosen], settings, splits.spec, generator), splits.spec
+            )  # (B, C, H, W), float32
             targets = labels[chosen]  # (B,)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = state.model(inputs)  # (B, classes)
-            loss = F.cross_entropy(logits.float(), targets)  # a scalar
+            loss = F.cross_entropy(logits.float(), targets, weights)  # a scalar
             state.optimizer.zero_grad()
             loss.backward()
             state.optimizer.step()
@@ -177,6 +180,14 @@ def _run_epoch(
         seconds=time.perf_counter() - began,
         images_per_second=len(images) / (trained - began),
     )
+
+
+def _class_weights(settings: TrainingSettings, splits: Splits, device: torch.device) -> Tensor | None:
+    """Return balanced weights as scikit-learn has them, images / (classes * images of the class), or None for none."""
+    if settings.class_weights == "none":
+        return None
+    counts = torch.tensor(class_counts(splits.train.labels, splits.spec))
+    return len(splits.train.labels) / (splits.spec.classes * counts.clamp(min=1)).to(device)
 
 
 def _steps_per_epoch(settings: TrainingSettings, images: int) -> int:

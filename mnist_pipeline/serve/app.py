@@ -25,7 +25,7 @@ from mnist_pipeline.serve.feedback import feedback_routes
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import Guard, error_response
-from mnist_pipeline.serve.openapi import predict_body, predict_parameters
+from mnist_pipeline.serve.openapi import describe, predict_parameters
 from mnist_pipeline.serve.operations import operations_routes
 from mnist_pipeline.serve.predicting import Predicting
 from mnist_pipeline.serve.review import ReviewQueue
@@ -54,8 +54,9 @@ def create_app(
     labelled: UPath | None = None,
     review: UPath | None = None,
     token: SecretStr | None = None,
+    task: str | None = None,
 ) -> Guard:
-    """Return the service over one store.
+    """Return the service over one store, for models of one task; None: of any.
 
     `labelled` is where corrections go, None switches them off; `review` is where unsure predictions are kept.
     """
@@ -70,11 +71,11 @@ def create_app(
             if queue:
                 queue.write()
             if corrections:
-                corrections.count_again(follower.spec)
+                corrections.count_again()
         except (ModelStoreError, OSError) as error:
             log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
 
-    follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy)
+    follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy, task)
     metrics = Metrics(lambda: follower.served)
     bodies = BodyReader(settings)
     predicting = Predicting(settings, follower, bodies, metrics, queue)
@@ -91,6 +92,7 @@ def create_app(
     app.include_router(
         feedback_routes(corrections, queue, bodies, metrics, lambda: follower.spec, **common),
     )
+    describe(app, follower)
     _add_pages(app)
     _answer_errors_in_one_shape(app, metrics)
     secret, direct = token.get_secret_value() if token else None, {("POST", "/predict"): predicting.predict}
@@ -114,7 +116,7 @@ def _predict_route(predicting: Predicting) -> APIRouter:
         predicting.predict,
         methods=["POST"],
         response_model=Predictions,
-        openapi_extra={"requestBody": predict_body(), "parameters": predict_parameters()},
+        openapi_extra={"parameters": predict_parameters()},
     )
     return router
 

@@ -54,12 +54,12 @@ class Corrections:
         if label >= spec.classes:
             raise unusable("bad_correction", f"label: Input should be less than {spec.classes}, not {label}")
         try:
-            image = prepare(Image.fromarray(image))  # what the training will make of it
+            image = prepare(Image.fromarray(image), spec)  # what the training will make of it
         except ImageError as error:
             raise unusable("bad_image", str(error)) from None
         digest = image_id(image)
-        path = self._path(digest, spec.class_names[label])
-        self.waiting(spec)  # before this one is there
+        path = self._path(digest, spec.class_folders[label])
+        self.waiting()  # before this one is there
         with self._lock:
             stored = self._stored(digest, spec)
             if new := path not in stored:
@@ -72,7 +72,7 @@ class Corrections:
                 if other != path:
                     delete(other)
             self._change(new and not stored)
-        return Correction(id=digest, label=label, waiting=self.waiting(spec)), new
+        return Correction(id=digest, label=label, waiting=self.waiting()), new
 
     def take_back(self, digest: str, spec: TaskSpec) -> None:
         """Remove a correction. Raises ServiceError if there is none of this id."""
@@ -84,28 +84,26 @@ class Corrections:
         if not stored:
             raise ServiceError(404, "unknown_correction", "there is no correction of this id")
 
-    def waiting(self, spec: TaskSpec) -> int:
+    def waiting(self) -> int:
         """Return how many labelled images came after the newest model's training had begun.
 
         They are counted when this is first asked; then the number is kept, and `count_again` looks now and then.
         """
         with self._counting:
             if self._waiting is None:
-                self._waiting, self._counted_at = self._count(spec), time.monotonic()
+                self._waiting, self._counted_at = self._count(), time.monotonic()
             return self._waiting
 
-    def count_again(self, spec: TaskSpec) -> None:
+    def count_again(self) -> None:
         """Count, if anybody ever asked and the last time is a while ago."""
         if self._waiting is not None and time.monotonic() - self._counted_at > COUNT_AGAIN_SECONDS:
-            counted = self._count(spec)
+            counted = self._count()
             with self._counting:
                 self._waiting, self._counted_at = counted, time.monotonic()
 
-    def _count(self, spec: TaskSpec) -> int:
+    def _count(self) -> int:
         times = [
-            entry.changed
-            for name, entry in walk(self._root).files.items()
-            if is_image(name) and name.partition("/")[0] in spec.class_names
+            entry.changed for name, entry in walk(self._root).files.items() if is_image(name) and name.count("/") == 1
         ]
         for name in self._store.versions():
             try:
@@ -121,12 +119,12 @@ class Corrections:
             if self._waiting is not None:
                 self._waiting = max(0, self._waiting + by)
 
-    def _path(self, digest: str, class_name: str) -> UPath:
-        return self._root / class_name / f"{digest}.png"
+    def _path(self, digest: str, folder: str) -> UPath:
+        return self._root / folder / f"{digest}.png"
 
     def _stored(self, digest: str, spec: TaskSpec) -> list[UPath]:
         """The files of an image, of whatever class."""
-        return [path for name in spec.class_names if exists(path := self._path(digest, name))]
+        return [path for folder in spec.known_folders if exists(path := self._path(digest, folder))]
 
     def _admit(self) -> None:
         now = time.monotonic()

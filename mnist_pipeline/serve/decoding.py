@@ -192,8 +192,8 @@ def _image(content: bytes | list[Any], spec: TaskSpec, admit: Callable[[int, int
         raise unusable("bad_image", f"the file is empty: {ACCEPTED}")
     try:
         if isinstance(content, list):
-            return prepare(Image.fromarray(read_array(content, spec)))
-        return read_image(content, formats=FORMATS, animated=False, admit=admit)
+            return prepare(Image.fromarray(read_array(content, spec)), spec)
+        return read_image(content, spec, formats=FORMATS, animated=False, admit=admit)
     except TooManyPixels as error:
         raise too_large(str(error)) from None
     except ImageError as error:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.serve.errors import no_model
 from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, UnknownModel
-from mnist_pipeline.task.spec import TASK, TaskSpec
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,14 @@ class DeploymentFollower:
         count: Callable[[str], None],
         threads: int = 1,
         beside: Callable[[], None] = lambda: None,
+        task: str | None = None,
     ) -> None:
-        """Tell `count` each outcome: served, refused or store_error; `beside` is called after each look."""
+        """Tell `count` each outcome: served, refused or store_error; `beside` is called after each look.
+
+        A model of another task than `task` is refused; None: any is served.
+        """
         self._store, self._every, self._count, self._threads = store, every_seconds, count, threads
-        self._beside = beside
+        self._beside, self._task = beside, task
         self.status = Status(None, None, None)
         self._stop = Event()
         self._thread = Thread(target=self._run, name="deployment", daemon=True)
@@ -58,8 +63,10 @@ class DeploymentFollower:
 
     @property
     def spec(self) -> TaskSpec:
-        """The task of the model that answers, or the default one while there is none."""
-        return served.predictor.spec if (served := self.status.served) else TASK
+        """The task of the model that answers. Raises ServiceError while there is none."""
+        if (served := self.status.served) is None:
+            raise no_model()
+        return served.predictor.spec
 
     def is_alive(self) -> bool:
         """Return whether the thread works."""
@@ -101,7 +108,8 @@ class DeploymentFollower:
         predictor = Predictor(*self._store.load_onnx(decision.version), threads=self._threads)
         if not predictor.manifest.digests.same(decision.digests):
             raise CorruptModel(f"{decision.version} has other files than the decision {decision.id} deployed")
-        predictor.require_shape(TASK)
+        if self._task is not None:
+            predictor.require_task(self._task)
         predictor.verify()
         return Served(decision, predictor, datetime.now(UTC))
 

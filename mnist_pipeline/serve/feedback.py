@@ -15,7 +15,6 @@ from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_j
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
 from mnist_pipeline.serve.limits import MIB, BodyReader
 from mnist_pipeline.serve.metrics import Metrics
-from mnist_pipeline.serve.openapi import correction_body
 from mnist_pipeline.serve.review import ReviewItem, ReviewQueue
 from mnist_pipeline.serve.schemas import CorrectionState
 from mnist_pipeline.task.spec import TaskSpec
@@ -57,14 +56,13 @@ def feedback_routes(
         """Tell if corrections are taken, and how many wait for the next training."""
         if corrections is None:
             return CorrectionState(enabled=False, waiting=0)
-        return CorrectionState(enabled=True, waiting=await run_in_threadpool(corrections.waiting, spec()))
+        return CorrectionState(enabled=True, waiting=await run_in_threadpool(corrections.waiting))
 
     @router.post(
         "/corrections",
         status_code=201,
         response_model=Correction,
         responses={200: {"model": Correction, "description": "Stored before."}, **ANSWERS},
-        openapi_extra={"requestBody": correction_body()},
     )
     async def correct(request: Request) -> Response:
         """Say what an image really shows: it is stored for the next training, the same image once."""

@@ -1,13 +1,34 @@
-"""Examples for the OpenAPI document; they work as they are."""
+"""The document of the service: bodies with examples that work for the model that answers."""
 
 from base64 import b64decode
+from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
+from fastapi import FastAPI
+
+from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.schemas import PredictOptions
 from mnist_pipeline.serve.settings import FORMATS
 from mnist_pipeline.task import example
 from mnist_pipeline.task.preprocessing import read_image
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import TaskSpec
+
+
+def describe(app: FastAPI, follower: DeploymentFollower) -> None:
+    """Have the application describe its bodies by the task of the model that answers; without one, in general."""
+    general: Callable[[], dict[str, Any]] = app.openapi
+
+    @lru_cache(maxsize=2)
+    def document(spec: TaskSpec | None) -> dict[str, Any]:
+        described = deepcopy(general())
+        described["paths"]["/predict"]["post"]["requestBody"] = predict_body(spec)
+        described["paths"]["/corrections"]["post"]["requestBody"] = correction_body(spec)
+        return described
+
+    # FastAPI's documentation has this as the way to another document.
+    app.openapi = lambda: document(served.predictor.spec if (served := follower.served) else None)  # type: ignore[method-assign]
 
 
 def _array_schema(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -17,10 +38,10 @@ def _array_schema(shape: tuple[int, ...]) -> dict[str, Any]:
     return {"type": "array", "minItems": shape[0], "maxItems": shape[0], "items": _array_schema(shape[1:])}
 
 
-ARRAY_SCHEMA = _array_schema(TASK.array_shape) | {"description": "Rows of values 0..255."}
-IMAGE_SCHEMA: dict[str, Any] = {
-    "anyOf": [{"type": "string", "contentEncoding": "base64", "description": "An image file."}, ARRAY_SCHEMA]
-}
+def _rows(spec: TaskSpec | None) -> dict[str, Any]:
+    """The schema of an image as an array."""
+    schema = _array_schema(spec.array_shape) if spec else {"type": "array", "items": {"type": "array"}}
+    return schema | {"description": "Rows of values 0..255."}
 
 
 def predict_parameters() -> list[dict[str, Any]]:
@@ -32,16 +53,17 @@ def predict_parameters() -> list[dict[str, Any]]:
     ]
 
 
-def predict_body() -> dict[str, Any]:
+def predict_body(spec: TaskSpec | None) -> dict[str, Any]:
     """Describe the bodies of POST /predict, with examples."""
-    array = read_image(b64decode(example.PICTURE)).tolist()
+    file = {"type": "string", "contentEncoding": "base64", "description": "An image file."}
+    image, array = {"anyOf": [file, _rows(spec)]}, _example(spec)
     binary = {"type": "string", "format": "binary"}
-    images = {"type": "array", "items": IMAGE_SCHEMA, "minItems": 1}
+    images = {"type": "array", "items": image, "minItems": 1}
     json = {
-        "schema": {"oneOf": [_json_object(image=IMAGE_SCHEMA), _json_object(images=images)]},
+        "schema": {"oneOf": [_json_object(image=image), _json_object(images=images)]},
         "examples": {
             "one image file": {"value": {"image": example.PICTURE}},
-            "several images": {"value": {"images": [example.PICTURE, array]}},
+            "several images": {"value": {"images": [example.PICTURE, *array]}},
         },
     }
     form = {"type": "object", "properties": {"image": {"type": "array", "items": binary}}, "required": ["image"]}
@@ -50,12 +72,19 @@ def predict_body() -> dict[str, Any]:
     return {"required": True, "content": content | {name: {"schema": binary} for name in files}}
 
 
-def correction_body() -> dict[str, Any]:
+def correction_body(spec: TaskSpec | None) -> dict[str, Any]:
     """Describe the body of POST /corrections, with an example."""
-    label = {"type": "integer", "minimum": 0, "maximum": TASK.classes - 1}
-    shown = {"image": read_image(b64decode(example.PICTURE)).tolist(), "label": example.LABEL}
-    json = {"schema": _json_object(image=ARRAY_SCHEMA, label=label), "example": shown}
+    label: dict[str, Any] = {"type": "integer", "minimum": 0}
+    json: dict[str, Any] = {"schema": _json_object(image=_rows(spec), label=label)}
+    if spec:
+        label |= {"maximum": spec.classes - 1, "description": ", ".join(spec.class_names[:100])}
+        json["example"] = {"image": _example(spec)[0], "label": example.label(spec)}
     return {"required": True, "content": {"application/json": json}}
+
+
+def _example(spec: TaskSpec | None) -> list[Any]:
+    """The example as an array of the task; nothing where the task is not known."""
+    return [read_image(b64decode(example.PICTURE), spec).tolist()] if spec else []
 
 
 def _json_object(**properties: Any) -> dict[str, Any]:

@@ -96,12 +96,18 @@ class Predicting:
 
     def _describe(self, answer: Answer, options: PredictOptions) -> dict[str, object]:
         """Return the answer as `schemas.Predictions` has it, counted in the metrics; what is unsure is queued."""
-        version, described = answer.served.decision.version, []
+        version, names, described = answer.served.decision.version, answer.served.predictor.spec.class_names, []
         labels, confidences = answer.probabilities.argmax(1).tolist(), answer.probabilities.max(1).tolist()
         self._metrics.batch_images.observe(len(labels))
         for position, (label, confidence) in enumerate(zip(labels, confidences, strict=True)):
             unsure = confidence < self._settings.confidence_threshold
-            prediction = {"id": uuid.uuid4().hex, "label": label, "confidence": confidence, "needs_review": unsure}
+            prediction = {
+                "id": uuid.uuid4().hex,
+                "label": label,
+                "class": names[label],
+                "confidence": confidence,
+                "needs_review": unsure,
+            }
             if options.probabilities:
                 prediction["probabilities"] = answer.probabilities[position].tolist()
             if options.prepared:

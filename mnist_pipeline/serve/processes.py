@@ -66,4 +66,5 @@ def build_app(settings: ServeSettings, environment: Environment) -> "Guard":
         labelled if environment.feedback else None,
         review,
         environment.serve_token,
+        environment.task_name,
     )

@@ -20,7 +20,8 @@ class PredictionAnswer(BaseModel):
     """The answer about one image."""
 
     id: str = Field(description="Of this prediction.")
-    label: int = Field(description="Counted from 0; /model names the classes.")
+    label: int = Field(description="Counted from 0.")
+    class_name: str = Field(alias="class", description="The name of the class.")
     confidence: float = Field(description="Probability of the label, 0..1.")
     needs_review: bool = Field(description="The confidence is below the service's threshold.")
     probabilities: list[float] | None = Field(None, description="Of all classes; with `probabilities=true`.")
@@ -55,6 +56,8 @@ class DeployedModel(BaseModel):
     confidence_threshold: float = Field(description="Below it a prediction `needs_review`.")
     class_names: list[str] = Field(description="What each label stands for, in the order of the labels.")
     image_shape: list[int] = Field(description="Height, width and channels of a prepared picture.")
+    task: str = Field(description="The name of the task.")
+    pictures: str = Field(description="The kind of pictures: handwriting, cutouts or photos.")
 
     @classmethod
     def of(cls, served: Served, confidence_threshold: float) -> Self:
@@ -76,6 +79,8 @@ class DeployedModel(BaseModel):
             confidence_threshold=confidence_threshold,
             class_names=list(spec.class_names),
             image_shape=list(spec.image_shape),
+            task=spec.name,
+            pictures=spec.pictures,
         )
 
 

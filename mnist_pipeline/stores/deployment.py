@@ -10,14 +10,14 @@ from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.gate import Contender, Verdict, decide
 from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
-from mnist_pipeline.ml.records import Evaluation, Splits
+from mnist_pipeline.ml.records import UNKNOWN, Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.state import State
-from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.catalog import least_accuracy
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +56,20 @@ def decide_and_deploy(
     the meantime: decide again.
     """
     digest = content_digest(splits.test)
+    if policy.accuracy_threshold is None:
+        policy = policy.model_copy(update={"accuracy_threshold": least_accuracy(splits.spec.name, splits.test.labels)})
     if policy.model_name is None and evaluation.test_digest != digest:
         raise CannotDecide(
             "the evaluation was made on other test images than there are now: materialize model_evaluation again"
         )
     try:
         state = store.state()
-        candidate = _score(store, policy.model_name or evaluation.model.name, splits.test, digest)
+        candidate = _score(store, policy.model_name or evaluation.model.name, splits, digest)
         earlier = store.earlier_decisions(state, digest)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     deployed, waiting = state.deployed, state.waiting
-    incumbent, reference = _rivals(store, deployed, policy, splits.test, digest)
+    incumbent, reference = _rivals(store, deployed, policy, splits, digest)
     verdict = decide(
         candidate.contender,
         incumbent.contender if incumbent else None,
@@ -101,7 +103,7 @@ def decide_and_deploy(
 
 
 def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
-    name, digests, _ = candidate.contender
+    name, digests = candidate.contender.name, candidate.contender.digests
     return (decision.version, decision.test_digest) == (name, digest) and digests.same(decision.digests)
 
 
@@ -122,7 +124,7 @@ def _with_count(verdict: Verdict, earlier: int) -> str:
 
 
 def _rivals(
-    store: ModelStore, deployed: Decision | None, policy: DeploymentSettings, test: LabelledImages, digest: str
+    store: ModelStore, deployed: Decision | None, policy: DeploymentSettings, splits: Splits, digest: str
 ) -> tuple[Scored | None, Scored | None]:
     """Return incumbent and reference with their results.
 
@@ -137,7 +139,7 @@ def _rivals(
             found.append(None)
             continue
         try:
-            found.append(_score(store, name, test, digest))
+            found.append(_score(store, name, splits, digest))
         except UNUSABLE as error:
             if policy.strategy in ("quality", "approval"):
                 raise CannotDecide(
@@ -148,6 +150,6 @@ def _rivals(
     return found[0], found[1]
 
 
-def _score(store: ModelStore, name: str, test: LabelledImages, digest: str) -> Scored:
-    digests, labels = predicted_labels(store, name, test, digest)
-    return Scored(Contender(name, digests, labels == test.labels), labels)
+def _score(store: ModelStore, name: str, splits: Splits, digest: str) -> Scored:
+    digests, labels = predicted_labels(store, name, splits.test, splits.spec, digest)
+    return Scored(Contender(name, digests, labels == splits.test.labels, labels == UNKNOWN), labels)

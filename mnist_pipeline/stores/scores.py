@@ -9,13 +9,15 @@ import logging
 
 import numpy as np
 
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import ModelManifest
-from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.records import Digests
+from mnist_pipeline.ml.predictor import Predictor, require_task
+from mnist_pipeline.ml.records import NO_LABEL, UNKNOWN, Digests
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
 from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +25,36 @@ STORED = np.dtype("<i4")
 SHA256_BYTES = 32
 
 
-def predicted_labels(store: ModelStore, name: str, split: LabelledImages, digest: str) -> tuple[Digests, np.ndarray]:
-    """Return the digests of a version, and the label it predicts for each image of `split`.
+def predicted_labels(
+    store: ModelStore, name: str, split: LabelledImages, spec: TaskSpec, digest: str
+) -> tuple[Digests, np.ndarray]:
+    """Return the digests of a version, and the label of `spec` that it predicts for each image of `split`.
 
-    `digest` is the content digest of the images; the labels are int64 (N,). A version predicts them once; then they are
-    read, in one request, and the version is verified when it is deployed. Raises what `store.load_onnx` and `Predictor`
-    raise for a version that cannot be used.
+    `digest` is the content digest of the images; the labels are int64 (N,), NO_LABEL for a class that is none of
+    `spec`, UNKNOWN where the version does not know the true one. A version predicts them once; then they are read, in
+    one request, and the version is verified when it is deployed. Raises what `store.load_onnx` and `Predictor` raise
+    for a version that cannot be used, and ModelError for one of another task, or that knows none of the classes.
     """
     if (kept := _read(store, name, digest)) is not None:
         return kept
     manifest, onnx = store.load_onnx(name)
+    require_task(manifest, spec.name)
     # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
     predicted = Predictor(manifest, onnx, device="cpu").predict(split.images).argmax(1)
+    if manifest.task.class_names != spec.class_names:
+        predicted = _by_name(predicted, manifest, split.labels, spec)
     keep_predicted_labels(store, manifest, digest, predicted)
     return manifest.digests, predicted
+
+
+def _by_name(predicted: np.ndarray, manifest: ModelManifest, labels: np.ndarray, spec: TaskSpec) -> np.ndarray:
+    """Return labels of `spec` for those of a version that was made when there were other classes."""
+    label_now = {name: label for label, name in enumerate(spec.class_names)}
+    named = np.array([label_now.get(name, NO_LABEL) for name in manifest.task.class_names])[predicted]
+    knows = np.isin(spec.class_names, manifest.task.class_names)
+    if not knows[labels].any():
+        raise ModelError(f"{manifest.name} knows none of the classes of the test images")
+    return np.where(knows[labels], named, UNKNOWN)
 
 
 def keep_predicted_labels(store: ModelStore, manifest: ModelManifest, digest: str, predicted: np.ndarray) -> None:

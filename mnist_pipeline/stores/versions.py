@@ -66,7 +66,7 @@ class VersionStore(ObjectStore):
             created_at = datetime.now(UTC)
             accuracy = history[best_epoch - 1].validation_accuracy
             manifest = ModelManifest(
-                name=version_name(created_at, settings, accuracy),
+                name=version_name(created_at, task.name, settings, accuracy),
                 weights_sha256=_digest(weights),
                 onnx_sha256=_digest(onnx),
                 task=task,
@@ -217,8 +217,7 @@ def time_in(name: str) -> str:
     return match["time"] if match else ""
 
 
-def version_name(created_at: datetime, settings: TrainingSettings, accuracy: float) -> str:
-    """Return a name that tells one training from another: family, time, network, recipe, validation accuracy."""
-    return (
-        f"{settings.FAMILY}_{time_text(created_at)}_{settings.network_label}_{settings.recipe_label}_acc{accuracy:.4f}"
-    )
+def version_name(created_at: datetime, task: str, settings: TrainingSettings, accuracy: float) -> str:
+    """Return a name that tells one training from another: task, family, time, network, recipe, validation accuracy."""
+    chosen = f"{settings.network_label}_{settings.recipe_label}"
+    return f"{task}_{settings.FAMILY}_{time_text(created_at)}_{chosen}_acc{accuracy:.4f}"

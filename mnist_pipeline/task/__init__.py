@@ -2,9 +2,10 @@
 
 It imports nothing of the project but `files/`. What the rest of the project takes from it:
 
-- `spec`: `TaskSpec` and `TASK`, the classes and the shape of the images
-- `dataset`: `LabelledImages`, `Dataset` and their validation; `Source`, the names of sources (also in `environment.py`)
-- `sources`: `load_dataset`, from the source that is chosen by name
+- `spec`: `TaskSpec`, the name of a task, its classes, and what its images are like; `MNIST`, the one of before
+- `dataset`: `LabelledImages`, `Dataset` and their validation; `DatasetSettings`, which `environment.py` fills
+- `catalog`: the data sets that are known by name; `least_accuracy`, the threshold of the gate where none is set
+- `sources`: `load_dataset`, by its settings; with `download` and `image_folder`
 - `preprocessing`: `read_image` and `prepare`, from a picture to an image. What is prepared already must pass unchanged:
   corrections are prepared again. The page sends PNGs of transparent paper with dark or light ink
 - `settings`: `NetworkSettings` (with `FAMILY` and `network_label` for the names of versions), `AugmentationSettings`,

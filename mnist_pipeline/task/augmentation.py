@@ -1,4 +1,4 @@
-"""Random rotation, shift, scaling and shear of a whole batch by one affine warp."""
+"""Random rotation, shift, scaling, shear and mirroring of a whole batch by one affine warp."""
 
 import math
 
@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mnist_pipeline.task.settings import AugmentationSettings
+from mnist_pipeline.task.spec import TaskSpec
 
 
-def augment(images: Tensor, settings: AugmentationSettings, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, settings: AugmentationSettings, spec: TaskSpec, generator: torch.Generator) -> Tensor:
     """Warp `images` (N, C, H, W), uint8 or float 0..255, each by itself, to float32 of the same shape and scale.
 
-    Every amount is drawn uniformly from plus or minus its setting; background (0) comes in at the edges.
+    Every amount is drawn uniformly from plus or minus its setting. At the edges comes in what photos show there,
+    mirrored, and otherwise background (0).
     """
     height, width = images.shape[2:]
     limits = [
@@ -24,7 +26,9 @@ def augment(images: Tensor, settings: AugmentationSettings, generator: torch.Gen
         2 * settings.translation_pixels / height,
     ]
     images = images.float()
-    if not any(limits):
+    is_photo = spec.pictures == "photos"
+    mirrored = spec.pictures != "handwriting" if settings.mirrored is None else settings.mirrored
+    if not any(limits) and not mirrored:
         return images
     # Drawn on the CPU, so that the same seed warps alike on every device.
     draws = (torch.rand(len(images), len(limits), generator=generator) * 2 - 1) * torch.tensor(limits)
@@ -39,5 +43,9 @@ def augment(images: Tensor, settings: AugmentationSettings, generator: torch.Gen
         ],
         dim=1,
     )  # (N, 2, 3)
+    if mirrored:
+        flipped = torch.rand(len(images), generator=generator) < 0.5
+        warp[flipped.to(images.device), 0] *= -1  # where the picture is looked at, from right to left
     grid = F.affine_grid(warp, list(images.shape), align_corners=False)  # (N, H, W, 2)
-    return F.grid_sample(images, grid, align_corners=False)  # (N, C, H, W)
+    edges = "reflection" if is_photo else "zeros"
+    return F.grid_sample(images, grid, padding_mode=edges, align_corners=False)  # (N, C, H, W)

@@ -1,5 +1,7 @@
 """DigitCNN, and the function that builds a network from its settings."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -8,26 +10,30 @@ from mnist_pipeline.task.spec import TaskSpec
 
 
 def build_network(settings: NetworkSettings, spec: TaskSpec) -> nn.Module:
-    """Return a network with random weights: inputs float32 (N, C, H, W) -> logits (N, classes)."""
+    """Return a network with random weights: inputs float32 (N, C, H, W) -> logits (N, classes).
+
+    Raises ValueError if the images are too small for it.
+    """
     return DigitCNN(settings, spec)
 
 
 class DigitCNN(nn.Module):
-    """Convolution blocks and a small fully connected head: inputs (N, 1, 28, 28) -> logits (N, 10).
+    """Convolution blocks and a small fully connected head: inputs (N, C, H, W) -> logits (N, classes).
 
-    No padding: the border of an MNIST image is empty, and most of the work is saved. The feature maps are by default
-    (N, 32, 12, 12), (N, 64, 5, 5) and (N, 128, 3, 3).
+    No padding: the border of an MNIST image is empty, and most of the work is saved. Of 28x28 pixels the feature maps
+    are by default (N, 32, 12, 12), (N, 64, 5, 5) and (N, 128, 3, 3).
     """
 
     def __init__(self, settings: NetworkSettings, spec: TaskSpec) -> None:
         super().__init__()
         self.features = nn.Sequential()
         height, width, channels = spec.image_shape
-        for convolution in settings.convolutions:
+        convolutions = settings.convolutions_for(height, width)
+        for convolution in convolutions:
             self.features.append(_convolution_unit(channels, *convolution, dropout=settings.conv_dropout))
             channels = convolution.channels
         head: list[nn.Module] = [nn.Flatten()]
-        features = channels * settings.features_side(height) * settings.features_side(width)
+        features = channels * math.prod(settings.features_size(convolutions, height, width))
         for units in settings.hidden_units:
             head += [nn.Linear(features, units), nn.ReLU(), nn.Dropout(settings.hidden_dropout)]
             features = units

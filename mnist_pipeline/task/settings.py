@@ -4,14 +4,14 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from mnist_pipeline.task.spec import TASK
-
 TASK_CODE_VERSION = ""
 """Change it when the same settings would give another network or augmentation: candidates are trained anew."""
 
 MAX_LAYER_WIDTH = 4096
 MAX_BLOCKS = 3
 MAX_BLOCK_DEPTH = 12
+USUAL_SIDE, FEATURES_SIDE = 28, 8
+"""Larger last feature maps would make the first fully connected layer the largest part of the network by far."""
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -30,8 +30,8 @@ class Convolution(NamedTuple):
 class NetworkSettings(Settings):
     """The architecture of DigitCNN."""
 
-    FAMILY: ClassVar[str] = "mnist_cnn"
-    """The beginning of the names of versions."""
+    FAMILY: ClassVar[str] = "cnn"
+    """The kind of network, which the names of versions tell after the task."""
 
     conv_channels: list[int] = Field(
         [32, 64, 128],
@@ -42,7 +42,8 @@ class NetworkSettings(Settings):
         [1, 1, 1],
         description=f"Convolutions in each block, 1..{MAX_BLOCK_DEPTH}, for as many blocks as conv_channels. The first "
         "of all is 5x5, the others 3x3. They are not padded, so that the image must be large enough for all together: "
-        "[12], [3, 4] and [1, 3, 1] just fit.",
+        "for 28x28 pixels [12], [3, 4] and [1, 3, 1] just fit. Of larger images, more convolutions like the last one, "
+        "with pooling, follow until the feature maps are small.",
     )
     hidden_units: list[int] = Field(
         [256, 128],
@@ -59,7 +60,7 @@ class NetworkSettings(Settings):
 
     @property
     def convolutions(self) -> list[Convolution]:
-        """All convolutions, from input to output."""
+        """The convolutions that the settings name, from input to output."""
         last_block = len(self.conv_channels) - 1
         return [
             Convolution(
@@ -71,11 +72,29 @@ class NetworkSettings(Settings):
             for number in range(depth)
         ]
 
-    def features_side(self, side: int) -> int:
-        """Return the height of the last feature maps for images of that height: 3 for 28. Below 1: they do not fit."""
-        for convolution in self.convolutions:
-            side = (side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1)
-        return side
+    def convolutions_for(self, height: int, width: int) -> list[Convolution]:
+        """Return all convolutions for images of that size, from input to output.
+
+        Those of the settings come first. While the feature maps are larger than 8x8, and than they would be for 28x28
+        pixels, one more like the last follows, with pooling: by default none for 28x28, one for 64x64, two for 128x128.
+        Raises ValueError if the image is too small for them.
+        """
+        chosen = list(self.convolutions)
+        most = max(FEATURES_SIDE, *self.features_size(chosen, USUAL_SIDE))
+        while max(self.features_size(chosen, height, width)) > most:
+            chosen.append(Convolution(self.conv_channels[-1], kernel_size=3, pooled=True))
+        if min(self.features_size(chosen, height, width)) < 1:
+            raise ValueError(
+                f"conv_depths {self.conv_depths} are too many convolutions for {height}x{width} pixels: nothing is left"
+            )
+        return chosen
+
+    @staticmethod
+    def features_size(convolutions: list[Convolution], *sides: int) -> tuple[int, ...]:
+        """Return height and width of the last feature maps for images of that height and width."""
+        for convolution in convolutions:
+            sides = tuple((side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1) for side in sides)
+        return sides
 
     @field_validator("conv_channels")
     @classmethod
@@ -99,11 +118,6 @@ class NetworkSettings(Settings):
                 f"conv_depths {self.conv_depths} and conv_channels {self.conv_channels} need one number a block each: "
                 "give both, equally long"
             )
-        height, width, _ = TASK.image_shape
-        if self.features_side(min(height, width)) < 1:
-            raise ValueError(
-                f"conv_depths {self.conv_depths} are too many convolutions for {height}x{width} pixels: nothing is left"
-            )
         return self
 
 
@@ -113,7 +127,11 @@ class AugmentationSettings(Settings):
     rotation_degrees: float = Field(
         8.0, ge=0, le=180, description="Random rotation up to this angle; 0 switches it off."
     )
-    translation_pixels: float = Field(2.0, ge=0, le=14, description="Random shift up to this many pixels; 0: off.")
+    mirrored: bool | None = Field(
+        None,
+        description="Mirror every second image, left and right; when not given, photos and cutouts, not handwriting.",
+    )
+    translation_pixels: float = Field(2.0, ge=0, le=64, description="Random shift up to this many pixels; 0: off.")
     scaling_fraction: float = Field(
         0.1, ge=0, lt=1, description="Random size change of width and height, each by up to about this share; 0: off."
     )

@@ -1,10 +1,11 @@
-"""The task as data that travels with data sets and models: the classes, and the shape of the images."""
+"""The task as data that travels with data sets and models: its name, the classes, and what the images are like."""
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mnist_pipeline.files.errors import DataError
 
@@ -17,12 +18,24 @@ MAX_CLASSES = 256
 """Labels are uint8."""
 
 MAX_SIDE = 4096
-FOLDER_NAME = re.compile(r"(?![.\s])[^/\x00-\x1f]{1,100}")
+CLASS_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f]{1,100}(?<!\s)")
+DEFAULT_NAME = "mnist"
+TASK_NAME = r"^[a-z][a-z0-9_]{0,60}$"
+
+Pictures = Literal["handwriting", "cutouts", "photos"]
+"""The kinds of pictures, which decide how one is prepared, what is drawn from it at random, and what drift watches:
+
+- handwriting: strokes on paper, light or dark; only the ink counts
+- cutouts: a thing on an even background, light or dark; only the thing counts
+- photos: all of the picture counts
+"""
 
 
 class TaskSpec(BaseModel, frozen=True, extra="forbid"):
-    """The classes, the shape of an image, and the constants that scale it."""
+    """The name of a task, its classes, the shape of an image, and the constants that scale it."""
 
+    name: str = Field(DEFAULT_NAME, pattern=TASK_NAME, description="The data set; models of another one are refused.")
+    pictures: Pictures = Field("handwriting", description="The kind of pictures, which decides how one is prepared.")
     class_names: tuple[str, ...] = Field(
         min_length=2, max_length=MAX_CLASSES, description="What each label stands for, in the order of the labels."
     )
@@ -41,6 +54,14 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
         height, width, channels = self.image_shape
         return (height, width) if channels == 1 else (height, width, channels)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before(cls, content: Any) -> Any:
+        """Specs of before did not tell the kind of pictures: grey ones were of handwriting."""
+        if isinstance(content, dict) and "pictures" not in content and list(content.get("image_shape", ()))[2:] == [3]:
+            return content | {"pictures": "photos"}
+        return content
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         *sides, channels = self.image_shape
@@ -50,13 +71,48 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
             )
         if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
             raise ValueError(f"mean and std need {channels} numbers each, one a channel, and std is above 0")
+        if self.pictures != "photos" and channels != 1:
+            raise ValueError(f"images of {self.pictures} are grey, with 1 channel")
         if len(set(self.class_names)) != self.classes:
             raise ValueError("each class needs a name of its own")
-        if wrong := [name for name in self.class_names if not FOLDER_NAME.fullmatch(name)]:
+        if wrong := [name for name in self.class_names if not CLASS_NAME.fullmatch(name)]:
             raise ValueError(
-                f"{wrong} cannot name the folders of labelled images: no '/', no dot in front, 1..100 long"
+                f"{wrong} cannot name classes: 1..100 characters, no space at an end, no control characters"
             )
+        taken: dict[str, str] = {}
+        for name, folder in zip(self.class_names, self.class_folders, strict=True):
+            if not folder or folder in taken:
+                raise ValueError(
+                    f"the classes {taken.get(folder, '')!r} and {name!r} would share the folder {folder!r}"
+                )
+            taken[folder] = name
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a spec of before did not have and has not now: its digest stays, and its readers can read."""
+        default = {"name": DEFAULT_NAME, "pictures": "handwriting" if self.image_shape[2] == 1 else "photos"}
+        return {key: value for key, value in write(self).items() if value != default.get(key)}
+
+    @cached_property
+    def class_folders(self) -> tuple[str, ...]:
+        """The names of the folders and object keys of the classes, in the order of the labels: `t-shirt_top`.
+
+        They are in lower case, since some file systems do not tell cases apart; names that differ by it alone become
+        `upper_a` and `lower_a`.
+        """
+        slugs = [_slug(name) for name in self.class_names]
+        case = {True: "upper_", False: "lower_"}
+        return tuple(
+            case[name.isupper()] + slug if slugs.count(slug) > 1 and name.isupper() != name.islower() else slug
+            for name, slug in zip(self.class_names, slugs, strict=True)
+        )
+
+    @cached_property
+    def known_folders(self) -> dict[str, int]:
+        """The label by the name of a folder: the names of `class_folders`, and of the classes as they are."""
+        known = {name: label for label, name in enumerate(self.class_names) if "/" not in name}
+        return known | {folder: label for label, folder in enumerate(self.class_folders)}
 
     def require_images(self, images: "np.ndarray | StoredArray", name: str = "") -> None:
         """Raise DataError, with `name`, if `images` are not uint8 (N, *array_shape)."""
@@ -69,7 +125,11 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-TASK = TaskSpec(class_names=tuple("0123456789"), image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name.lower()).strip("._")
+
+
+MNIST = TaskSpec(class_names=tuple("0123456789"), image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
 """Handwritten digits as in MNIST; mean and standard deviation are those of its 60,000 training images.
 
 Data sets and versions that were stored before a spec was stored with them are of this task.

@@ -2,8 +2,35 @@
 
 import numpy as np
 
+from mnist_pipeline.task.spec import TaskSpec
 
-def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
+
+def image_statistics(images: np.ndarray, spec: TaskSpec) -> dict[str, np.ndarray]:
+    """Return float64 arrays (N,) for uint8 images (N, *spec.array_shape): of strokes for handwriting, else of light."""
+    return stroke_statistics(images) if spec.pictures == "handwriting" else light_statistics(images)
+
+
+def light_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return float64 arrays (N,) for uint8 images (N, H, W) or (N, H, W, 3).
+
+    `brightness` is the mean and `contrast` the standard deviation of the grey values, `sharpness` the mean difference
+    of neighbours, and of colours `red`, `green` and `blue` are the means of the channels; all with 255 as 1.
+    """
+    values = images.astype(np.float32) / 255
+    grey = values if values.ndim == 3 else values.mean(3)  # (N, H, W)
+    steps = [np.abs(np.diff(grey, axis=axis)).mean((1, 2), dtype=np.float64) for axis in (1, 2) if grey.shape[axis] > 1]
+    found = {
+        "brightness": grey.mean((1, 2), dtype=np.float64),
+        "contrast": grey.std((1, 2), dtype=np.float64),
+        "sharpness": np.mean(steps, axis=0) if steps else np.zeros(len(images)),
+    }
+    if values.ndim == 4:
+        channels = values.mean((1, 2), dtype=np.float64)  # (N, 3)
+        found |= dict(zip(("red", "green", "blue"), channels.T, strict=True))
+    return found
+
+
+def stroke_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     """Return four float64 arrays (N,) for grey uint8 images (N, H, W), 0 background to 255 ink.
 
     `ink` is the mean intensity, 0..1; `stroke_width` is in pixels; `centre_x` and `centre_y` are the centre of mass

@@ -217,7 +217,7 @@ def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, insta
 
     pipeline.run(digit_classifier=WORSE, production_digit_classifier={"accuracy_threshold": 0.0})
     assert channel.tick() == "sent 1 messages"
-    assert stub.texts[1].startswith(f":no_entry: *refused* `{NetworkSettings.FAMILY}_")
+    assert stub.texts[1].startswith(f":no_entry: *refused* `mnist_{NetworkSettings.FAMILY}_")
     assert "and it is worse" in stub.texts[1]
     assert f"incumbent `{promoted.version}`: test accuracy {promoted.test_accuracy:.4f}" in stub.texts[1]
 

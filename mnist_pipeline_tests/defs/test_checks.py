@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.task.examples import TINY
 
@@ -35,8 +36,14 @@ def raw(small: Dataset, **changes) -> dict[str | None, bool]:
 
 
 def test_raw_data(small_dataset):
-    assert raw(small_dataset, is_sample=False) == {"complete": True, "full_data_set": True}
+    assert raw(small_dataset, is_sample=False) == {"complete": True, "class_sizes": True, "full_data_set": True}
     assert raw(small_dataset)["full_data_set"] is False
+    labels = small_dataset.train.labels
+    few = np.concatenate([np.flatnonzero(labels != 3), np.flatnonzero(labels == 3)[:5]])
+    rare = LabelledImages(*(array[few] for array in small_dataset.train))
+    sizes = next(r for r in raw_data_checks(small_dataset._replace(train=rare)) if r.check_name == "class_sizes")
+    assert (sizes.passed, sizes.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "has 80 training images and 3 only 5: consider class_weights: balanced" in str(sizes.description)
     images, labels = small_dataset.test
     assert raw(small_dataset, test=LabelledImages(images[labels != 1], labels[labels != 1]))["complete"] is False
     assert raw(small_dataset, test=LabelledImages(images, labels + 1))["complete"] is False
@@ -118,10 +125,10 @@ def test_the_checks_of_what_was_stored(ran, tmp_path):
         assert not scores_agree(wrong).passed, change
 
     now = result.output_for_node("digit_predictions")
-    assert digit_predictions_are_sane(now, TASK.classes).passed
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), TASK.classes).passed
+    assert digit_predictions_are_sane(now, MNIST.classes).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), MNIST.classes).passed
     doubtful = now.predictions[0].model_copy(update={"confidence": 1.5})
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), TASK.classes).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), MNIST.classes).passed
 
     batch = result.output_for_node("batch_digit_predictions")
     moved = Path(shutil.copytree(Path(batch.path).parent, tmp_path / "moved"))  # as if mounted elsewhere by now

@@ -170,7 +170,7 @@ def test_manual_without_a_name_deploys_nothing_and_shows_the_candidates(pipeline
 def test_manual_with_an_unknown_name_fails_and_names_the_versions(pipeline):
     pipeline.run()
     deployed = pipeline.store.production()
-    config = {"strategy": "manual", "model_name": f"{NetworkSettings.FAMILY}_20200101T000000.000Z_none"}
+    config = {"strategy": "manual", "model_name": f"mnist_{NetworkSettings.FAMILY}_20200101T000000.000Z_none"}
     with pytest.raises(dg.Failure, match=deployed.version):
         pipeline.run("production_digit_classifier", production_digit_classifier=config)
     assert pipeline.store.production() == deployed

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mnist_pipeline.ml.data import content_digest, data_version, dataset_from_arrays, splits_from_arrays, to_arrays
-from mnist_pipeline.task.spec import TASK, TaskSpec
+from mnist_pipeline.ml.data import (
+    SPEC_OF_BEFORE,
+    content_digest,
+    data_version,
+    dataset_from_arrays,
+    splits_from_arrays,
+    to_arrays,
+)
+from mnist_pipeline.task.spec import MNIST, TaskSpec
 
 OTHER = TaskSpec(class_names=("cat", "dog"), image_shape=(4, 5, 3), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
 
@@ -22,35 +29,67 @@ def test_data_sets_survive_as_arrays_with_their_spec(small_dataset, splits):
 def test_what_was_stored_before_there_were_specs_is_of_the_default_task(splits):
     arrays, texts = to_arrays(splits)
     del texts["spec"]
-    assert splits_from_arrays(arrays, texts).spec == TASK
+    assert splits_from_arrays(arrays, texts).spec == MNIST
 
 
 def test_another_spec_is_another_version_of_the_data(splits):
     """The version of data of the default task stays what it was before specs were: nothing is trained anew for it."""
     parts = splits.parts.values()
-    assert data_version(TASK, *parts) == content_digest(*parts)
-    scaled = TASK.model_copy(update={"mean": (0.5,)})
-    assert len({data_version(spec, *parts) for spec in (TASK, scaled, OTHER)}) == 3
+    assert data_version(MNIST, *parts) == content_digest(*parts)
+    scaled = MNIST.model_copy(update={"mean": (0.5,)})
+    assert len({data_version(spec, *parts) for spec in (MNIST, scaled, OTHER)}) == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"class_names": ("a", "a")}, "each class needs a name of its own"),
-        ({"class_names": ("t-shirt/top", "b")}, "cannot name the folders"),
-        ({"class_names": (".x", "b")}, "cannot name the folders"),
-        ({"class_names": (" ", "b")}, "cannot name the folders"),
+        ({"class_names": ("T-shirt/top", "T-shirt top")}, "would share the folder 't-shirt_top'"),
+        ({"class_names": ("...", "b")}, "would share the folder ''"),
+        ({"class_names": (" ", "b")}, "cannot name classes"),
         ({"class_names": ("a",)}, "at least 2"),
         ({"image_shape": (4, 5, 2)}, "1 or 3 channels"),
         ({"image_shape": (0, 5, 3)}, "height, width, channels"),
         ({"mean": (0.5,)}, "need 3 numbers each"),
         ({"std": (0.2, 0.0, 0.1)}, "std is above 0"),
         ({"std": (0.2, float("inf"), 0.1)}, "finite"),
-        ({"class_names": ("a\0", "b")}, "cannot name the folders"),
-        ({"class_names": ("a" * 101, "b")}, "cannot name the folders"),
+        ({"class_names": ("a\0", "b")}, "cannot name classes"),
+        ({"class_names": ("a" * 101, "b")}, "cannot name classes"),
         ({"image_shape": (10**5, 5, 3)}, r"1\.\.4096"),
+        ({"pictures": "handwriting"}, "are grey, with 1 channel"),
+        ({"pictures": "paintings"}, "'handwriting', 'cutouts' or 'photos'"),
+        ({"name": "My flowers"}, "should match pattern"),
     ],
 )
 def test_a_spec_that_does_not_hold_together_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         TaskSpec(**OTHER.model_dump() | change)
+
+
+def test_specs_of_before_read_as_they_were_meant_and_their_digests_stay():
+    grey = MNIST.model_dump()
+    assert set(grey) == {"class_names", "image_shape", "mean", "std"}  # what earlier code can read
+    assert MNIST.digest().startswith(SPEC_OF_BEFORE)
+    assert TaskSpec.model_validate(grey) == MNIST
+    before = {"class_names": ["cat", "dog"], "image_shape": [4, 5, 3], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+    assert TaskSpec.model_validate(before) == OTHER
+    assert OTHER.pictures == "photos"
+    assert set(OTHER.model_dump()) == set(grey)
+    named = OTHER.model_copy(update={"name": "pets"})
+    assert TaskSpec.model_validate_json(named.model_dump_json()) == named != OTHER
+    assert named.digest() != OTHER.digest()
+
+
+def test_classes_have_folders_that_any_file_system_can_keep_apart():
+    def folders(*names: str) -> tuple[str, ...]:
+        return TaskSpec(class_names=names, image_shape=(4, 5, 1), mean=(0.5,), std=(0.2,)).class_folders
+
+    assert folders("T-shirt/top", "Ankle boot", "0") == ("t-shirt_top", "ankle_boot", "0")
+    assert folders("A", "a", "B", "née/x") == ("upper_a", "lower_a", "b", "née_x")
+    spec = TaskSpec(class_names=("A", "a", "Big dog", "x/y"), image_shape=(4, 5, 1), mean=(0.5,), std=(0.2,))
+    assert spec.known_folders == {
+        **{"A": 0, "a": 1, "Big dog": 2},
+        **{"upper_a": 0, "lower_a": 1, "big_dog": 2, "x_y": 3},
+    }
+    with pytest.raises(ValidationError, match="'a b' and 'a/b' would share the folder 'lower_a_b'"):
+        folders("a b", "a/b")

@@ -19,12 +19,12 @@ def probabilities(images, spec) -> np.ndarray:
 
 
 @pytest.fixture
-def reference(images, probabilities) -> DriftReference:
-    return drift.reference(images, probabilities)
+def reference(images, probabilities, spec) -> DriftReference:
+    return drift.reference(images, probabilities, spec)
 
 
-def test_the_same_images_are_alike(reference, images, probabilities):
-    monitor = drift.DriftMonitor(reference)
+def test_the_same_images_are_alike(reference, images, probabilities, spec):
+    monitor = drift.DriftMonitor(reference, spec)
     monitor.add(images, probabilities)
     report = monitor.report()
     assert report.images == len(images)
@@ -32,10 +32,10 @@ def test_the_same_images_are_alike(reference, images, probabilities):
     assert max(finding.population_stability_index for finding in report.findings) == pytest.approx(0)
 
 
-def test_statistics_that_came_or_went_since_the_model_was_saved_are_left_out(reference, images, probabilities):
+def test_statistics_that_came_or_went_since_the_model_was_saved_are_left_out(reference, images, probabilities, spec):
     first, *others = reference.histograms.items()
     other = dict(others) | {"of another version of the code": first[1]}
-    monitor = drift.DriftMonitor(DriftReference(images=reference.images, histograms=other))
+    monitor = drift.DriftMonitor(DriftReference(images=reference.images, histograms=other), spec)
     monitor.add(images, probabilities)
     assert [finding.statistic for finding in monitor.report().findings] == [name for name, _ in others]
 
@@ -46,6 +46,6 @@ def test_the_population_stability_index_by_hand():
     assert drift.population_stability_index(p * 1e6, q * 1e6) == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_no_image_is_an_error(reference):
+def test_no_image_is_an_error(reference, spec):
     with pytest.raises(ValueError, match="no image"):
-        drift.DriftMonitor(reference).report()
+        drift.DriftMonitor(reference, spec).report()

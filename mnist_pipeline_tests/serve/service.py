@@ -32,11 +32,16 @@ class Service:
     """One service on a free port of loopback, in a thread of this process."""
 
     def __init__(
-        self, store: ModelStore, labelled: Path | UPath | None = None, token: str | None = None, **settings: Any
+        self,
+        store: ModelStore,
+        labelled: Path | UPath | None = None,
+        token: str | None = None,
+        task: str | None = None,
+        **settings: Any,
     ) -> None:
         secret = SecretStr(token) if token else None
         self.settings, folder = ServeSettings(**FAST | settings), UPath(labelled) if labelled else None
-        app = create_app(self.settings, store, folder, folder.parent / "review" if folder else None, secret)
+        app = create_app(self.settings, store, folder, folder.parent / "review" if folder else None, secret, task)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self.socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"

@@ -61,7 +61,7 @@ def test_saved_is_what_is_loaded(store, save, trained):
 def test_the_name_tells_network_and_recipe(save, trained):
     accuracy = trained.history[trained.best_epoch - 1].validation_accuracy
     name = save().name
-    assert name.startswith(f"{SETTINGS.FAMILY}_2")
+    assert name.startswith(f"mnist_{SETTINGS.FAMILY}_2")
     assert name.endswith(f"Z_{SETTINGS.network_label}_bs16_adamw_lr1e-2_s0_acc{accuracy:.4f}")
 
 

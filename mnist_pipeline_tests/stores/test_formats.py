@@ -26,6 +26,7 @@ from mnist_pipeline.stores.versions import MANIFEST
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.task.drawing import drawn, encode
 from mnist_pipeline_tests.task.examples import TINY, png
 
 STORES = Path(__file__).parent
@@ -381,7 +382,16 @@ def test_a_deployed_model_of_other_images_is_replaced_by_force_only(environment,
     assert pipeline.store.production().version != of_other_images
 
 
-def test_a_deployed_model_of_other_images_is_not_served(store, of_other_images):
+@EARLIER
+def test_a_deployed_model_of_other_images_is_served_with_pictures_as_it_needs_them(store, of_other_images):
+    with Service(store) as service:
+        assert service.client.get("/model").json()["image_shape"] == [29, 29, 1]
+        [prediction] = service.predict(encode(drawn()), prepared=True).json()["predictions"]
+        assert np.shape(prediction["prepared"]) == (29, 29)
+
+
+@pytest.mark.parametrize("models", ["format_3"], indirect=True)
+def test_a_file_that_is_for_other_images_than_its_manifest_says_is_not_served(store, of_other_images):
     with Service(store) as service:
         assert service.client.get("/readyz").json()["problems"] == ["what is deployed now cannot be used"]
         assert service.client.get("/model").status_code == 503

@@ -18,7 +18,7 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.live import Deployment
 from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.task.drawing import crossed_seven, draw
@@ -94,13 +94,13 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
         deployment.stop()
 
     # The same training without the corrections: it is they that made the difference.
-    splits = split(dataset, no_images(TASK), SplitSettings())
+    splits = split(dataset, no_images(MNIST), SplitSettings())
     control = train(TrainingSettings(), splits)
-    model = model_from_bytes(control.weights, TrainingSettings(), TASK)
+    model = model_from_bytes(control.weights, TrainingSettings(), MNIST)
     images = np.stack([image for _, image in drawn])
-    without = float((predict_logits(model, images, TASK).argmax(1) == 7).float().mean())
+    without = float((predict_logits(model, images, MNIST).argmax(1) == 7).float().mean())
     print(f"crossed sevens: {before:.2f} before, {after:.2f} after, {without:.2f} after a training without corrections")
-    labels = predict_logits(model, dataset.test.images, TASK).argmax(1).numpy()
+    labels = predict_logits(model, dataset.test.images, MNIST).argmax(1).numpy()
     unaided = float((labels == dataset.test.labels).mean())
     print(f"test digits: {first.test_accuracy:.4f}, {deployed.test_accuracy:.4f} and {unaided:.4f}")
     assert before <= 0.5

@@ -11,14 +11,14 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.plots import drift_histograms
 from mnist_pipeline.ml.records import DriftReference, DriftReport
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.task.examples import TINY, embedded_images
 
 
 @pytest.fixture(scope="module")
 def predict(trained):
-    network = model_from_bytes(trained.weights, TrainingSettings(**TINY), TASK)
-    return lambda images: predict_logits(network, images, TASK).softmax(1).numpy()
+    network = model_from_bytes(trained.weights, TrainingSettings(**TINY), MNIST)
+    return lambda images: predict_logits(network, images, MNIST).softmax(1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def test_images() -> np.ndarray:
 def reference(predict) -> DriftReference:
     """Of digits that the model did not train on."""
     images = embedded_images().train.images[-1500:]
-    return drift.reference(images, predict(images))
+    return drift.reference(images, predict(images), MNIST)
 
 
 def compare(reference: DriftReference, predict, images: np.ndarray, parts: int = 1) -> DriftReport:
-    monitor = drift.DriftMonitor(reference)
+    monitor = drift.DriftMonitor(reference, MNIST)
     for part in np.array_split(images, parts):
         monitor.add(part, predict(part))
     return monitor.report()
@@ -96,7 +96,7 @@ def test_the_statistics_of_a_known_image():
     image = np.zeros((1, 28, 28), np.uint8)
     image[0, 4:24, 10:13] = 255  # a stroke of 3 by 20 pixels
     sure = np.eye(10, dtype=np.float32)[[4]]
-    found = {name: values[0] for name, values in drift.statistics(image, sure).items()}
+    found = {name: values[0] for name, values in drift.statistics(image, sure, MNIST).items()}
     assert found["predicted_label"] == 4
     assert found["certainty"] == pytest.approx(6)
     assert found["ink"] == pytest.approx(60 / 784)
@@ -106,7 +106,7 @@ def test_the_statistics_of_a_known_image():
 
 def test_the_statistics_of_an_image_with_ink_on_its_borders(predict):
     image = np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8)
-    found = {name: values[0] for name, values in drift.statistics(image, predict(image)).items()}
+    found = {name: values[0] for name, values in drift.statistics(image, predict(image), MNIST).items()}
     pixels = image[0].astype(float)
     framed = np.pad(pixels, 1)
     outline = np.abs(np.diff(framed, axis=0)).sum() + np.abs(np.diff(framed, axis=1)).sum()

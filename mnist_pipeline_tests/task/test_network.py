@@ -1,11 +1,14 @@
 """Each setting of the network and of its augmentation has an effect, in every architecture."""
 
 import pytest
+import torch
+from torch import nn
 
 from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import train
-from mnist_pipeline.task.spec import TASK
+from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.spec import MNIST, TaskSpec
 from mnist_pipeline_tests.task.examples import TINY, take
 
 CHANGES = [
@@ -19,6 +22,7 @@ CHANGES = [
     {"translation_pixels": 3.0},
     {"scaling_fraction": 0.0},
     {"shear_degrees": 0.0},
+    {"mirrored": True},
 ]
 
 
@@ -60,4 +64,32 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(splits, tm
 )
 def test_weights_of_another_architecture_are_refused(trained, change):
     with pytest.raises(ModelError, match="do not fit"):
-        model_from_bytes(trained.weights, settings(**change), TASK)
+        model_from_bytes(trained.weights, settings(**change), MNIST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"conv_channels": [8, 8], "conv_depths": [3, 5]}, {"conv_depths": [1, 4, 1]}, {"conv_depths": [1, 1, 4]}],
+    ids=str,
+)
+def test_more_convolutions_than_the_image_has_room_for_are_refused_before_anything_is_trained(splits, change):
+    with pytest.raises(ValueError, match=r"conv_depths .* are too many convolutions for 28x28 pixels"):
+        train(settings(**change), splits)
+
+
+@pytest.mark.parametrize(("side", "more"), [(28, 0), (32, 0), (64, 1), (96, 2), (128, 2)])
+def test_the_network_grows_with_the_image_and_its_head_does_not(side, more):
+    spec = TaskSpec(class_names=("a", "b"), image_shape=(side, side, 3), mean=(0.5,) * 3, std=(0.2,) * 3)
+    network, usual = (build_network(TrainingSettings(), each) for each in (spec, MNIST))
+    layers = [sum(isinstance(layer, nn.Conv2d) for layer in each.modules()) for each in (network, usual)]
+    assert layers == [3 + more, 3]
+    assert network.eval()(torch.zeros(2, 3, side, side)).shape == (2, 2)
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (network, usual)]
+    assert sizes[0] < 5 * sizes[1]
+
+
+def test_settings_of_before_build_the_same_layers_for_the_images_of_before():
+    """Wide feature maps, too: the weights of versions that were stored must fit."""
+    for change in ({"conv_channels": [4], "conv_depths": [1]}, {"conv_channels": [4, 8], "conv_depths": [1, 1]}):
+        chosen = settings(**change)
+        assert chosen.convolutions_for(28, 28) == chosen.convolutions

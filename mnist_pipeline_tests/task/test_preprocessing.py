@@ -8,8 +8,13 @@ from PIL import Image
 
 from mnist_pipeline.files import pictures
 from mnist_pipeline.files.pictures import ImageError
-from mnist_pipeline.task.preprocessing import read_image
+from mnist_pipeline.task import preprocessing
+from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.task.drawing import drawn, encode
+
+
+def read_image(data: bytes) -> np.ndarray:
+    return preprocessing.read_image(data, MNIST)
 
 
 @pytest.fixture(scope="module")

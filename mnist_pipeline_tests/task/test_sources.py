@@ -19,24 +19,25 @@ from torchvision.datasets import MNIST
 from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
-from mnist_pipeline.task import sources
+from mnist_pipeline.task import download
+from mnist_pipeline.task.catalog import FILES, KNOWN
+from mnist_pipeline.task.dataset import DatasetSettings
+from mnist_pipeline.task.download import DownloadError
 from mnist_pipeline.task.sources import (
     FAILURE_COUNTS_SECONDS,
     FAILURE_NOTE,
-    MIRRORS,
-    TEST_FILES,
-    TRAIN_FILES,
-    DownloadError,
     load_dataset,
     load_directory,
 )
-
-FILES = TRAIN_FILES + TEST_FILES
 
 
 @pytest.fixture
 def folder(raw_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(raw_folder, tmp_path / "mnist"))
+
+
+def asked(source: str, directory: Path, dataset: str = "mnist") -> DatasetSettings:
+    return DatasetSettings(dataset=dataset, source=source, directory=str(directory))
 
 
 def compress(folder: Path) -> None:
@@ -66,24 +67,24 @@ def test_torchvision_reads_the_same(folder, small_dataset, tmp_path):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(DataError, match=f"{name}.* is missing"):
-        load_dataset("directory", folder)
-    with pytest.raises(DataError, match="only a part of MNIST"):
-        load_dataset("auto", folder, ["http://127.0.0.1:9/"])
+        load_dataset(asked("directory", folder))
+    with pytest.raises(DataError, match="only a part of mnist"):
+        load_dataset(asked("auto", folder), ["http://127.0.0.1:9/"])
 
 
 def test_no_files_at_all(tmp_path):
-    with pytest.raises(DataError, match="Set MNIST_DIR"):
-        load_dataset("directory", tmp_path)
+    with pytest.raises(DataError, match="Set DATASET_DIR"):
+        load_dataset(asked("directory", tmp_path))
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_truncated_file_is_named_and_auto_does_not_hide_it(folder, compressed):
     if compressed:
         compress(folder)
-    name = TRAIN_FILES[0] + (".gz" if compressed else "")
+    name = FILES[0] + (".gz" if compressed else "")
     (folder / name).write_bytes((folder / name).read_bytes()[:-500])
     with pytest.raises(DataError, match=name):
-        load_dataset("auto", folder)
+        load_dataset(asked("auto", folder))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\0\0\x0d\3" + bytes(20), b"<html>not found</html>", b"\0\0\x08\3\0"])
@@ -94,7 +95,7 @@ def test_what_is_no_idx_file_is_refused(tmp_path, content):
 
 
 def test_labels_out_of_range_and_counts_that_differ(folder):
-    path = folder / TEST_FILES[1]
+    path = folder / FILES[3]
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([10]))
     with pytest.raises(DataError, match=r"0\.\.9, but 10 occurs"):
@@ -105,7 +106,7 @@ def test_labels_out_of_range_and_counts_that_differ(folder):
 
 
 def test_the_sample(tmp_path):
-    dataset = load_dataset("sample", tmp_path)
+    dataset = load_dataset(asked("sample", tmp_path))
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (4000, 1000)
     assert np.bincount(dataset.train.labels).tolist() == [400] * 10
     assert dataset.is_sample
@@ -134,12 +135,12 @@ def mirror(folder, tmp_path, monkeypatch):
 def test_download_and_continue(mirror, small_dataset, tmp_path):
     url, _, requests = mirror
     target = tmp_path / "target"
-    assert same(load_dataset("download", target, [url]), small_dataset)
+    assert same(load_dataset(asked("download", target), [url]), small_dataset)
     assert len(requests) == 4
     (target / f"{FILES[2]}.gz").write_bytes(b"damaged later")
-    load_dataset("download", target, [url])
+    load_dataset(asked("download", target), [url])
     assert len(requests) == 5
-    load_dataset("auto", target, ["http://127.0.0.1:9/"])
+    load_dataset(asked("auto", target), ["http://127.0.0.1:9/"])
     assert len(requests) == 5
 
 
@@ -147,12 +148,12 @@ def test_auto_continues_a_download_that_broke_off(mirror, small_dataset, tmp_pat
     url, folder, _ = mirror
     (target := tmp_path / "target").mkdir()
     shutil.copy(folder / f"{FILES[0]}.gz", target)
-    assert same(load_dataset("auto", target, [url]), small_dataset)
+    assert same(load_dataset(asked("auto", target), [url]), small_dataset)
 
 
 def test_a_second_mirror_is_tried(mirror, tmp_path):
     url, _, _ = mirror
-    assert len(load_dataset("download", tmp_path / "target", [url + "absent/", url]).test.labels) == 200
+    assert len(load_dataset(asked("download", tmp_path / "target"), [url + "absent/", url]).test.labels) == 200
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[:-1] + b"x", lambda data: b""])
@@ -161,14 +162,14 @@ def test_a_truncated_or_wrong_download_never_appears(mirror, tmp_path, damage):
     name = f"{FILES[1]}.gz"
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
     with pytest.raises(DownloadError, match=f"{name}.*expected MD5"):
-        load_dataset("download", tmp_path / "target", [url])
+        load_dataset(asked("download", tmp_path / "target"), [url])
     assert {path.name for path in (tmp_path / "target").iterdir()} == {f"{FILES[0]}.gz"}
 
 
 def test_auto_takes_the_sample_when_the_download_fails_and_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 1)
     target = tmp_path / "target"
-    dataset = load_dataset("auto", target, ["http://127.0.0.1:9/"])
+    dataset = load_dataset(asked("auto", target), ["http://127.0.0.1:9/"])
     assert dataset.is_sample
     assert (
         dataset.description
@@ -180,22 +181,23 @@ def test_auto_takes_the_sample_when_the_download_fails_and_says_why(tmp_path, mo
 def test_a_download_that_failed_is_tried_again_after_a_day_or_when_asked_for(mirror, tmp_path):
     url, _, requests = mirror
     target = tmp_path / "target"
-    load_dataset("auto", target, ["http://127.0.0.1:9/"])
-    assert load_dataset("auto", target, [url]).description.endswith("no mirror gave them within a day)")
+    load_dataset(asked("auto", target), ["http://127.0.0.1:9/"])
+    assert load_dataset(asked("auto", target), [url]).description.endswith("no mirror gave them within a day)")
     assert requests == []
     os.utime(target / FAILURE_NOTE, (time.time() - FAILURE_COUNTS_SECONDS - 60,) * 2)
-    assert not load_dataset("auto", target, [url]).is_sample
+    assert not load_dataset(asked("auto", target), [url]).is_sample
     assert not (target / FAILURE_NOTE).exists()
     (other := tmp_path / "other").mkdir()
     (other / FAILURE_NOTE).write_text("it failed")
-    assert not load_dataset("download", other, [url]).is_sample
+    assert not load_dataset(asked("download", other), [url]).is_sample
 
 
 def test_the_mirrors_are_those_of_torchvision_and_it_is_not_needed_to_find_none_answers(tmp_path):
-    assert list(MIRRORS) == MNIST.mirrors
+    assert list(KNOWN["mnist"].mirrors) == MNIST.mirrors
     code = (
-        "import sys; from pathlib import Path; from mnist_pipeline.task.sources import load_dataset\n"
-        "load_dataset('auto', Path(sys.argv[1]), ['http://127.0.0.1:9/']); print('torch' in sys.modules)"
+        "import sys; from mnist_pipeline.task.sources import load_dataset\n"
+        "from mnist_pipeline.task.dataset import DatasetSettings\n"
+        "load_dataset(DatasetSettings(directory=sys.argv[1]), ['http://127.0.0.1:9/']); print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
     assert run.stdout == "False\n"
@@ -203,7 +205,7 @@ def test_the_mirrors_are_those_of_torchvision_and_it_is_not_needed_to_find_none_
 
 @pytest.mark.full_mnist
 def test_full_mnist(full_mnist_dir):
-    dataset = load_dataset("directory", full_mnist_dir)
+    dataset = load_dataset(asked("directory", full_mnist_dir))
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (60_000, 10_000)
     assert np.bincount(dataset.train.labels).tolist()[:2] == [5923, 6742]
     assert dataset.train.images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)

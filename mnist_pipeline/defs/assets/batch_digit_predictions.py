@@ -87,7 +87,7 @@ def batch_digit_predictions(
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.inference import array_batches, find_inputs, inputs_digest, read_batches
 
-    predictor = deployed_predictor(model_store)
+    predictor = deployed_predictor(model_store, processed_mnist_data.spec)
     test = processed_mnist_data.test
     paths = existing_paths("input_paths", config.input_paths, prediction_input_dir.endpoint_url)
     paths = paths or input_folder(prediction_input_dir)

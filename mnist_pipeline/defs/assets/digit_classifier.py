@@ -86,7 +86,7 @@ def digit_classifier(
         data_version=data_version(splits.spec, *splits.parts.values()),
         code_version=TRAINING_CODE_VERSION,
         run_id=context.run_id,
-        drift_reference=drift.reference(splits.validation.images, exported.probabilities),
+        drift_reference=drift.reference(splits.validation.images, exported.probabilities, splits.spec),
         temperature=exported.temperature,
     )
     try:

@@ -50,11 +50,11 @@ def digit_predictions(
     from mnist_pipeline.ml.plots import predicted_images
     from mnist_pipeline.task.preprocessing import read_image
 
-    predictor = deployed_predictor(model_store)
+    predictor = deployed_predictor(model_store, processed_mnist_data.spec)
     images: list[tuple[str, np.ndarray]] = []
     for source, data in _requested(config, prediction_input_dir.endpoint_url):
         try:
-            images.append((source, read_image(data)))
+            images.append((source, read_image(data, predictor.spec)))
         except ImageError as error:
             raise dg.Failure(f"{source}: {error}", allow_retries=False) from error
     if not images:
@@ -69,6 +69,7 @@ def digit_predictions(
         Prediction(
             source=source,
             label=int(row.argmax()),
+            class_name=predictor.spec.class_names[int(row.argmax())],
             confidence=float(row.max()),
             needs_review=bool(row.max() < config.confidence_threshold),
             probabilities=[float(p) for p in row] if config.include_probabilities else None,

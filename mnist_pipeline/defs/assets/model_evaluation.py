@@ -76,7 +76,7 @@ def model_evaluation(
             "validation_accuracy": validation.accuracy,
             "validation_loss": validation.loss,
             "test_images": test.images,
-            "per_class": table([metrics.model_dump() for metrics in test.per_class]),
+            "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in test.per_class]),
             "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
             "worst_mistakes": picture(
                 mistake_grid(processed_mnist_data.test, mistakes, spec), "worst mistakes on test"

@@ -14,7 +14,7 @@ from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset
 
 MAX_CLASS_SHARE_DIFFERENCE = 0.02
-"""Rounding of a stratified split stays far below; labelled images may move the training shares up to here."""
+"""Labelled images may move the training shares up to here, and rounding those of validation by an image more."""
 
 USUAL_VALIDATION_FRACTION = (0.05, 0.5)
 """Less chooses the best epoch by chance, more leaves too little to train on."""
@@ -78,7 +78,7 @@ def processed_mnist_data(
         "sha256": digest,
         "classes": table(
             [
-                {"label": label, **dict(zip(labels, counts, strict=True))}
+                {"label": label, "class": spec.class_names[label], **dict(zip(labels, counts, strict=True))}
                 for label, counts in enumerate(zip(*(class_counts(p, spec) for p in labels.values()), strict=True))
             ]
         ),
@@ -100,11 +100,12 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
 
     train, validation, test, spec = processed_mnist_data
     shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
-    difference = float(np.abs(shares[0] - shares[1]).max())
+    difference, allowed = float(np.abs(shares[0] - shares[1]).max()), MAX_CLASS_SHARE_DIFFERENCE
+    allowed += 1 / len(validation.labels)
     yield dg.AssetCheckResult(
         check_name="class_balance",
-        passed=difference <= MAX_CLASS_SHARE_DIFFERENCE,
-        description=f"the share of a class differs by up to {difference:.4f}, allowed {MAX_CLASS_SHARE_DIFFERENCE}",
+        passed=difference <= allowed,
+        description=f"the share of a class differs by up to {difference:.4f}, allowed {allowed:.4f}",
         metadata={"largest_difference": difference},
     )
     # Labelled images may add to train; nothing may be missing, and test is handed on untouched.

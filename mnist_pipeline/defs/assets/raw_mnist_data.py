@@ -1,17 +1,24 @@
 """The raw data set, verified and untouched."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
-from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.metadata import left_out, picture, table
 from mnist_pipeline.defs.resources.folders import RawDataResource
 from mnist_pipeline.task.dataset import Dataset
 
+MOST_TO_LEAST = 10
+"""The ratio of the largest to the smallest class from which a network tends to overlook the small one."""
+
 CHECKS = [
     dg.AssetCheckSpec("complete", asset="raw_mnist_data", description="Shapes, sizes, and every class present."),
+    dg.AssetCheckSpec(
+        "class_sizes",
+        asset="raw_mnist_data",
+        description="Warns where a class has far fewer training images than another.",
+    ),
     dg.AssetCheckSpec("full_data_set", asset="raw_mnist_data", description="Warns while the sample stands in."),
 ]
 
@@ -35,7 +42,7 @@ def raw_mnist_data(
     from mnist_pipeline.task.sources import load_dataset
 
     try:
-        dataset = load_dataset(raw_data.source, Path(raw_data.directory), raw_data.mirrors)
+        dataset = load_dataset(raw_data.settings(), raw_data.mirrors)
     except DataError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     context.log.info("data: %s", dataset.description)
@@ -50,15 +57,17 @@ def raw_mnist_data(
             "data": dataset.description,
             "train_images": len(dataset.train.labels),
             "test_images": len(dataset.test.labels),
+            "task": spec.name,
             "sha256": digest,
             "classes": table(
                 [
-                    {"label": label, "train": train, "test": test}
+                    {"label": label, "class": spec.class_names[label], "train": train, "test": test}
                     for label, (train, test) in enumerate(zip(*counts.values(), strict=True))
                 ]
             ),
             "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
             "examples": picture(class_grid(dataset.train, spec), "training images of each class"),
+            **({"skipped_files": left_out(dataset.skipped)["left_out"]} if dataset.skipped else {}),
         },
     )
     yield from raw_data_checks(dataset)
@@ -71,20 +80,22 @@ def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
     from mnist_pipeline.task.dataset import validate
 
     problems: list[str] = []
+    spec = raw_mnist_data.spec
     numbers: dict[str, int] = {}
     for name, part in (("train", raw_mnist_data.train), ("test", raw_mnist_data.test)):
         try:
-            validate(part, name, raw_mnist_data.spec)
+            validate(part, name, spec)
         except DataError as error:
             problems.append(str(error))
             continue
-        counts = class_counts(part.labels, raw_mnist_data.spec)
+        counts = class_counts(part.labels, spec)
         numbers |= {f"{name}_images": len(part.labels), f"{name}_images_of_the_rarest_class": min(counts)}
-        if absent := [label for label, count in enumerate(counts) if not count]:
-            problems.append(f"{name} has no image of the classes {absent}")
+        if absent := [spec.class_names[label] for label, count in enumerate(counts) if not count]:
+            problems.append(f"{name} has no image of the classes {', '.join(absent)}")
     yield dg.AssetCheckResult(
         check_name="complete", passed=not problems, description="; ".join(problems) or None, metadata=numbers
     )
+    yield class_sizes(raw_mnist_data)
     images = len(raw_mnist_data.train.labels) + len(raw_mnist_data.test.labels)
     yield dg.AssetCheckResult(
         check_name="full_data_set",
@@ -92,4 +103,22 @@ def raw_data_checks(raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
         severity=dg.AssetCheckSeverity.WARN,
         description=f"only {images:,} images: {raw_mnist_data.description}" if raw_mnist_data.is_sample else None,
         metadata={"images": images},
+    )
+
+
+def class_sizes(raw_mnist_data: Dataset) -> dg.AssetCheckResult:
+    """Compare the largest and the smallest class to train on."""
+    from mnist_pipeline.ml.data import class_counts
+
+    spec = raw_mnist_data.spec
+    names, counts = spec.class_names, class_counts(raw_mnist_data.train.labels, spec)[: spec.classes]
+    most, least = counts.index(max(counts)), counts.index(min(counts))
+    alike = counts[most] <= MOST_TO_LEAST * counts[least]
+    return dg.AssetCheckResult(
+        check_name="class_sizes",
+        passed=alike,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{names[most]} has {counts[most]:,} training images and {names[least]} only {counts[least]:,}"
+        + ("" if alike else ": consider class_weights: balanced for digit_classifier"),
+        metadata={"largest_class": counts[most], "smallest_class": counts[least]},
     )

@@ -39,13 +39,29 @@ export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 export const waitingText = (count) =>
   `${count} ${count === 1 ? "correction waits" : "corrections wait"} for the next training.`;
 
-// A button for each class; `chosen` is called with its label.
-export function classButtons(place, names, chosen) {
+// A name in a sentence: of one or two characters it is a sign, "a 7", else a word.
+export const named = (name) => (name.length > 2 ? name : `a ${name}`);
+
+const MOST_BUTTONS = 20;
+
+// A button for each class, or one list of many classes; `chosen` is called with a label.
+export function classChoice(place, names, chosen) {
+  if (names.length > MOST_BUTTONS) {
+    const list = document.createElement("select");
+    list.setAttribute("aria-label", "The right class");
+    list.append(new Option("Choose the class …", ""), ...names.map((name, label) => new Option(name, label)));
+    list.addEventListener("change", () => {
+      if (list.value !== "") chosen(Number(list.value));
+      list.value = ""; // so that the same class can be chosen again
+    });
+    place.replaceChildren(list);
+    return;
+  }
   const buttons = names.map((name, label) => {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = name;
-    button.setAttribute("aria-label", `It is a ${name}`);
+    button.setAttribute("aria-label", `It is ${named(name)}`);
     button.addEventListener("click", () => chosen(label));
     return button;
   });

@@ -1,8 +1,9 @@
-import { call, classButtons, correct, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classChoice, correct, named, percent, showPixels, takeBack, waitingText } from "./api.js";
 import { Pad } from "./pad.js";
 
 const element = (id) => document.getElementById(id);
-const bars = []; // one a class
+const MOST_BARS = 10;
+const bars = []; // one a class, or of many classes, of the likeliest
 let names = []; // of the classes
 let dropped = null; // the image file that is shown instead of a drawing
 let seen = null; // the prepared picture of the last prediction
@@ -12,17 +13,32 @@ let storing = false;
 let asking = false;
 let again = false;
 
-function useClasses(classNames) {
-  if (String(classNames) === String(names)) return;
+function useTask({ class_names: classNames, pictures }) {
+  const drawing = pictures === "handwriting";
+  if (pad.enabled !== drawing) {
+    pad.enabled = drawing;
+    element("how-to-draw").hidden = !drawing;
+    element("how-to-show").hidden = drawing;
+    document.title = element("title").textContent = drawing ? "Draw and see" : "Show and see";
+  }
+  if (JSON.stringify(classNames) === JSON.stringify(names)) return;
   names = classNames;
-  bars.splice(0, bars.length, ...names.map((name) => {
+  bars.splice(0, bars.length, ...names.slice(0, MOST_BARS).map((name) => {
     const row = document.createElement("li");
     row.innerHTML = `<span></span><div class="track"><div class="bar"></div></div><span class="share">0.0 %</span>`;
     row.firstChild.textContent = name;
     return row;
   }));
   element("bars").replaceChildren(...bars);
-  classButtons(element("labels"), names, store);
+  element("article").hidden = Math.max(...names.map((name) => name.length)) > 2;
+  classChoice(element("labels"), names, store);
+}
+
+// The labels of the bars: all in their order, or of many classes the likeliest first.
+function shown(probabilities) {
+  const labels = [...probabilities.keys()];
+  if (labels.length <= MOST_BARS) return labels;
+  return labels.sort((one, other) => probabilities[other] - probabilities[one]).slice(0, MOST_BARS);
 }
 
 const pad = new Pad(
@@ -44,7 +60,7 @@ async function predict() {
   element("correction").disabled = true;
   again = asking;
   if (asking) return;
-  if (pad.isEmpty && !dropped) return reset("Nothing is drawn yet.");
+  if (pad.isEmpty && !dropped) return reset("There is no picture yet.");
   asking = true;
   element("prediction").ariaBusy = "true";
   try {
@@ -68,14 +84,16 @@ function show({ predictions: [prediction] }, isLatest) {
   element("label").textContent = name;
   element("label").classList.toggle("word", name.length > 2);
   element("label").classList.toggle("unsure", prediction.needs_review);
-  prediction.probabilities.forEach((share, label) => {
-    bars[label].querySelector(".bar").style.transform = `scaleX(${share})`;
-    bars[label].querySelector(".share").textContent = percent(share);
-    bars[label].classList.toggle("best", label === prediction.label);
+  shown(prediction.probabilities).forEach((label, position) => {
+    const [row, share] = [bars[position], prediction.probabilities[label]];
+    row.firstChild.textContent = names[label];
+    row.querySelector(".bar").style.transform = `scaleX(${share})`;
+    row.querySelector(".share").textContent = percent(share);
+    row.classList.toggle("best", label === prediction.label);
   });
   showPixels(element("prepared"), prediction.prepared);
-  const doubt = prediction.needs_review ? "Not sure, perhaps a" : "This is a";
-  element("status").textContent = `${doubt} ${name} (${percent(prediction.confidence)}).`;
+  const doubt = prediction.needs_review ? "Not sure, perhaps" : "This is";
+  element("status").textContent = `${doubt} ${named(name)} (${percent(prediction.confidence)}).`;
   if (isLatest) seen = prediction.prepared;
   element("correction").disabled = !isLatest;
 }
@@ -101,7 +119,7 @@ async function store(label) {
     undo.type = "button";
     undo.textContent = "Take it back";
     undo.addEventListener("click", () => undoStored(id));
-    element("stored").replaceChildren(`Thank you: stored as a ${names[label]}. `, undo);
+    element("stored").replaceChildren(`Thank you: stored as ${named(names[label])}. `, undo);
   } catch (error) {
     element("stored").textContent = error.message;
   } finally {
@@ -143,7 +161,7 @@ async function showState() {
 async function showModel() {
   try {
     const { test_accuracy: accuracy, deployed_at: since, ...deployed } = await call("model");
-    useClasses(deployed.class_names);
+    useTask(deployed);
     const isAnother = model && model !== deployed.model;
     model = deployed.model;
     if (isAnother && !asking) predict();
@@ -160,10 +178,13 @@ for (const change of ["undo", "clear"]) {
     if (pad.isEmpty) pad.focus(); // the button is switched off
   });
 }
-element("file").addEventListener("change", (event) => {
-  open(event.target.files[0]);
-  event.target.value = ""; // so that the same file can be opened again
-});
+for (const input of ["file", "camera"]) {
+  element(input).addEventListener("change", (event) => {
+    open(event.target.files[0]);
+    event.target.value = ""; // so that the same file can be opened again
+  });
+}
+document.addEventListener("paste", (event) => open(event.clipboardData.files[0]));
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();

@@ -11,6 +11,7 @@ export class Pad {
   #picture = null;
   #pen = { x: 140, y: 140, down: false };
   #shown = false; // the keyboard's pen
+  #enabled = true;
 
   // `changed` is called after every change, `said` with a sentence for those who do not see the pen.
   constructor(canvas, changed, said) {
@@ -24,6 +25,18 @@ export class Pad {
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => this.#hidePen());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#paint(this.#shown));
+  }
+
+  get enabled() {
+    return this.#enabled;
+  }
+
+  // Where nothing can be drawn, pictures are shown all the same.
+  set enabled(enabled) {
+    this.#enabled = enabled;
+    this.#canvas.classList.toggle("only-shows", !enabled);
+    this.#canvas.setAttribute("role", enabled ? "application" : "img");
+    this.#canvas.ariaLabel = enabled ? "Drawing area" : "The picture";
   }
 
   get isEmpty() {
@@ -68,7 +81,7 @@ export class Pad {
   }
 
   #begin(event) {
-    if (event.button !== 0 || this.#pointer !== undefined) return;
+    if (!this.#enabled || event.button !== 0 || this.#pointer !== undefined) return;
     this.#pointer = event.pointerId;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#canvas.focus({ preventScroll: true });
@@ -101,6 +114,7 @@ export class Pad {
   }
 
   #key(event) {
+    if (!this.#enabled && event.key !== "Delete" && event.key !== "Escape") return;
     if (event.key in ARROWS) {
       const [dx, dy] = ARROWS[event.key];
       this.#pen.x = Math.min(this.#canvas.width, Math.max(0, this.#pen.x + dx * KEY_STEP));

@@ -1,6 +1,7 @@
-import { call, classButtons, correct, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classChoice, correct, named, percent, showPixels, takeBack, waitingText } from "./api.js";
 
 const element = (id) => document.getElementById(id);
+const KEYS = 10; // one figure each
 let items = [];
 let names = []; // of the classes
 let done = []; // [item, id of its correction, or null if it was skipped]
@@ -30,12 +31,14 @@ async function once(act) {
   }
 }
 
+const hasKeys = () => names.length <= KEYS;
+
 const label = (number) =>
   once(async () => {
     if (!items.length) return;
     const { id, waiting } = await correct(items[0].image, number);
     done.push([items.shift(), id]);
-    element("stored").textContent = `Stored as a ${names[number]}.`;
+    element("stored").textContent = `Stored as ${named(names[number])}.`;
     element("waiting").textContent = waitingText(waiting);
   });
 
@@ -64,8 +67,9 @@ async function showWaiting() {
 element("skip").addEventListener("click", skip);
 element("undo").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest?.("dialog")) return;
-  if (/^[0-9]$/.test(event.key) && Number(event.key) < names.length) label(Number(event.key));
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest?.("dialog, select")) return; // they have keys of their own
+  if (hasKeys() && /^[0-9]$/.test(event.key) && Number(event.key) < names.length) label(Number(event.key));
   else if (event.key.toLowerCase() === "s") skip();
   else if (event.key.toLowerCase() === "u") undo();
 });
@@ -73,8 +77,8 @@ once(async () => {
   items = await call("review/items");
   if (items.length) {
     names = (await call("model")).class_names;
-    classButtons(element("labels"), names, label);
-    element("keys").textContent = `(keys 0 to ${Math.min(names.length, 10) - 1})`;
+    classChoice(element("labels"), names, label);
+    if (hasKeys()) element("keys").textContent = `(keys 0 to ${names.length - 1})`;
   }
   await showWaiting();
 });

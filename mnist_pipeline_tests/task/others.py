@@ -1,0 +1,110 @@
+"""Small data sets of other tasks, made of shapes that a small network can tell apart."""
+
+import gzip
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mnist_pipeline.task.catalog import KNOWN
+
+SMALL: dict[str, Any] = {
+    "conv_channels": [8, 16, 32],
+    "hidden_units": [64],
+    "conv_dropout": 0.0,
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "epochs": 6,
+    "precision": "float32",
+}
+"""A network that learns these within seconds."""
+
+
+def sign(label: int, side: int, chance: np.random.Generator) -> Image.Image:
+    """A class as a pattern of 4x4 fields, light and grey on dark, near the middle."""
+    cell = max(2, side // 7)
+    fields = np.random.default_rng(label).integers(0, 2, (4, 4), np.uint8) * 190 + 60
+    picture = Image.new("L", (side, side))
+    top, left = (int(chance.integers(-1, 2)) + (side - 4 * cell) // 2 for _ in range(2))
+    picture.paste(Image.fromarray(fields).resize((4 * cell, 4 * cell), Image.Resampling.NEAREST), (left, top))
+    noise = chance.integers(0, 12, (side, side), np.uint8)  # no two alike
+    noise[[0, -1]] = noise[:, [0, -1]] = 0
+    return Image.fromarray(np.asarray(picture) + noise)
+
+
+def write_idx(folder: Path, name: str, *, train: int, test: int) -> None:
+    """Write the four gzipped files of a known data set, with so many images a class."""
+    known, chance = KNOWN[name], np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for images_file, labels_file, count in ((*known.files[:2], train), (*known.files[2:], test)):
+        labels = chance.permutation(np.repeat(np.arange(len(known.class_names)), count)).astype(np.uint8)
+        images = np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels])
+        stored = images.swapaxes(1, 2) if known.transposed else images
+        for file, array in ((images_file, stored), (labels_file, labels + np.uint8(known.first_label))):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{file}.gz").write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+
+
+def photo(label: int, chance: np.random.Generator, size: tuple[int, int] | None = None) -> Image.Image:
+    """A colour photo of a thing: an ellipse, a box or a cross, in a colour of its class, on a noisy ground."""
+    width, height = size or (int(chance.integers(40, 120)), int(chance.integers(40, 120)))
+    ground = chance.integers(90, 140, (height, width, 3), np.uint8)
+    picture = Image.fromarray(ground)
+    draw, colour = ImageDraw.Draw(picture), [(220, 40, 40), (40, 200, 60), (50, 70, 230)][label % 3]
+    box = [width * 0.2, height * 0.2, width * 0.8, height * 0.8]
+    match label % 3:
+        case 0:
+            draw.ellipse(box, fill=colour)
+        case 1:
+            draw.rectangle(box, fill=colour)
+        case _:
+            draw.line(box, fill=colour, width=max(4, width // 6))
+            draw.line([box[0], box[3], box[2], box[1]], fill=colour, width=max(4, width // 6))
+    return picture
+
+
+def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+FORMS: Sequence[tuple[str, Callable[[Image.Image], bytes]]] = (
+    ("png", saved),
+    ("jpg", lambda picture: saved(picture, "JPEG", quality=92)),
+    ("webp", lambda picture: saved(picture, "WEBP", lossless=True)),
+    ("png", lambda picture: saved(picture.convert("P", palette=Image.Palette.ADAPTIVE))),
+    ("png", lambda picture: saved(picture.convert("RGBA"))),
+    ("tif", lambda picture: saved(picture.convert("CMYK"), "TIFF")),
+    ("jpg", lambda picture: saved(picture.rotate(90, expand=True), "JPEG", exif=turned_right())),
+)
+"""Endings, and the ways to write a picture so that it looks the same."""
+
+
+def turned_right() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter to the right to see it upright
+    return exif
+
+
+def write_photos(folder: Path, names: Sequence[str], count: int) -> None:
+    """Write `<class>/<image>`, so many photos a class, of many sizes, formats and modes."""
+    chance = np.random.default_rng(0)
+    for label, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            ending, write = FORMS[number % len(FORMS)]
+            (folder / name / f"{number:04d}.{ending}").write_bytes(write(photo(label, chance)))
+
+
+def write_signs(folder: Path, classes: int, count: int, side: int = 32) -> None:
+    """Write `train/<class>/<image>` and `test/<class>/<image>` of many classes, in grey."""
+    chance = np.random.default_rng(0)
+    for part, images in (("train", count), ("test", max(1, count // 4))):
+        for label in range(classes):
+            (place := folder / part / f"sign {label:03d}").mkdir(parents=True)
+            for number in range(images):
+                (place / f"{number}.png").write_bytes(saved(sign(label, side, chance)))
