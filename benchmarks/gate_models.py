@@ -64,7 +64,7 @@ def predicted(kind: str, seed: int, data: Path, results: Path, device: str) -> n
         splits = split(dataset, no_images(dataset.spec), SplitSettings())
         settings = TrainingSettings(seed=seed, device=device, **CANDIDATES.get(kind, {}))
         result = train(settings, splits._replace(train=changed(splits.train, kind)))
-        network = model_from_bytes(result.weights, settings.network(), dataset.spec)
+        network = model_from_bytes(result.weights, settings.architecture(), dataset.spec)
         np.save(path, predict_logits(network, splits.test.images, dataset.spec).argmax(1).numpy())
     return np.load(path)
 

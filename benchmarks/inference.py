@@ -45,7 +45,7 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
         name="benchmark",
         weights_sha256="",
         task=splits.spec,
-        network=settings.network(),
+        network=settings.architecture(),
         training=TrainingRecord(drift_reference=reference),
     )
     return manifest, result.weights, exported.onnx

@@ -8,6 +8,7 @@ from mnist_pipeline.defs import assets as asset_files
 from mnist_pipeline.defs.alerts.channels import channels_from_environment
 from mnist_pipeline.defs.alerts.sensor import alert_sensor
 from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifier
+from mnist_pipeline.defs.assets.raw_mnist_data import raw_code_version, raw_mnist_data
 from mnist_pipeline.defs.conditions import scheduled
 from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
 from mnist_pipeline.defs.jobs import (
@@ -74,6 +75,8 @@ def _automated(asset: dg.AssetsDefinition, environment: Environment) -> dg.Asset
     """The asset with the schedules of the environment in place of the defaults."""
 
     def automated(spec: dg.AssetSpec) -> dg.AssetSpec:
+        if spec.key == raw_mnist_data.key:
+            spec = spec.replace_attributes(code_version=raw_code_version(environment.dataset_settings()))
         condition = (
             RETRAIN[environment.model_retrain] if spec.key == digit_classifier.key else spec.automation_condition
         )

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, require_url
 from mnist_pipeline.files.folders import Links
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetName, DatasetSettings, Source, task_name
-from mnist_pipeline.task.spec import Pictures
+from mnist_pipeline.task.spec import TASK_NAME, Pictures
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +28,11 @@ STORES_OF_BEFORE = ("local", "s3")
 
 DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}
 """The names of before there was more than one data set; they are still read."""
+
+TAKEN_NAMES = frozenset(get_args(DatasetName)) | {
+    *("data", "models", "labelled", "predictions", "review", "checkpoints"),
+}
+"""The names of data sets, and of the places below the storage root."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
 """Values of earlier versions of the code that are still read."""
@@ -58,7 +63,9 @@ class Environment(BaseModel):
     dataset: DatasetName = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
     dataset_source: Source = Field("auto", description="Of a data set with a name: where it comes from.")
     dataset_dir: str = Field("", description="Folder of its files; downloads go there.")
-    dataset_name: str | None = Field(None, description="With DATASET=folder: the name of the task; else the folder's.")
+    dataset_name: str | None = Field(
+        None, pattern=TASK_NAME, description="With DATASET=folder: the name of the task; else the folder's."
+    )
     image_size: str | None = Field(None, pattern=r"^\d{1,4}(x\d{1,4})?$", description="With DATASET=folder: 64, 48x64.")
     image_channels: Literal["1", "3"] | None = Field(None, description="With DATASET=folder: 1 grey, 3 colour.")
     pictures: Pictures | None = Field(None, description="With DATASET=folder: the kind of pictures; photos.")
@@ -216,7 +223,8 @@ class Environment(BaseModel):
             name, _, problem = error.errors()[0]["msg"].removeprefix("Value error, ").partition(" ")
             variable = "DATASET_NAME" if name == "name" else name.upper()
             raise ValueError(f"{variable if name in DatasetSettings.model_fields else name} {problem}") from None
-        self.task_name  # noqa: B018  # it may be none
+        if self.dataset == "folder" and self.task_name in TAKEN_NAMES:
+            raise ValueError(f"the task cannot be called {self.task_name!r}, as other things are: set DATASET_NAME")
         return self
 
     def dataset_settings(self) -> DatasetSettings:
@@ -233,6 +241,7 @@ class Environment(BaseModel):
             image_size=(size[0], size[-1]) if size else None,
             image_channels=int(self.image_channels) if self.image_channels else None,
             pictures=self.pictures,
+            links=self.folder_links,
         )
 
     @property

@@ -121,7 +121,6 @@ def test_loading_imports_nothing_heavy():
 LOOK_ONCE = """
 import json, sys
 import dagster as dg
-from mnist_pipeline.defs.resources.folders import RawDataResource
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
 
@@ -338,6 +337,9 @@ def test_each_task_has_places_of_its_own(variables, place, task):
         ({"DATASET": "kmnist", "MNIST_DIR": "/m"}, "MNIST_DIR would be ignored with DATASET=kmnist: set DATASET_DIR"),
         ({"MNIST_DIR": "/m", "DATASET_DIR": "/n"}, "MNIST_DIR is the name of before of DATASET_DIR: set one"),
         ({"IMAGE_SIZE": "64"}, "IMAGE_SIZE has an effect only with the data set 'folder'"),
+        ({"DATASET": "folder", "DATASET_DIR": "/d/models"}, "the task cannot be called 'models'"),
+        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "DATASET_NAME": "kmnist"}, "the task cannot be called 'kmnist'"),
+        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "DATASET_NAME": "My x"}, "DATASET_NAME: .*pattern"),
         ({"DATASET_NAME": "x"}, "DATASET_NAME has an effect only with the data set 'folder'"),
         ({"DATASET": "folder", "DATASET_DIR": "/d/x", "IMAGE_SIZE": "big"}, "IMAGE_SIZE: "),
         ({"DATASET": "folder", "DATASET_DIR": "/d/x", "IMAGE_SIZE": "0"}, r"IMAGE_SIZE must be in 1\.\.4096"),

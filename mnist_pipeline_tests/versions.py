@@ -24,7 +24,7 @@ def save(
     """Save a new version, with `weights` in place of those that were trained, or another `onnx` file."""
     return store.save(
         weights or trained.weights,
-        onnx or exported(trained.weights, settings.network().model_dump_json()),
+        onnx or exported(trained.weights, settings.architecture().model_dump_json()),
         task=MNIST,
         settings=settings,
         history=trained.history,

@@ -1,6 +1,7 @@
 """Splitting, joining and fingerprinting of images held as uint8 arrays."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -50,8 +51,15 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
     images, labels = dataset.train
     counts = class_counts(labels, dataset.spec)
     present = [count for count in counts if count]
-    if min(present, default=0) < 2 or len(labels) < 2 * len(present):
-        raise DataError(f"each class needs at least 2 training images to be split, but the counts are {counts}")
+    if min(present, default=0) < 2:
+        few = [name for name, count in zip(dataset.spec.class_names, counts, strict=True) if count == 1]
+        raise DataError(f"each class needs at least 2 training images to be split: {', '.join(few)} has fewer")
+    held = math.ceil(settings.validation_fraction * len(labels))
+    if min(held, len(labels) - held) < len(present):
+        raise DataError(
+            f"validation_fraction {settings.validation_fraction:g} of {len(labels)} training images leaves fewer than "
+            f"one of each of {len(present)} classes on one side: set it nearer to 0.5, or add images"
+        )
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=settings.validation_fraction, random_state=settings.seed, stratify=labels
     )

@@ -41,8 +41,12 @@ class Contender(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of the images that it labels correctly, 0..1."""
-        return float(self.correct.mean())
+        """The share of the images of classes that it knows which it labels correctly, 0..1."""
+        return float((self.correct if self.unknown is None else self.correct[~self.unknown]).mean())
+
+    def shares_classes(self, other: "Contender") -> bool:
+        """Return whether there is an image of a class that both know."""
+        return bool((~_unknown(self) & ~_unknown(other)).any())
 
 
 class Evidence(NamedTuple):
@@ -83,6 +87,7 @@ def decide(
     reference: Contender | None,
     policy: DeploymentSettings,
     rolled_back_because: str | None = None,
+    same_task: bool = True,
 ) -> Verdict:
     """Decide whether `candidate` takes the place of `incumbent`, all scored on the same test images.
 
@@ -114,9 +119,10 @@ def decide(
     just beyond the margin, one a week, one or more come through in over half of the years.
 
     `reference` is None where it is the incumbent itself. `rolled_back_because` is the reason for which these very
-    weights were taken out of production; then only `manual` and `force` bring them back.
+    weights were taken out of production; then only `manual` and `force` bring them back. `same_task` is False where the
+    task of the incumbent has other names, which are not in the weights: then equal weights are another model.
     """
-    if incumbent and candidate.digests.same(incumbent.digests):
+    if incumbent and same_task and candidate.digests.same(incumbent.digests):
         return Verdict("unchanged", f"{incumbent.name}, with the same weights, is deployed already")
     rivals: dict[Literal["incumbent", "reference"], Contender | None] = {
         "incumbent": incumbent,
@@ -139,10 +145,7 @@ def compare(candidate: Contender, rival: Contender, role: Literal["incumbent", "
 
     There must be such images.
     """
-    known = np.ones(len(rival.correct), bool)
-    for contender in (candidate, rival):
-        if contender.unknown is not None:
-            known &= ~contender.unknown
+    known = ~_unknown(candidate) & ~_unknown(rival)
     ours, theirs = candidate.correct[known], rival.correct[known]
     fixed, broken, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(theirs)
     evidence = weigh(fixed, broken, images, mistakes=int((~theirs).sum()))
@@ -157,6 +160,10 @@ def compare(candidate: Contender, rival: Contender, role: Literal["incumbent", "
         regression=(broken - fixed) / images,
         **evidence._asdict(),
     )
+
+
+def _unknown(contender: Contender) -> np.ndarray:
+    return np.zeros(len(contender.correct), bool) if contender.unknown is None else contender.unknown
 
 
 def weigh(fixed: int, broken: int, images: int, mistakes: int) -> Evidence:

@@ -33,7 +33,7 @@ def read_labelled(root: UPath, spec: TaskSpec, links: Links = "inside") -> Label
     for name, entry in found.files.items():
         folder, _, rest = name.partition("/")
         if folder not in label_of or "/" in rest or not rest:
-            skipped[name] = f"not in a folder of a class: {', '.join(spec.class_folders)}"
+            skipped[name] = f"not in a folder of a class (rename it if the class was): {', '.join(spec.class_folders)}"
         elif not is_image(name):
             skipped[name] = "not an image file"
         else:

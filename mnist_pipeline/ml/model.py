@@ -1,5 +1,9 @@
 """A network of the task while it is trained: as bytes, on a device, and what it says about images."""
 
+import logging
+from pathlib import Path
+from pickle import UnpicklingError
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -10,9 +14,11 @@ from torch.nn import functional as F
 
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.predictor import BATCH_SIZE
-from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.networks import build_network
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
+
+log = logging.getLogger(__name__)
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -60,6 +66,31 @@ def model_from_bytes(weights: bytes, settings: NetworkSettings, spec: TaskSpec) 
             f"train anew and deploy by strategy `force`: {error}"
         ) from error
     return model.eval()
+
+
+def load_initial_weights(model: nn.Module, path: Path) -> None:
+    """Give a network the tensors of a file that have a name and a shape of its own; the rest stays as it is.
+
+    The names may lack the `model.` in front that those of torchvision's models have here. Raises ValueError if the file
+    cannot be read as a safetensors file or a state dict, or if it has no tensor for the network. Nothing is executed.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            found = load_safetensors(path.read_bytes())
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"initial_weights: {path} cannot be read: {error}") from error
+    own, prefix = model.state_dict(), "model."
+    tensors = (
+        {name: value for name, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}
+    )
+    named = {name if name in own else prefix + name: tensor for name, tensor in tensors.items()}
+    fitting = {name: tensor for name, tensor in named.items() if name in own and tensor.shape == own[name].shape}
+    if not fitting:
+        raise ValueError(f"initial_weights: {path} has no tensor for this network, which begins with {next(iter(own))}")
+    log.info("%d of %d tensors begin as in %s", len(fitting), len(own), path)
+    model.load_state_dict(own | fitting)
 
 
 def choose_device(choice: str) -> torch.device:

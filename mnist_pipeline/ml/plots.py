@@ -52,7 +52,7 @@ def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
             axis.axis("off")
             if row < len(of_label):
                 axis.imshow(split.images[of_label[row]], **_colours(spec))
-        axes[0, column].set_title(spec.class_names[label], **_slanted(spec))
+        axes[0, column].set_title(_names(spec)[label], **_slanted(spec))
     return _png(figure)
 
 
@@ -103,7 +103,7 @@ def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
 
 def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: TaskSpec) -> bytes:
     """Draw the images of `mistakes` with true label, predicted label and confidence."""
-    names = spec.class_names
+    names = _names(spec)
     titles = [f"{names[m.label]} read as {names[m.predicted]}\n{m.confidence:.3f}" for m in mistakes]
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles, spec)
 
@@ -115,7 +115,7 @@ def disagreement_grid(
 
     `candidate` and `incumbent` are the labels (N,) that the two predict. A title has the true label and the wrong one.
     """
-    names, images, titles, colours = spec.class_names, [], [], []
+    names, images, titles, colours = _names(spec), [], [], []
     for right, wrong, word, colour in (
         (candidate, incumbent, "fixed", "tab:green"),
         (incumbent, candidate, "broken", "tab:red"),
@@ -131,7 +131,7 @@ def disagreement_grid(
 
 def predicted_images(images: np.ndarray, predictions: Sequence[Prediction], spec: TaskSpec) -> bytes:
     """Draw each image as the model sees it, with label and confidence; at most the first 100."""
-    names = spec.class_names
+    names = _names(spec)
     titles = [f"{names[p.label]}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
     return _titled_grid(images[:100], titles[:100], spec)
 
@@ -149,7 +149,7 @@ def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:
     return _png(figure)
 
 
-def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
+def drift_histograms(reference: DriftReference, report: DriftReport, spec: TaskSpec) -> bytes:
     """Draw the share of each bin, validation split beside batch; the title says where they differ."""
     rows = -(-len(report.findings) // 3)
     figure = Figure(figsize=(11, 2.5 * rows), dpi=DPI, layout="constrained")
@@ -164,7 +164,10 @@ def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
             color="tab:red" if finding.drifted else "black",
             fontsize=10,
         )
-        axes.set(xlabel="label" if finding.statistic == "predicted_label" else "bin, low to high", ylabel="share")
+        axes.set(xlabel="bin, low to high", ylabel="share")
+        if finding.statistic == "predicted_label":
+            axes.set_xlabel("")
+            _name_ticks(axes.set_xticks, spec)
     figure.axes[0].legend(fontsize=8)
     return _png(figure)
 
@@ -172,6 +175,11 @@ def drift_histograms(reference: DriftReference, report: DriftReport) -> bytes:
 def _colours(spec: TaskSpec) -> dict[str, Any]:
     """Return how an image is shown: handwriting dark on light."""
     return {"cmap": "gray_r" if spec.pictures == "handwriting" else "gray", "vmin": 0, "vmax": 255}
+
+
+def _names(spec: TaskSpec) -> list[str]:
+    """Return the names of the classes so that no dollar sign begins a formula."""
+    return [name.replace("$", r"\$") for name in spec.class_names]
 
 
 def _readable(spec: TaskSpec) -> list[int]:
@@ -182,7 +190,7 @@ def _readable(spec: TaskSpec) -> list[int]:
 def _name_ticks(set_ticks: Callable[..., Any], spec: TaskSpec, slanted: bool = True) -> None:
     """Name the classes along an axis."""
     labels = _readable(spec)
-    set_ticks(labels, [spec.class_names[label] for label in labels], **(_slanted(spec) if slanted else {"fontsize": 8}))
+    set_ticks(labels, [_names(spec)[label] for label in labels], **(_slanted(spec) if slanted else {"fontsize": 8}))
 
 
 def _slanted(spec: TaskSpec) -> dict[str, Any]:

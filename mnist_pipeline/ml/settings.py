@@ -78,6 +78,11 @@ class RecipeSettings(Settings):
         None, gt=0, le=1, description=f"Only with step: factor of a decay; {DEFAULT_STEP_GAMMA} when not given."
     )
 
+    initial_weights: str | None = Field(
+        None,
+        description="A file of weights to begin with, of an earlier version or of torchvision: .safetensors, or a "
+        "state dict of PyTorch. What has another name or shape in the network begins at random, as the last layer may.",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description="balanced: in the training loss an image counts the more the rarer its class is, so that each "
@@ -138,7 +143,7 @@ class TrainingSettings(NetworkSettings, AugmentationSettings, RecipeSettings):
     They are inherited, not nested, since dagster.Config refuses nested models.
     """
 
-    def network(self) -> NetworkSettings:
+    def architecture(self) -> NetworkSettings:
         """Return the part that decides the architecture."""
         return NetworkSettings(**self.model_dump(include=set(NetworkSettings.model_fields)))
 

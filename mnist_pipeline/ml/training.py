@@ -23,6 +23,7 @@ from mnist_pipeline.ml.model import (
     choose_device,
     computes_bfloat16,
     cross_entropy,
+    load_initial_weights,
     normalize,
     predict_logits,
     weights_to_bytes,
@@ -38,7 +39,7 @@ from mnist_pipeline.ml.settings import (
     TrainingSettings,
 )
 from mnist_pipeline.task.augmentation import augment
-from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.networks import build_network
 from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def train(
     of the same settings, data and code continues from the last one; `discard_checkpoint` removes it.
     Equal settings and data give equal weights on the same device, resumed or not.
 
-    Raises TrainingDiverged when the loss is not finite, ValueError when the device is not there.
+    Raises TrainingDiverged when the loss is not finite, ValueError when the device is not there, the images are too
+    small for the network, or the initial weights are not for it.
     """
     device = choose_device(settings.device)
     torch.backends.cudnn.deterministic = True  # no effect but on CUDA
@@ -200,6 +202,8 @@ def _initial_state(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_network(settings, spec)  # on the CPU first, so that a seed gives the same weights on every device
+    if settings.initial_weights:
+        load_initial_weights(model, Path(settings.initial_weights))
     model.to(device)
     optimizer = _optimizer(settings, model)
     schedule = _schedule(settings, optimizer, steps_per_epoch)
@@ -264,5 +268,6 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def _fingerprint(settings: TrainingSettings, splits: Splits) -> str:
     """Equal for trainings that give the same weights."""
     data = data_version(splits.spec, splits.train, splits.validation)
-    identity = f"{TRAINING_CODE_VERSION} {settings.model_dump_json()} {data}"
+    begun = Path(settings.initial_weights).read_bytes() if settings.initial_weights else b""
+    identity = f"{TRAINING_CODE_VERSION} {settings.model_dump_json()} {data} {hashlib.sha256(begun).hexdigest()}"
     return hashlib.sha256(identity.encode()).hexdigest()

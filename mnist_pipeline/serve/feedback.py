@@ -5,6 +5,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -25,7 +26,12 @@ LEAST_MIB = 0.0625
 BYTES_A_NUMBER = 6
 """At most three figures, a comma, and some spaces."""
 
-ANSWERS = documented({403: "Feedback is off.", 408: "Too slow.", 413: "Too large.", 415: "Not JSON.", 429: "Too many."})
+ANSWERS = documented(
+    {
+        **{403: "Feedback is off.", 408: "Too slow.", 409: "There are other classes now.", 413: "Too large."},
+        **{415: "Not JSON.", 429: "Too many."},
+    }
+)
 
 
 class CorrectionRequest(BaseModel, extra="forbid", strict=True):
@@ -33,6 +39,7 @@ class CorrectionRequest(BaseModel, extra="forbid", strict=True):
 
     image: list[Any]
     label: int = Field(ge=0)
+    class_name: str | None = Field(None, alias="class")
 
 
 def feedback_routes(
@@ -89,8 +96,9 @@ def feedback_routes(
 
     @router.get("/review/items")
     async def review_items() -> list[ReviewItem]:
-        """The latest predictions below the confidence threshold, least sure first."""
-        return await run_in_threadpool(queue.items) if queue else []
+        """The latest predictions below the confidence threshold, least sure first, of images as they are now."""
+        items = await run_in_threadpool(queue.items) if queue else []
+        return [item for item in items if np.shape(item.image) == spec().array_shape]
 
     return router
 
@@ -112,8 +120,12 @@ async def _correction_request(request: Request, bodies: BodyReader, task: TaskSp
     async with bodies.hold(request, mib) as body:
         content = read_json(body)
     try:
-        return CorrectionRequest.model_validate(content)
+        wanted = CorrectionRequest.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise unusable("bad_correction", f"{where}: {problem['msg']}") from None
+    if wanted.class_name not in (None, *task.class_names[wanted.label : wanted.label + 1]):
+        message = f"{str(wanted.class_name)[:100]!r} is not what label {wanted.label} stands for now: see /model"
+        raise ServiceError(409, "other_classes", message)
+    return wanted

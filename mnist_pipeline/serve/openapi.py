@@ -4,6 +4,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +15,9 @@ from mnist_pipeline.serve.settings import FORMATS
 from mnist_pipeline.task import example
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline.task.spec import TaskSpec
+
+SHOWN_NUMBERS = 128 * 128 * 3
+"""Larger images are not shown as arrays: JSON of them would be refused."""
 
 
 def describe(app: FastAPI, follower: DeploymentFollower) -> None:
@@ -75,16 +79,21 @@ def predict_body(spec: TaskSpec | None) -> dict[str, Any]:
 def correction_body(spec: TaskSpec | None) -> dict[str, Any]:
     """Describe the body of POST /corrections, with an example."""
     label: dict[str, Any] = {"type": "integer", "minimum": 0}
-    json: dict[str, Any] = {"schema": _json_object(image=_rows(spec), label=label)}
+    schema = _json_object(image=_rows(spec), label=label)
+    schema["properties"]["class"] = {"type": "string", "description": "Its name: refused if it has another label now."}
+    json: dict[str, Any] = {"schema": schema}
     if spec:
         label |= {"maximum": spec.classes - 1, "description": ", ".join(spec.class_names[:100])}
-        json["example"] = {"image": _example(spec)[0], "label": example.label(spec)}
+        if shown := _example(spec):
+            json["example"] = {"image": shown[0], "label": example.label(spec)}
     return {"required": True, "content": {"application/json": json}}
 
 
 def _example(spec: TaskSpec | None) -> list[Any]:
-    """The example as an array of the task; nothing where the task is not known."""
-    return [read_image(b64decode(example.PICTURE), spec).tolist()] if spec else []
+    """The example as an array of the task; nothing where the task is not known, or its images are long to read."""
+    if spec is None or prod(spec.image_shape) > SHOWN_NUMBERS:
+        return []
+    return [read_image(b64decode(example.PICTURE), spec).tolist()]
 
 
 def _json_object(**properties: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Predicting:
             if unsure:
                 self._metrics.needs_review.inc()
                 if options.review and self._queue:
-                    self._queue.add(answer.images[position], label, confidence, version)
+                    self._queue.add(answer.images[position], label, names[label], confidence, version)
         return {"model": version, "predictions": described}
 
 

@@ -15,6 +15,8 @@ from mnist_pipeline.serve.corrections import IMAGE_ID, image_id
 
 LABELLED = "labelled"
 ENDING = ".json"
+MAX_NUMBERS = 256 * 256 * 3
+"""The numbers of the largest image that is kept, which is about a MiB as text."""
 MAX_ITEM_BYTES = 16 << 20
 """Larger files are nobody's: an image has a few bytes a number."""
 
@@ -25,6 +27,7 @@ class ReviewItem(BaseModel):
     id: str = Field(description="Of the image, as in corrections.")
     image: list[list[Any]] = Field(description="Rows of values 0..255.")
     label: int = Field(description="The answer of the model.")
+    class_name: str | None = Field(None, description="The name of that class, which later models may count otherwise.")
     confidence: float = Field(description="0..1.")
     model: str
 
@@ -40,20 +43,24 @@ class ReviewQueue:
 
     def __init__(self, root: UPath, size: int) -> None:
         self._root, self._size = root, size
-        self._new: OrderedDict[str, ReviewItem] = OrderedDict()
+        self._new: OrderedDict[str, tuple[np.ndarray, dict[str, Any]]] = OrderedDict()  # as lists they are large
         self._added: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = Lock()
 
-    def add(self, image: np.ndarray, label: int, confidence: float, model: str) -> None:
-        """Add an unsure prediction about a uint8 image; each model is asked about it once."""
+    def add(self, image: np.ndarray, label: int, class_name: str, confidence: float, model: str) -> None:
+        """Add an unsure prediction about a uint8 image; each model is asked about it once.
+
+        Images of more than MAX_NUMBERS are not kept: the page could not send them back.
+        """
+        if image.size > MAX_NUMBERS:
+            return
         digest = image_id(image)
         with self._lock:
             if (digest, model) in self._added:
                 return
             self._added[digest, model] = None
-            self._new[digest] = ReviewItem(
-                id=digest, image=image.tolist(), label=label, confidence=confidence, model=model
-            )
+            told = {"id": digest, "label": label, "class_name": class_name, "confidence": confidence, "model": model}
+            self._new[digest] = image, told
             for kept in (self._added, self._new):
                 while len(kept) > self._size:
                     kept.popitem(last=False)
@@ -62,7 +69,8 @@ class ReviewQueue:
         """Store what was added, and remove what is more than the size, the oldest first."""
         with self._lock:
             new = list(self._new.values())
-        for item in new:
+        for image, told in new:
+            item = ReviewItem(image=image.tolist(), **told)
             if not exists(self._marker(item.id)):
                 write_bytes(self._root / f"{item.id}{ENDING}", item.model_dump_json().encode())
             with self._lock:

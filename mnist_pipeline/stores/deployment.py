@@ -69,13 +69,14 @@ def decide_and_deploy(
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     deployed, waiting = state.deployed, state.waiting
-    incumbent, reference = _rivals(store, deployed, policy, splits, digest)
+    incumbent, reference = _rivals(store, deployed, policy, splits, digest, candidate)
     verdict = decide(
         candidate.contender,
         incumbent.contender if incumbent else None,
         reference.contender if reference else None,
         policy,
         state.rolled_back_because(candidate.contender.digests),
+        same_task=incumbent is None or _same_task(store, candidate, incumbent),
     )
     if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
         store.record(waiting)  # a kill may have kept it out of the audit trail
@@ -107,6 +108,14 @@ def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
     return (decision.version, decision.test_digest) == (name, digest) and digests.same(decision.digests)
 
 
+def _same_task(store: ModelStore, candidate: Scored, incumbent: Scored) -> bool:
+    """Return False for equal weights of a task with other names; of other weights it need not be known."""
+    ours, theirs = candidate.contender, incumbent.contender
+    if ours.name == theirs.name or not ours.digests.same(theirs.digests):
+        return True
+    return store.manifest(ours.name).task == store.manifest(theirs.name).task
+
+
 def _carry_out(store: ModelStore, decision: Decision, state: State) -> None:
     try:
         if decision.outcome == PROMOTED:
@@ -124,7 +133,12 @@ def _with_count(verdict: Verdict, earlier: int) -> str:
 
 
 def _rivals(
-    store: ModelStore, deployed: Decision | None, policy: DeploymentSettings, splits: Splits, digest: str
+    store: ModelStore,
+    deployed: Decision | None,
+    policy: DeploymentSettings,
+    splits: Splits,
+    digest: str,
+    candidate: Scored,
 ) -> tuple[Scored | None, Scored | None]:
     """Return incumbent and reference with their results.
 
@@ -139,7 +153,10 @@ def _rivals(
             found.append(None)
             continue
         try:
-            found.append(_score(store, name, splits, digest))
+            rival = _score(store, name, splits, digest)
+            if not candidate.contender.shares_classes(rival.contender):
+                raise ModelError(f"{name} and {candidate.contender.name} have no class in common")
+            found.append(rival)
         except UNUSABLE as error:
             if policy.strategy in ("quality", "approval"):
                 raise CannotDecide(

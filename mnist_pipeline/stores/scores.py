@@ -17,7 +17,7 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
 from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline.task.spec import MNIST, TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def predicted_labels(
     one request, and the version is verified when it is deployed. Raises what `store.load_onnx` and `Predictor` raise
     for a version that cannot be used, and ModelError for one of another task, or that knows none of the classes.
     """
-    if (kept := _read(store, name, digest)) is not None:
+    if (kept := _read(store, name, digest, spec)) is not None:
         return kept
     manifest, onnx = store.load_onnx(name)
     require_task(manifest, spec.name)
@@ -43,7 +43,7 @@ def predicted_labels(
     predicted = Predictor(manifest, onnx, device="cpu").predict(split.images).argmax(1)
     if manifest.task.class_names != spec.class_names:
         predicted = _by_name(predicted, manifest, split.labels, spec)
-    keep_predicted_labels(store, manifest, digest, predicted)
+    keep_predicted_labels(store, manifest, digest, spec, predicted)
     return manifest.digests, predicted
 
 
@@ -57,13 +57,15 @@ def _by_name(predicted: np.ndarray, manifest: ModelManifest, labels: np.ndarray,
     return np.where(knows[labels], named, UNKNOWN)
 
 
-def keep_predicted_labels(store: ModelStore, manifest: ModelManifest, digest: str, predicted: np.ndarray) -> None:
-    """Keep the labels, integers (N,), that a version predicted for the images of this content digest."""
+def keep_predicted_labels(
+    store: ModelStore, manifest: ModelManifest, digest: str, spec: TaskSpec, predicted: np.ndarray
+) -> None:
+    """Keep the labels of `spec`, integers (N,), that a version predicted for the images of this content digest."""
     model, data = bytes.fromhex(f"{manifest.weights_sha256}{manifest.onnx_sha256}"), predicted.astype(STORED).tobytes()
-    store.put(_key(manifest.name, digest), model + _seal(model, digest, data) + data)
+    store.put(_key(manifest.name, digest), model + _seal(model, digest, spec, data) + data)
 
 
-def _read(store: ModelStore, name: str, digest: str) -> tuple[Digests, np.ndarray] | None:
+def _read(store: ModelStore, name: str, digest: str, spec: TaskSpec) -> tuple[Digests, np.ndarray] | None:
     """The labels that were kept; None where there are none that can be used."""
     try:
         content, _ = store.read_object(_key(name, digest))
@@ -71,15 +73,17 @@ def _read(store: ModelStore, name: str, digest: str) -> tuple[Digests, np.ndarra
         return None
     ends = (2 * SHA256_BYTES, 3 * SHA256_BYTES)
     model, seal, data = content[: ends[0]], content[ends[0] : ends[1]], content[ends[1] :]
-    if seal != _seal(model, digest, data):
+    if seal != _seal(model, digest, spec, data):
         log.warning("%s is damaged, or of other images or earlier code, and made anew", _key(name, digest))
         return None
     return Digests(model[:SHA256_BYTES].hex(), model[SHA256_BYTES:].hex()), np.frombuffer(data, STORED).astype(np.int64)
 
 
-def _seal(model: bytes, digest: str, data: bytes) -> bytes:
-    """The SHA-256 of labels together with the model and the images that they are of."""
-    return hashlib.sha256(f"{model.hex()} {digest} ".encode() + data).digest()
+def _seal(model: bytes, digest: str, spec: TaskSpec, data: bytes) -> bytes:
+    """The SHA-256 of labels together with the model and the images that they are of, and the classes they stand for."""
+    classes = (spec.name, spec.class_names)
+    said = "" if classes == (MNIST.name, MNIST.class_names) else f"{classes} "  # there were no others before
+    return hashlib.sha256(f"{said}{model.hex()} {digest} ".encode() + data).digest()
 
 
 def _key(name: str, digest: str) -> str:

@@ -70,7 +70,7 @@ class VersionStore(ObjectStore):
                 weights_sha256=_digest(weights),
                 onnx_sha256=_digest(onnx),
                 task=task,
-                network=settings.network(),
+                network=settings.architecture(),
                 training=TrainingRecord(
                     settings=settings.model_dump(),
                     history=[metrics.model_dump() for metrics in history],

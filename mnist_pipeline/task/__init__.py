@@ -10,7 +10,7 @@ It imports nothing of the project but `files/`. What the rest of the project tak
   corrections are prepared again. The page sends PNGs of transparent paper with dark or light ink
 - `settings`: `NetworkSettings` (with `FAMILY` and `network_label` for the names of versions), `AugmentationSettings`,
   `TASK_CODE_VERSION`; apart from what they set up, so that they load fast
-- `network`: `build_network`
+- `networks`: `build_network`; a file in it is a network, found by its name
 - `augmentation`: `augment`
 - `statistics`: `image_statistics`, which drift watches
 - `example`: a picture and its label, for the document of the service

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.files.folders import Links
 from mnist_pipeline.task.settings import Settings
 from mnist_pipeline.task.spec import MAX_SIDE, TASK_NAME, Pictures, TaskSpec
 
@@ -43,6 +44,7 @@ class DatasetSettings(Settings):
         None, description="Only with `folder`: 1 grey, 3 colour; else found from the files."
     )
     pictures: Pictures | None = Field(None, description="Only with `folder`: the kind of pictures; else photos.")
+    links: Links = Field("inside", description="Of a folder: links that are followed, as in watched folders.")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
@@ -52,6 +54,8 @@ class DatasetSettings(Settings):
                     raise ValueError(f"{field} has an effect only with the data set 'folder', not {self.dataset!r}")
         elif self.source != "auto":
             raise ValueError(f"the source {self.source!r} has no effect with the data set 'folder': leave it out")
+        if self.image_channels == 3 and self.pictures in ("handwriting", "cutouts"):
+            raise ValueError(f"image_channels must be 1 for {self.pictures}, which are grey")
         if self.image_size and not 1 <= min(self.image_size) <= max(self.image_size) <= MAX_SIDE:
             raise ValueError(f"image_size must be in 1..{MAX_SIDE}, not {self.image_size}")
         return self

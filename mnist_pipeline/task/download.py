@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import logging
 import shutil
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -20,6 +21,8 @@ TIMEOUT_SECONDS = 20
 CHUNK_BYTES = 1 << 20
 PROGRESS_BYTES = 100 << 20
 """So often a large download says how far it is."""
+MAX_SECONDS = 3600
+"""A mirror that is slower with one file is given up."""
 MAX_FILE_BYTES = 100 << 20
 MAX_ARCHIVE_BYTES = 1 << 30
 """EMNIST's archive has 536 MiB."""
@@ -76,16 +79,21 @@ def _fetch(known: Known, path: Path, mirrors: Sequence[str], most: int) -> None:
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             failures.append(f"{mirror + path.name}: {error}")
             log.warning("download failed: %s", failures[-1])
-    raise DownloadError("; ".join(failures))
+    raise DownloadError(
+        f"{'; '.join(failures)}. Try again, or put {', '.join(known.files)}, plain or with .gz, into {path.parent} "
+        "(DATASET_DIR)"
+    )
 
 
 def _fetch_from(url: str, path: Path, known: Known, most: int) -> None:
-    digest, received = hashlib.md5(usedforsecurity=False), 0
+    digest, received, deadline = hashlib.md5(usedforsecurity=False), 0, time.monotonic() + MAX_SECONDS
     with atomic.replacing(path) as temporary:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, temporary.open("wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):
                 if received // PROGRESS_BYTES < (received := received + len(chunk)) // PROGRESS_BYTES:
                     log.info("%s: %d MiB", url, received >> 20)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it did not arrive within {MAX_SECONDS} s")
                 if received > most:
                     raise ValueError(f"it has more than {most:,} bytes, which no file of the data set has")
                 digest.update(chunk)

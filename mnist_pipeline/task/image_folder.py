@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.folders import printable, walk
@@ -24,8 +25,8 @@ TRAIN, TEST = "train", "test"
 TEST_SHARE = 0.2
 """The share of the files of each class that are to test with, where the folder does not say which."""
 
-USUAL_SIDES = (28, 128)
-"""The bounds of the size that is found from the files where none is set: what trains without a GPU."""
+USUAL_SIDES = (28, 32, 48, 64, 96, 128)
+"""The sizes of which one is chosen where none is set, so that it seldom changes: what trains without a GPU."""
 
 GREY_MODES = ("1", "L", "LA", "I", "F")
 PROGRESS_FILES = 5000
@@ -57,29 +58,28 @@ def load_folder(settings: DatasetSettings) -> Dataset:
     if not settings.directory or not root.is_dir():
         where = f"{root} is none" if settings.directory else "it is not set"
         raise DataError(f"DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class: {where}")
-    found = walk(root)
+    found = walk(root, settings.links)
     skipped = dict(found.left_out)
     parts = _by_place(list(found.files), skipped)
     files = {part: _looked_at(root, names, skipped) for part, names in parts.items()}
     _leave_out_duplicates(files, skipped)
-    class_names = _class_names(root, files)
+    class_names = _class_names(root, files, skipped)
     if not files[TEST]:
         files = _held_out(files[TRAIN])
-    everything = files[TRAIN] + files[TEST]
-    channels = settings.image_channels or (1 if all(file.grey for file in everything) else 3)
-    spec = TaskSpec(
-        name=settings.name or task_name(root),
-        pictures=settings.pictures or "photos",
-        class_names=class_names,
-        image_shape=(*(settings.image_size or _usual_size(everything)), channels),
-        mean=(0,) * channels,
-        std=(1,) * channels,
-    )
-    train, test = (_decoded(root, files[part], spec, skipped) for part in (TRAIN, TEST))
+    spec = _spec(settings, root, class_names, files[TRAIN] + files[TEST])
+    seen: dict[bytes, _File] = {}
+    test, train = (_decoded(root, files[part], spec, skipped, seen) for part in (TEST, TRAIN))
+    counts = np.bincount(train.labels, minlength=spec.classes)
+    if lost := [name for name, count in zip(class_names, counts, strict=True) if not count]:
+        raise DataError(f"{root}: no image can be read of the classes {', '.join(lost)}; {_first(skipped)}")
+    if not len(test.labels):
+        raise DataError(f"{root}: there is no image to test with; {_first(skipped)}")
     mean, std = scale(train.images)
     spec = spec.model_copy(update={"mean": mean, "std": std})
     size = "x".join(map(str, spec.image_shape))
-    said = f"{len(train.labels) + len(test.labels):,} image files in {root}, as {size}; {len(skipped):,} skipped"
+    found_by = "" if settings.image_size and settings.image_channels else " (IMAGE_SIZE, IMAGE_CHANNELS: to keep it so)"
+    images = len(train.labels) + len(test.labels)
+    said = f"{images:,} image files in {root}, as {size}{found_by}; {len(skipped):,} skipped"
     for name, why in list(skipped.items())[:100]:
         log.warning("%s is skipped: %s", printable(name), why)
     return Dataset(train, test, said, is_sample=False, spec=spec, skipped=dict(sorted(skipped.items())))
@@ -88,7 +88,8 @@ def load_folder(settings: DatasetSettings) -> Dataset:
 def _by_place(names: list[str], skipped: dict[str, str]) -> dict[str, dict[str, str]]:
     """The files of each part and their classes. A class may be called `train`: then its images lie right in it."""
     places = {name: name.split("/") for name in names}
-    divided = any(len(place) == 3 and place[0] == TRAIN for place in places.values())
+    tops = {place[0] for name, place in places.items() if len(place) > 1 and is_image(name)}
+    divided = any(len(place) == 3 and place[0] == TRAIN for place in places.values()) and tops <= {TRAIN, TEST}
     depth, parts = (3, (TRAIN, TEST)) if divided else (2, (TRAIN,))
     found: dict[str, dict[str, str]] = {TRAIN: {}, TEST: {}}
     for name, place in places.items():
@@ -125,16 +126,13 @@ def _leave_out_duplicates(files: dict[str, list[_File]], skipped: dict[str, str]
             other = first.setdefault(file.digest, file)
             if other is file:
                 kept.append(file)
-            elif other.class_name != file.class_name:
-                raise DataError(
-                    f"{printable(other.name)} and {printable(file.name)} are the same image in two classes: remove one"
-                )
             else:
+                _require_same_class(other, file)
                 skipped[file.name] = f"it is the same as {printable(other.name)}"
         files[part] = kept
 
 
-def _class_names(root: Path, files: dict[str, list[_File]]) -> tuple[str, ...]:
+def _class_names(root: Path, files: dict[str, list[_File]], skipped: dict[str, str]) -> tuple[str, ...]:
     with_images = {file.class_name for file in files[TRAIN]}
     divided = any(file.name.count("/") == 2 for file in files[TRAIN])
     folders = [root / TRAIN, root / TEST] if divided else [root]
@@ -145,9 +143,12 @@ def _class_names(root: Path, files: dict[str, list[_File]]) -> tuple[str, ...]:
         for path in folder.iterdir()
         if path.is_dir() and not path.name.startswith(".")
     }
+    if not divided and named <= {TRAIN, TEST}:
+        raise DataError(f"{root}: there is no train/<class>/<image> that can be read; {_first(skipped)}")
     if empty := sorted(named - with_images):
         raise DataError(
-            f"{root}: no image to train on in the classes {', '.join(empty)}: add some, or remove the folder"
+            f"{root}: no image to train on in the classes {', '.join(map(printable, empty))}: add some, or remove the "
+            f"folder; {_first(skipped)}"
         )
     if not 2 <= len(with_images) <= MAX_CLASSES:
         raise DataError(
@@ -169,22 +170,56 @@ def _held_out(files: list[_File]) -> dict[str, list[_File]]:
     return {part: sorted(chosen) for part, chosen in parts.items()}
 
 
-def _usual_size(files: list[_File]) -> tuple[int, int]:
-    least, most = USUAL_SIDES
-    side = min(max(median_low(file.side for file in files), least), most)
-    return side, side
+def _spec(settings: DatasetSettings, root: Path, class_names: tuple[str, ...], files: list[_File]) -> TaskSpec:
+    """The spec of the settings, else of the files; its scale is not known yet."""
+    pictures = settings.pictures or "photos"
+    grey = pictures != "photos" or 2 * sum(file.grey for file in files) > len(files)
+    channels = settings.image_channels or (1 if grey else 3)
+    middle = median_low(file.side for file in files)
+    side = max((usual for usual in USUAL_SIDES if usual <= middle), default=USUAL_SIDES[0])
+    try:
+        return TaskSpec(
+            name=settings.name or task_name(root),
+            pictures=pictures,
+            class_names=class_names,
+            image_shape=(*(settings.image_size or (side, side)), channels),
+            mean=(0,) * channels,
+            std=(1,) * channels,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise DataError(f"{root}: {problem}") from None
 
 
-def _decoded(root: Path, files: list[_File], spec: TaskSpec, skipped: dict[str, str]) -> LabelledImages:
+def _first(skipped: dict[str, str]) -> str:
+    return next((f"{printable(name)} is skipped: {why}" for name, why in skipped.items()), "nothing is skipped")
+
+
+def _decoded(
+    root: Path, files: list[_File], spec: TaskSpec, skipped: dict[str, str], seen: dict[bytes, _File]
+) -> LabelledImages:
+    """The images of the files. One that is as another one, once prepared, is left out, too; `seen` is kept up."""
     images, labels = np.empty((len(files), *spec.array_shape), np.uint8), np.empty(len(files), np.uint8)
     count = 0
     for number, file in enumerate(files, 1):
         try:
-            images[count] = read_image((root / file.name).read_bytes(), spec)
-            labels[count] = spec.class_names.index(file.class_name)
-            count += 1
+            image = read_image((root / file.name).read_bytes(), spec)
+            other = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), file)
+            if other is file:
+                images[count], labels[count] = image, spec.class_names.index(file.class_name)
+                count += 1
+            else:
+                _require_same_class(other, file)
+                skipped[file.name] = f"it looks the same as {printable(other.name)}"
         except (ImageError, OSError) as error:
             skipped[file.name] = str(error)
         if number % PROGRESS_FILES == 0:
             log.info("%d of %d files read", number, len(files))
     return LabelledImages(images[:count], labels[:count])
+
+
+def _require_same_class(other: _File, file: _File) -> None:
+    if other.class_name != file.class_name:
+        raise DataError(
+            f"{printable(other.name)} and {printable(file.name)} are the same image in two classes: remove one"
+        )

@@ -52,7 +52,7 @@ def _photo(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
     height, width, channels = spec.image_shape
     mode = "L" if channels == 1 else "RGB"
     if picture.mode.startswith("I") or picture.mode == "F":
-        picture = Image.fromarray(np.rint(_to_grey(picture)).astype(np.uint8))
+        picture = Image.fromarray(np.rint(np.clip(_to_grey(picture), 0, 255)).astype(np.uint8))
     elif picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     coloured = picture.convert("RGB")  # before it becomes grey, which a palette cannot directly

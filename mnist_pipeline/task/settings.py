@@ -4,6 +4,8 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from mnist_pipeline.task.networks import TORCHVISION, known_networks
+
 TASK_CODE_VERSION = ""
 """Change it when the same settings would give another network or augmentation: candidates are trained anew."""
 
@@ -12,6 +14,11 @@ MAX_BLOCKS = 3
 MAX_BLOCK_DEPTH = 12
 USUAL_SIDE, FEATURES_SIDE = 28, 8
 """Larger last feature maps would make the first fully connected layer the largest part of the network by far."""
+
+
+DIGIT_CNN = "digit_cnn"
+LAYERS = ("conv_channels", "conv_depths", "hidden_units", "conv_dropout", "hidden_dropout")
+"""The settings of its layers."""
 
 
 class Settings(BaseModel, frozen=True, extra="forbid"):
@@ -28,11 +35,16 @@ class Convolution(NamedTuple):
 
 
 class NetworkSettings(Settings):
-    """The architecture of DigitCNN."""
+    """The network; the settings of layers are those of digit_cnn, or of a network of your own that reads them."""
 
     FAMILY: ClassVar[str] = "cnn"
     """The kind of network, which the names of versions tell after the task."""
 
+    network: str = Field(
+        DIGIT_CNN,
+        description="The network by its name: digit_cnn, a file of your own in task/networks, or of torchvision "
+        f"{', '.join(TORCHVISION)}.",
+    )
     conv_channels: list[int] = Field(
         [32, 64, 128],
         description=f"Channels of each block of convolutions, 1..{MAX_LAYER_WIDTH}; 1..{MAX_BLOCKS} blocks, with 2x2 "
@@ -55,6 +67,8 @@ class NetworkSettings(Settings):
     @property
     def network_label(self) -> str:
         """The part of a version's name that tells its network: `c32-64x3` for 32, then three times 64 channels."""
+        if self.network != DIGIT_CNN:
+            return self.network
         blocks = zip(self.conv_channels, self.conv_depths, strict=True)
         return "c" + "-".join(f"{channels}x{depth}" if depth > 1 else f"{channels}" for channels, depth in blocks)
 
@@ -79,10 +93,12 @@ class NetworkSettings(Settings):
         pixels, one more like the last follows, with pooling: by default none for 28x28, one for 64x64, two for 128x128.
         Raises ValueError if the image is too small for them.
         """
-        chosen = list(self.convolutions)
+        chosen, more = list(self.convolutions), Convolution(self.conv_channels[-1], kernel_size=3, pooled=True)
         most = max(FEATURES_SIDE, *self.features_size(chosen, USUAL_SIDE))
         while max(self.features_size(chosen, height, width)) > most:
-            chosen.append(Convolution(self.conv_channels[-1], kernel_size=3, pooled=True))
+            if min(self.features_size([*chosen, more], height, width)) < 1:  # a long, narrow image
+                break
+            chosen.append(more)
         if min(self.features_size(chosen, height, width)) < 1:
             raise ValueError(
                 f"conv_depths {self.conv_depths} are too many convolutions for {height}x{width} pixels: nothing is left"
@@ -95,6 +111,13 @@ class NetworkSettings(Settings):
         for convolution in convolutions:
             sides = tuple((side - convolution.kernel_size + 1) // (2 if convolution.pooled else 1) for side in sides)
         return sides
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, network: str) -> str:
+        if network not in (known := known_networks()):
+            raise ValueError(f"there is no network {network!r}, but {', '.join(known)}")
+        return network
 
     @field_validator("conv_channels")
     @classmethod
@@ -110,6 +133,13 @@ class NetworkSettings(Settings):
         if wrong := [number for number in numbers if not 1 <= number <= most]:
             raise ValueError(f"each of {field.field_name} must be in 1..{most}, not {wrong}")
         return numbers
+
+    @model_validator(mode="after")
+    def _nothing_of_another_network(self) -> Self:
+        ignored = [name for name in LAYERS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.network in TORCHVISION and ignored:
+            raise ValueError(f"{ignored[0]} has no effect with network={self.network!r}: leave {ignored[0]} out")
+        return self
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:

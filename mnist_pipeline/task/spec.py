@@ -18,7 +18,7 @@ MAX_CLASSES = 256
 """Labels are uint8."""
 
 MAX_SIDE = 4096
-CLASS_NAME = re.compile(r"(?!\s)[^\x00-\x1f\x7f]{1,100}(?<!\s)")
+MAX_NAME = 100
 DEFAULT_NAME = "mnist"
 TASK_NAME = r"^[a-z][a-z0-9_]{0,60}$"
 
@@ -75,13 +75,15 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"images of {self.pictures} are grey, with 1 channel")
         if len(set(self.class_names)) != self.classes:
             raise ValueError("each class needs a name of its own")
-        if wrong := [name for name in self.class_names if not CLASS_NAME.fullmatch(name)]:
+        if wrong := [name for name in self.class_names if not _is_name(name)]:
             raise ValueError(
                 f"{wrong} cannot name classes: 1..100 characters, no space at an end, no control characters"
             )
         taken: dict[str, str] = {}
         for name, folder in zip(self.class_names, self.class_folders, strict=True):
-            if not folder or folder in taken:
+            if not folder:
+                raise ValueError(f"the class {name!r} has no letter or figure that could name its folder")
+            if folder in taken:
                 raise ValueError(
                     f"the classes {taken.get(folder, '')!r} and {name!r} would share the folder {folder!r}"
                 )
@@ -98,15 +100,10 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
     def class_folders(self) -> tuple[str, ...]:
         """The names of the folders and object keys of the classes, in the order of the labels: `t-shirt_top`.
 
-        They are in lower case, since some file systems do not tell cases apart; names that differ by it alone become
-        `upper_a` and `lower_a`.
+        They are in lower case, since some file systems do not tell cases apart: `upper_a` is the folder of `A`, and `a`
+        that of `a`. They do not depend on what other classes there are.
         """
-        slugs = [_slug(name) for name in self.class_names]
-        case = {True: "upper_", False: "lower_"}
-        return tuple(
-            case[name.isupper()] + slug if slugs.count(slug) > 1 and name.isupper() != name.islower() else slug
-            for name, slug in zip(self.class_names, slugs, strict=True)
-        )
+        return tuple(_slug(name) for name in self.class_names)
 
     @cached_property
     def known_folders(self) -> dict[str, int]:
@@ -125,8 +122,13 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
+
+
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name.lower()).strip("._")
+    slug = re.sub(r"[^\w.-]+", "_", name.lower()).strip("._")
+    return f"upper_{slug}" if slug and name.isupper() else slug
 
 
 MNIST = TaskSpec(class_names=tuple("0123456789"), image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))

@@ -22,7 +22,7 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.task.examples import TINY
 
-NETWORK = TrainingSettings(**TINY).network()
+NETWORK = TrainingSettings(**TINY).architecture()
 MANIFEST = ModelManifest(name="a version", weights_sha256="", task=MNIST, network=NETWORK)
 
 

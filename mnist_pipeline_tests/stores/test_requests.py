@@ -84,7 +84,7 @@ def fill(store, like, decisions: int, versions: int = 0) -> None:
 def gate(store, candidate, splits: Splits, strategy: str = "quality") -> Decision:
     """Let the gate decide about a candidate, whose labels are kept, as `model_evaluation` leaves them."""
     digest = content_digest(splits.test)
-    keep_predicted_labels(store, candidate, digest, splits.test.labels.astype(int))
+    keep_predicted_labels(store, candidate, digest, splits.spec, splits.test.labels.astype(int))
     model = ModelRecord(
         name=candidate.name,
         weights_sha256=candidate.weights_sha256,

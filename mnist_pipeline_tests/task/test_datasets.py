@@ -1,5 +1,6 @@
 """Data sets by their names: what is read, and what is downloaded, beside torchvision."""
 
+import contextlib
 import hashlib
 import threading
 import zipfile
@@ -14,6 +15,7 @@ from torchvision import datasets
 
 from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.task import download
 from mnist_pipeline.task.catalog import KNOWN, least_accuracy
 from mnist_pipeline.task.dataset import DatasetSettings
 from mnist_pipeline.task.download import DownloadError
@@ -115,6 +117,33 @@ def test_four_files_are_downloaded(served, tmp_path, monkeypatch):
     assert len(load_dataset(asked("kmnist", tmp_path / "raw"), mirrors).train.labels) == 40
     load_dataset(asked("kmnist", tmp_path / "raw", "download"), mirrors)
     assert len(requests) == 4
+
+
+def test_a_mirror_that_drips_is_given_up(tmp_path, monkeypatch):
+    """Each byte comes in time, but the file never does."""
+    monkeypatch.setattr(download, "MAX_SECONDS", 0.2)
+    done = threading.Event()
+
+    class Drip(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not done.wait(0.01):
+                    self.wfile.write(b"x")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(DownloadError, match=r"it did not arrive within 0\.2 s.*put train-images-idx3-ubyte.* into"):
+            load_dataset(asked("fashion_mnist", tmp_path), [f"http://127.0.0.1:{server.server_address[1]}/"])
+    finally:
+        done.set()
+        server.shutdown()
+        server.server_close()
 
 
 def zipped(folder: Path, monkeypatch: pytest.MonkeyPatch, leave_out: str = "nothing") -> Path:

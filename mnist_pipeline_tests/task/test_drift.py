@@ -11,7 +11,8 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.plots import drift_histograms
 from mnist_pipeline.ml.records import DriftReference, DriftReport
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.statistics import light_statistics
 from mnist_pipeline_tests.task.examples import TINY, embedded_images
 
 
@@ -119,5 +120,42 @@ def test_the_statistics_of_an_image_with_ink_on_its_borders(predict):
 def test_the_reference_survives_json_and_the_plot_is_a_picture(reference, predict, test_images):
     again = DriftReference.model_validate(json.loads(reference.model_dump_json()))
     assert again == reference
-    picture = drift_histograms(again, compare(again, predict, 255 - test_images))
+    picture = drift_histograms(again, compare(again, predict, 255 - test_images), MNIST)
     assert picture.startswith(b"\x89PNG")
+
+
+def test_the_statistics_of_light_by_hand():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[0, :, :2] = (255, 0, 0)  # the left half red
+    images[1] = (51, 102, 153)
+    found = light_statistics(images)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "brightness": pytest.approx([1 / 6, 0.4]),
+        "contrast": pytest.approx([1 / 6, 0], abs=1e-6),
+        "sharpness": pytest.approx([1 / 3 / 3 / 2, 0], abs=1e-6),  # one step of three, across and not down
+        "red": pytest.approx([0.5, 0.2]),
+        "green": pytest.approx([0, 0.4]),
+        "blue": pytest.approx([0, 0.6]),
+    }
+    assert set(light_statistics(images[..., 0])) == {"brightness", "contrast", "sharpness"}
+
+
+def test_a_batch_that_is_darker_blurred_or_reddened_drifts_in_just_that():
+    chance = np.random.default_rng(0)
+    spec = TaskSpec(class_names=("a", "b"), image_shape=(16, 16, 3), mean=(0.5,) * 3, std=(0.2,) * 3)
+    ground = chance.integers(60, 160, (600, 1, 1, 3))  # each photo has its own light
+    photos = (ground + chance.integers(-20, 21, (600, 16, 16, 1)) + 20).astype(np.uint8)
+    sure = np.full((600, 2), 0.5, np.float32)
+
+    def drifted(images: np.ndarray) -> set[str]:
+        monitor = drift.DriftMonitor(drift.reference(photos[:300], sure[:300], spec), spec)
+        monitor.add(images, sure[300:])
+        return set(monitor.report().drifted)
+
+    other = photos[300:]
+    assert drifted(other) == set()
+    assert "sharpness" in drifted(np.repeat(other[:, :, ::4], 4, axis=2))
+    reddened = np.clip(other.astype(int) + np.array([90, 0, 0]), 0, 255).astype(np.uint8)
+    assert "red" in drifted(reddened)
+    assert "green" not in drifted(reddened)
+    assert {"brightness", "red", "green", "blue"} <= drifted((other * 0.4).astype(np.uint8))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.ml.plots import class_grid
 from mnist_pipeline.task.dataset import Dataset, DatasetSettings
 from mnist_pipeline.task.image_folder import load_folder
 from mnist_pipeline_tests.task.others import FORMS, photo, saved, write_photos, write_signs
@@ -34,8 +35,9 @@ def test_files_of_any_size_format_and_mode(folder):
     assert np.bincount(dataset.train.labels).tolist() == [12] * 3
     assert np.bincount(dataset.test.labels).tolist() == [3] * 3
     side = dataset.spec.image_shape[0]
-    assert 40 <= side <= 120
-    assert f"45 image files in {folder}, as {side}x{side}x3; 0 skipped" in dataset.description
+    assert side in (48, 64)
+    assert f"45 image files in {folder}, as {side}x{side}x3 (IMAGE_SIZE, " in dataset.description
+    assert dataset.description.endswith("; 0 skipped")
     middle = dataset.train.images[:, side // 2, side // 2].astype(int)  # in the colour of the class
     assert (middle.argmax(1) == dataset.train.labels).all()
 
@@ -153,3 +155,72 @@ def test_a_photo_with_transparency_is_laid_on_white(tmp_path):
             (tmp_path / "d" / name / f"{number}.png").write_bytes(saved(picture))
     train = load(tmp_path / "d").train
     assert [image[20, 20].tolist() for image in train.images] == [[255, 255, 255], [255, 0, 0]]
+
+
+def test_a_class_of_which_nothing_can_be_read_is_an_error(folder):
+    for file in (folder / "box").iterdir():
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"no image can be read of the classes box; box/.* is skipped: "):
+        load(folder)
+
+
+def test_pictures_that_look_the_same_are_found_whatever_their_files(folder):
+    picture = Image.open(folder / "box" / "0000.png")
+    (folder / "box" / "again.bmp").write_bytes(saved(picture, "BMP"))
+    dataset = load(folder)
+    assert len(dataset.skipped) == 1
+    assert "it looks the same as box/" in next(iter(dataset.skipped.values()))
+    (folder / "cross" / "again.tif").write_bytes(saved(picture, "TIFF"))
+    with pytest.raises(DataError, match="are the same image in two classes"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a b", "a_b"), "would share the folder 'a_b'"),
+        (("!!!", "x"), "'!!!' has no letter or figure"),
+        (("a\nb", "x"), "cannot name classes"),
+        (("Foo", "foo"), "share"),
+    ],
+)
+def test_names_of_classes_that_cannot_be_kept_apart_are_refused_by_name(tmp_path, names, message):
+    write_photos(tmp_path / "d", names, 4)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "d")
+
+
+def test_scans_in_colour_become_grey_where_they_are_of_handwriting(folder):
+    assert load(folder, pictures="cutouts").spec.image_shape[2] == 1
+    with pytest.raises(ValueError, match="image_channels must be 1 for cutouts"):
+        load(folder, pictures="cutouts", image_channels=3)
+
+
+def test_a_few_files_more_change_neither_size_nor_channels(folder):
+    before = load(folder).spec.image_shape
+    chance = np.random.default_rng(3)
+    for number in range(4):
+        (folder / "box" / f"grey{number}.png").write_bytes(saved(photo(1, chance, (200 + number, 300)).convert("L")))
+    assert load(folder).spec.image_shape == before
+
+
+def test_names_with_dollars_are_drawn(tmp_path):
+    """Two of them begin a formula in a plot."""
+    write_photos(tmp_path / "d", ("US$5 ^ $_", "a $x$"), 4)
+    dataset = load(tmp_path / "d")
+    assert class_grid(dataset.train, dataset.spec).startswith(b"\x89PNG")
+
+
+def test_links_out_of_the_folder_are_followed_where_that_is_allowed(folder, tmp_path):
+    shutil.move(folder / "box", tmp_path / "elsewhere")
+    (folder / "box").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no image to train on in the classes box.*box is skipped"):
+        load(folder)
+    assert load(folder, links="anywhere").spec.class_names == NAMES
+
+
+def test_without_training_images_the_reason_is_said(tmp_path):
+    write_signs(tmp_path / "signs", classes=2, count=4)
+    shutil.rmtree(tmp_path / "signs" / "train")
+    with pytest.raises(DataError, match=r"there is no train/<class>/<image> that can be read; test/sign"):
+        load(tmp_path / "signs")

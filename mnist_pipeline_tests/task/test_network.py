@@ -7,7 +7,7 @@ from torch import nn
 from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import train
-from mnist_pipeline.task.network import build_network
+from mnist_pipeline.task.networks import build_network
 from mnist_pipeline.task.spec import MNIST, TaskSpec
 from mnist_pipeline_tests.task.examples import TINY, take
 
@@ -93,3 +93,9 @@ def test_settings_of_before_build_the_same_layers_for_the_images_of_before():
     for change in ({"conv_channels": [4], "conv_depths": [1]}, {"conv_channels": [4, 8], "conv_depths": [1, 1]}):
         chosen = settings(**change)
         assert chosen.convolutions_for(28, 28) == chosen.convolutions
+
+
+@pytest.mark.parametrize("size", [(48, 144), (192, 64), (32, 512)])
+def test_long_and_narrow_images_have_room(size):
+    spec = TaskSpec(class_names=("a", "b"), image_shape=(*size, 1), mean=(0.5,), std=(0.2,))
+    assert build_network(TrainingSettings(), spec).eval()(torch.zeros(2, 1, *size)).shape == (2, 2)

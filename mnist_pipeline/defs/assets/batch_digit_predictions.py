@@ -162,7 +162,12 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
         "images": record.images,
         "errors": record.errors,
         "model": record.model,
-        "label_counts": table([{"label": label, "images": count} for label, count in enumerate(record.label_counts)]),
+        "label_counts": table(
+            [
+                {"label": label, "class": spec.class_names[label], "images": count}
+                for label, count in enumerate(record.label_counts)
+            ]
+        ),
         "label_distribution": picture(label_counts(record.label_counts, spec), "how often each label was predicted"),
     }
     if record.mean_confidence is not None:
@@ -174,7 +179,8 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
         metadata["drifted_statistics"] = len(record.drift.drifted)
         metadata["drifted"] = ", ".join(record.drift.drifted) or "nothing"
         metadata["drift"] = table([finding.model_dump(exclude={"counts"}) for finding in record.drift.findings])
-        metadata["drift_histograms"] = picture(drift_histograms(reference, record.drift), "validation split and batch")
+        histograms = drift_histograms(reference, record.drift, spec)
+        metadata["drift_histograms"] = picture(histograms, "validation split and batch")
     return metadata
 
 

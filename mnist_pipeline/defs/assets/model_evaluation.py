@@ -55,7 +55,7 @@ def model_evaluation(
     validation = evaluate(predictor, processed_mnist_data.validation, config).evaluation
     test, mistakes, predicted = evaluate(predictor, processed_mnist_data.test, config)
     test_digest = content_digest(processed_mnist_data.test)
-    keep_predicted_labels(model_store, manifest, test_digest, predicted)  # the gate compares image by image
+    keep_predicted_labels(model_store, manifest, test_digest, spec, predicted)  # the gate compares image by image
     evaluation = Evaluation(
         model=digit_classifier,
         validation=validation,

@@ -1,5 +1,6 @@
 """The raw data set, verified and untouched."""
 
+import hashlib
 from collections.abc import Iterator
 
 import dagster as dg
@@ -7,7 +8,7 @@ import dagster as dg
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
 from mnist_pipeline.defs.metadata import left_out, picture, table
 from mnist_pipeline.defs.resources.folders import RawDataResource
-from mnist_pipeline.task.dataset import Dataset
+from mnist_pipeline.task.dataset import DEFAULT_DATASET, Dataset, DatasetSettings
 
 MOST_TO_LEAST = 10
 """The ratio of the largest to the smallest class from which a network tends to overlook the small one."""
@@ -23,10 +24,20 @@ CHECKS = [
 ]
 
 
+RAW_CODE_VERSION = "1"
+
+
+def raw_code_version(settings: DatasetSettings) -> str:
+    """Return the version of the code that reads the data: another data set is like another code, and read at once."""
+    if settings.dataset == DEFAULT_DATASET:
+        return RAW_CODE_VERSION
+    return f"{RAW_CODE_VERSION}-{hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]}"
+
+
 @dg.asset(
     group_name="data_processing",
     kinds={"python", "safetensors"},
-    code_version="1",
+    code_version=RAW_CODE_VERSION,
     io_manager_key="tensor_io_manager",
     dagster_type=dg.PythonObjectDagsterType(Dataset),
     check_specs=CHECKS,

@@ -9,7 +9,7 @@ from upath import UPath
 
 from mnist_pipeline.files import folders
 from mnist_pipeline.files.storage import storage_path
-from mnist_pipeline.task.dataset import DatasetSettings
+from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings
 
 NO_FOLDER = "no folder"
 
@@ -17,13 +17,14 @@ NO_FOLDER = "no folder"
 class RawDataResource(dg.ConfigurableResource):
     """The raw data set: the fields of DatasetSettings, and the mirrors."""
 
-    dataset: str = Field("mnist", description="A data set by its name, or `folder`.")
+    dataset: str = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`.")
     source: str = Field("auto", description="The kind of the source.")
     directory: str = Field(description="Folder of the raw files; downloads go there too.")
     name: str | None = Field(None, description="The name of the task, with `folder`.")
     image_size: list[int] | None = Field(None, description="Height and width, with `folder`.")
     image_channels: int | None = Field(None, description="1 grey, 3 colour, with `folder`.")
     pictures: str | None = Field(None, description="The kind of pictures, with `folder`.")
+    links: folders.Links = Field("inside", description="Links that are followed, with `folder`.")
     mirrors: list[str] = Field(default=[], description="Base URLs to download from; torchvision's own when empty.")
 
     def settings(self) -> DatasetSettings:

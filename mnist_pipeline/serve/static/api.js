@@ -25,11 +25,11 @@ export async function call(path, options = {}) {
   }
 }
 
-export const correct = (image, label) =>
+export const correct = (image, label, name) =>
   call("corrections", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ image, label }),
+    body: JSON.stringify({ image, label, class: name }),
   });
 
 export const takeBack = (id) => call(`corrections/${id}`, { method: "DELETE" });

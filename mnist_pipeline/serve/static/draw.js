@@ -113,7 +113,7 @@ async function store(label) {
   if (storing || !seen) return; // one at a time, so that the last word is the last
   storing = true;
   try {
-    const { id, waiting } = await correct(seen, label);
+    const { id, waiting } = await correct(seen, label, names[label]);
     element("waiting").textContent = waitingText(waiting);
     const undo = document.createElement("button");
     undo.type = "button";

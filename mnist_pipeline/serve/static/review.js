@@ -13,7 +13,7 @@ function show() {
   element("undo").disabled = !done.length;
   showPixels(element("image"), item?.image);
   element("guess").textContent = item
-    ? `The model says ${names[item.label]}, ${percent(item.confidence)} sure. ${items.length} to go.`
+    ? `The model says ${item.class_name ?? names[item.label]}, ${percent(item.confidence)} sure. ${items.length} to go.`
     : "Nothing to review: no unsure prediction is left.";
 }
 
@@ -36,7 +36,7 @@ const hasKeys = () => names.length <= KEYS;
 const label = (number) =>
   once(async () => {
     if (!items.length) return;
-    const { id, waiting } = await correct(items[0].image, number);
+    const { id, waiting } = await correct(items[0].image, number, names[number]);
     done.push([items.shift(), id]);
     element("stored").textContent = `Stored as ${named(names[number])}.`;
     element("waiting").textContent = waitingText(waiting);

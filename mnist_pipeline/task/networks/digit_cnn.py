@@ -1,4 +1,4 @@
-"""DigitCNN, and the function that builds a network from its settings."""
+"""DigitCNN: a small network for small images, which grows with them."""
 
 import math
 
@@ -9,7 +9,7 @@ from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
 
 
-def build_network(settings: NetworkSettings, spec: TaskSpec) -> nn.Module:
+def build(settings: NetworkSettings, spec: TaskSpec) -> nn.Module:
     """Return a network with random weights: inputs float32 (N, C, H, W) -> logits (N, classes).
 
     Raises ValueError if the images are too small for it.
