@@ -88,8 +88,8 @@ def load_folder(settings: DatasetSettings) -> Dataset:
 def _by_place(names: list[str], skipped: dict[str, str]) -> dict[str, dict[str, str]]:
     """The files of each part and their classes. A class may be called `train`: then its images lie right in it."""
     places = {name: name.split("/") for name in names}
-    tops = {place[0] for name, place in places.items() if len(place) > 1 and is_image(name)}
-    divided = any(len(place) == 3 and place[0] == TRAIN for place in places.values()) and tops <= {TRAIN, TEST}
+    pictures = [place for name, place in places.items() if is_image(name)]
+    divided = any(len(place) == 3 and place[0] == TRAIN for place in pictures) and all(len(p) != 2 for p in pictures)
     depth, parts = (3, (TRAIN, TEST)) if divided else (2, (TRAIN,))
     found: dict[str, dict[str, str]] = {TRAIN: {}, TEST: {}}
     for name, place in places.items():

@@ -38,7 +38,7 @@ def test_everything_is_built_deployed_and_predicted(pipeline, small_dataset):
     result = pipeline.run()
     checks = check_results(result)
     assert {name for name, passed in checks.items() if not passed} == set()
-    assert len(checks) == 13
+    assert len(checks) == 14
     evaluation = metadata(result, "model_evaluation")
     deployed = pipeline.store.production()
     assert deployed.version == metadata(result, "digit_classifier")["model"] == evaluation["model"]
@@ -57,7 +57,7 @@ def test_every_check_carries_numbers_and_belongs_to_the_materialization_it_is_ab
     pipeline.run()
     again = pipeline.run(digit_classifier={**TINY, "seed": 3}, production_digit_classifier={"accuracy_threshold": 0.3})
     evaluations = again.get_asset_check_evaluations()
-    assert len(evaluations) == 13
+    assert len(evaluations) == 14
     for evaluation in evaluations:
         numbers = [v.value for v in evaluation.metadata.values() if isinstance(v.value, int | float)]
         assert numbers, evaluation.check_name

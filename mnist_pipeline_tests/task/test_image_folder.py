@@ -128,7 +128,21 @@ def test_few_images_change_sides_when_others_are_added(folder):
 
 def test_a_class_may_be_called_train(folder):
     (folder / "box").rename(folder / "train")
-    assert load(folder).spec.class_names == ("Red ball", "cross", "train")
+    (folder / "train" / "old").mkdir()
+    (folder / "train" / "0000.png").rename(folder / "train" / "old" / "0000.png")
+    dataset = load(folder)
+    assert dataset.spec.class_names == ("Red ball", "cross", "train")
+    assert list(dataset.skipped) == ["train/old/0000.png"]
+
+
+def test_other_parts_than_train_and_test_are_named(tmp_path):
+    write_signs(tmp_path / "signs", classes=2, count=4)
+    shutil.copytree(tmp_path / "signs" / "test", tmp_path / "signs" / "val")
+    dataset = load(tmp_path / "signs")
+    assert len(dataset.train.labels) == 8
+    assert dataset.skipped["val/sign 000/0.png"] == (
+        "it is misplaced: not train/<class>/<image> or test/<class>/<image>"
+    )
 
 
 def test_an_image_to_test_with_is_not_trained_on(tmp_path):
