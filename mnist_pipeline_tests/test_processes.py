@@ -189,7 +189,7 @@ def test_one_command_runs_everything_and_sums_up(variables):
     failed = python(variables | {"MNIST_DIR": "/no/such/folder"}, "run", "--config", config)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("error: the run ")
-    assert "no MNIST files in /no/such/folder" in failed.stdout + failed.stderr
+    assert "no files of mnist in /no/such/folder" in failed.stdout + failed.stderr
 
 
 @pytest.mark.parametrize(
