@@ -232,7 +232,7 @@ class Environment(BaseModel):
         size = [int(side) for side in self.image_size.split("x")] if self.image_size else None
         directory = self.dataset_dir or self.mnist_dir
         if not directory and self.dataset != "folder":
-            directory = self.local_place("dataset_dir", "mnist" if self._is_default else "raw")
+            directory = self.local_place("dataset_dir", "raw" if self._task_folder else "mnist")
         return DatasetSettings(
             dataset=self.dataset,
             source=self.dataset_source if "dataset_source" in self.model_fields_set else self.mnist_source,
@@ -245,9 +245,9 @@ class Environment(BaseModel):
         )
 
     @property
-    def _is_default(self) -> bool:
-        """The one data set that there was before has its places without its name."""
-        return self.dataset == DEFAULT_DATASET
+    def _task_folder(self) -> str:
+        """The part of places that tasks do not share; the one data set that there was before has none."""
+        return "" if self.dataset == DEFAULT_DATASET else f"{self.task_name}/"
 
     @property
     def task_name(self) -> str:
@@ -283,12 +283,11 @@ class Environment(BaseModel):
     def place(self, name: str, folder: str) -> str:
         """Return the variable `name`, or `folder` below the storage root. Local paths come out absolute."""
         root = self.storage_root if self.storage_root.endswith("/") else f"{self.storage_root}/"
-        task = "" if self._is_default else f"{self.task_name}/"
-        value = getattr(self, name) or f"{root}{task}{folder}"
+        value = getattr(self, name) or f"{root}{self._task_folder}{folder}"
         return value if "://" in value else absolute(value)
 
     def local_place(self, name: str, folder: str) -> str:
         """Return the same as `place`, but a local folder even when the storage root is a bucket."""
         if not getattr(self, name) and "://" in self.storage_root:
-            return str(PROJECT / "storage" / ("" if self._is_default else self.task_name) / folder)
+            return str(PROJECT / "storage" / self._task_folder / folder)
         return self.place(name, folder)

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from mnist_pipeline.files.folders import printable
+from mnist_pipeline.task.spec import TaskSpec
 
 LISTED_FILES = 100
 """More are counted only."""
@@ -23,6 +24,16 @@ def left_out(found: Mapping[str, str]) -> "dict[str, dg.RawMetadataValue]":
         return {}
     rows = [{"file": printable(name), "reason": why} for name, why in list(found.items())[:LISTED_FILES]]
     return {"files_left_out": len(found), "left_out": table(rows)}
+
+
+def class_table(spec: TaskSpec, columns: Mapping[str, Sequence[int]]) -> dg.TableMetadataValue:
+    """Return a table with a row a class: its label, its name, and its number in each column."""
+    return table(
+        [
+            {"label": label, "class": name, **{column: values[label] for column, values in columns.items()}}
+            for label, name in enumerate(spec.class_names)
+        ]
+    )
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dg.TableMetadataValue:

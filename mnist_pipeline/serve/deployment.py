@@ -62,11 +62,16 @@ class DeploymentFollower:
         return self.status.served
 
     @property
-    def spec(self) -> TaskSpec:
-        """The task of the model that answers. Raises ServiceError while there is none."""
+    def answering(self) -> Served:
+        """The model that answers. Raises ServiceError while there is none."""
         if (served := self.status.served) is None:
             raise no_model()
-        return served.predictor.spec
+        return served
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task of the model that answers. Raises ServiceError while there is none."""
+        return self.answering.predictor.spec
 
     def is_alive(self) -> bool:
         """Return whether the thread works."""

@@ -98,7 +98,8 @@ def feedback_routes(
     async def review_items() -> list[ReviewItem]:
         """The latest predictions below the confidence threshold, least sure first, of images as they are now."""
         items = await run_in_threadpool(queue.items) if queue else []
-        return [item for item in items if np.shape(item.image) == spec().array_shape]
+        shape = spec().array_shape if items else ()
+        return [item for item in items if np.shape(item.image) == shape]
 
     return router
 

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from mnist_pipeline.serve.deployment import DeploymentFollower
-from mnist_pipeline.serve.errors import no_model
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.schemas import DeployedModel, Health, Readiness
 from mnist_pipeline.serve.settings import ServeSettings
@@ -24,9 +23,7 @@ def operations_routes(
     @router.get("/model", **guarded)
     async def model() -> DeployedModel:
         """Describe what is served: its metrics, when and why it was deployed."""
-        if (served := follower.served) is None:
-            raise no_model()
-        return DeployedModel.of(served, settings.confidence_threshold)
+        return DeployedModel.of(follower.answering, settings.confidence_threshold)
 
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from mnist_pipeline.serve.decoding import NotQuick, read_images
 from mnist_pipeline.serve.deployment import DeploymentFollower, Served
-from mnist_pipeline.serve.errors import ServiceError, no_model, overloaded
+from mnist_pipeline.serve.errors import ServiceError, overloaded
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import error_response
@@ -71,8 +71,7 @@ class Predicting:
         return Response(to_json(self._describe(answer, options)), media_type="application/json")
 
     async def _predict(self, body: bytes, content_type: str) -> Answer | ServiceError:
-        if (served := self._follower.served) is None:
-            raise no_model()
+        served = self._follower.answering
         try:
             return self._answer(served, body, content_type, quick=True)
         except NotQuick:

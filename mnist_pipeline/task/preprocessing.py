@@ -28,8 +28,8 @@ def read_image(
     The keywords bound what is decoded, see `files.pictures.open_picture`. Raises ImageError, with the reason.
     """
     with open_picture(data, formats=formats, animated=animated, admit=admit) as picture:
-        pixels = _photo(picture, spec) if spec.pictures == "photos" else _to_grey(picture)
-    return pixels if spec.pictures == "photos" else _prepared(pixels, spec)
+        pixels = _pixels(picture, spec)
+    return _prepared(pixels, spec)
 
 
 def prepare(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
@@ -43,9 +43,12 @@ def prepare(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
 
     Raises ImageError if there is nothing in it but background; photos may be blank.
     """
-    if spec.pictures == "photos":
-        return _photo(picture, spec)
-    return _prepared(_to_grey(picture), spec)
+    return _prepared(_pixels(picture, spec), spec)
+
+
+def _pixels(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
+    """All that needs the picture itself: of photos the image, of others grey values as `_to_grey` gives them."""
+    return _photo(picture, spec) if spec.pictures == "photos" else _to_grey(picture)
 
 
 def _photo(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
@@ -60,16 +63,18 @@ def _photo(picture: Image.Image, spec: TaskSpec) -> np.ndarray:
     return np.asarray(fitted, np.uint8)
 
 
-def _prepared(grey: np.ndarray, spec: TaskSpec) -> np.ndarray:
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+def _prepared(pixels: np.ndarray, spec: TaskSpec) -> np.ndarray:
+    if spec.pictures == "photos":
+        return pixels
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = float(np.median(border))
-    if grey.shape == spec.array_shape and (
-        spec.pictures == "cutouts" or (background == 0 and grey.max() >= MIN_CONTRAST)
+    if pixels.shape == spec.array_shape and (
+        spec.pictures == "cutouts" or (background == 0 and pixels.max() >= MIN_CONTRAST)
     ):
-        return np.rint(grey).astype(np.uint8)
+        return np.rint(pixels).astype(np.uint8)
     # Ink is whatever differs most from the border, so dark on light and light on dark come out the same.
-    lighter, darker = grey.max() - background, background - grey.min()
-    ink = (grey - background) if lighter > darker else (background - grey)
+    lighter, darker = pixels.max() - background, background - pixels.min()
+    ink = (pixels - background) if lighter > darker else (background - pixels)
     if (contrast := float(ink.max())) < MIN_CONTRAST:
         raise ImageError(f"nothing found: the picture is blank (contrast {contrast:.0f} of 255)")
     ink = np.clip(ink, 0, None)

@@ -77,16 +77,14 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("each class needs a name of its own")
         if wrong := [name for name in self.class_names if not _is_name(name)]:
             raise ValueError(
-                f"{wrong} cannot name classes: 1..100 characters, no space at an end, no control characters"
+                f"{wrong} cannot name classes: 1..{MAX_NAME} characters, no space at an end, no control characters"
             )
         taken: dict[str, str] = {}
         for name, folder in zip(self.class_names, self.class_folders, strict=True):
             if not folder:
                 raise ValueError(f"the class {name!r} has no letter or figure that could name its folder")
             if folder in taken:
-                raise ValueError(
-                    f"the classes {taken.get(folder, '')!r} and {name!r} would share the folder {folder!r}"
-                )
+                raise ValueError(f"the classes {taken[folder]!r} and {name!r} would share the folder {folder!r}")
             taken[folder] = name
         return self
 

@@ -59,9 +59,13 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def idx(array: np.ndarray) -> bytes:
+    """A uint8 array as an IDX file."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
 def write_files(folder: Path, dataset: Dataset) -> None:
     """Write a data set as the files that MNIST_DIR may name: four plain IDX files."""
     for name, part in (("train", dataset.train), ("t10k", dataset.test)):
         for kind, array in (("images-idx3", part.images), ("labels-idx1", part.labels)):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+            (folder / f"{name}-{kind}-ubyte").write_bytes(idx(array))

@@ -1,7 +1,6 @@
 """Small data sets of other tasks, made of shapes that a small network can tell apart."""
 
 import gzip
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mnist_pipeline.task.catalog import KNOWN
+from mnist_pipeline_tests.task.drawing import encode
+from mnist_pipeline_tests.task.examples import GOOD, idx
 
-SMALL: dict[str, Any] = {
-    "conv_channels": [8, 16, 32],
-    "hidden_units": [64],
-    "conv_dropout": 0.0,
-    "batch_size": 32,
-    "learning_rate": 0.01,
-    "epochs": 6,
-    "precision": "float32",
-}
+SMALL: dict[str, Any] = GOOD | {"batch_size": 32, "epochs": 6, "precision": "float32"}
 """A network that learns these within seconds."""
 
 
@@ -44,8 +37,7 @@ def write_idx(folder: Path, name: str, *, train: int, test: int) -> None:
         images = np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels])
         stored = images.swapaxes(1, 2) if known.transposed else images
         for file, array in ((images_file, stored), (labels_file, labels + np.uint8(known.first_label))):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{file}.gz").write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+            (folder / f"{file}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
 
 
 def photo(label: int, chance: np.random.Generator, size: tuple[int, int] | None = None) -> Image.Image:
@@ -66,20 +58,14 @@ def photo(label: int, chance: np.random.Generator, size: tuple[int, int] | None 
     return picture
 
 
-def saved(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
 FORMS: Sequence[tuple[str, Callable[[Image.Image], bytes]]] = (
-    ("png", saved),
-    ("jpg", lambda picture: saved(picture, "JPEG", quality=92)),
-    ("webp", lambda picture: saved(picture, "WEBP", lossless=True)),
-    ("png", lambda picture: saved(picture.convert("P", palette=Image.Palette.ADAPTIVE))),
-    ("png", lambda picture: saved(picture.convert("RGBA"))),
-    ("tif", lambda picture: saved(picture.convert("CMYK"), "TIFF")),
-    ("jpg", lambda picture: saved(picture.rotate(90, expand=True), "JPEG", exif=turned_right())),
+    ("png", encode),
+    ("jpg", lambda picture: encode(picture, "JPEG", quality=92)),
+    ("webp", lambda picture: encode(picture, "WEBP", lossless=True)),
+    ("png", lambda picture: encode(picture.convert("P", palette=Image.Palette.ADAPTIVE))),
+    ("png", lambda picture: encode(picture.convert("RGBA"))),
+    ("tif", lambda picture: encode(picture.convert("CMYK"), "TIFF")),
+    ("jpg", lambda picture: encode(picture.rotate(90, expand=True), "JPEG", exif=turned_right())),
 )
 """Endings, and the ways to write a picture so that it looks the same."""
 
@@ -107,4 +93,4 @@ def write_signs(folder: Path, classes: int, count: int, side: int = 32) -> None:
         for label in range(classes):
             (place := folder / part / f"sign {label:03d}").mkdir(parents=True)
             for number in range(images):
-                (place / f"{number}.png").write_bytes(saved(sign(label, side, chance)))
+                (place / f"{number}.png").write_bytes(encode(sign(label, side, chance)))

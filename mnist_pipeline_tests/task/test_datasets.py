@@ -20,6 +20,7 @@ from mnist_pipeline.task.catalog import KNOWN, least_accuracy
 from mnist_pipeline.task.dataset import DatasetSettings
 from mnist_pipeline.task.download import DownloadError
 from mnist_pipeline.task.sources import load_dataset
+from mnist_pipeline_tests.task.examples import idx
 from mnist_pipeline_tests.task.others import write_idx
 
 OTHERS = [name for name in KNOWN if name != "mnist"]
@@ -66,7 +67,7 @@ def test_emnist_looks_as_torchvision_says_it_is_to_be_turned(tmp_path):
     for file in KNOWN["emnist_letters"].files:
         path = tmp_path / "EMNIST" / "raw" / file
         array = read_idx(path.with_name(f"{file}.gz"))
-        path.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes())
+        path.write_bytes(idx(array))
     theirs = datasets.EMNIST(str(tmp_path), split="letters", train=True)
     assert np.array_equal(ours.images, theirs.data.numpy().swapaxes(1, 2))
     assert np.array_equal(ours.labels, theirs.targets.numpy() - 1)
@@ -78,7 +79,7 @@ def test_a_label_before_the_first_is_refused(tmp_path):
     labels = read_idx(file)
     labels[0] = 0
     file.unlink()
-    file.with_suffix("").write_bytes(bytes([0, 0, 8, 1]) + np.array(labels.shape, ">u4").tobytes() + labels.tobytes())
+    file.with_suffix("").write_bytes(idx(labels))
     with pytest.raises(DataError, match=r"labels must be in 0\.\.25"):
         load_dataset(asked("emnist_letters", tmp_path))
 

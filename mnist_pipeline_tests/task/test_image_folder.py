@@ -11,7 +11,8 @@ from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.plots import class_grid
 from mnist_pipeline.task.dataset import Dataset, DatasetSettings
 from mnist_pipeline.task.image_folder import load_folder
-from mnist_pipeline_tests.task.others import FORMS, photo, saved, write_photos, write_signs
+from mnist_pipeline_tests.task.drawing import encode
+from mnist_pipeline_tests.task.others import FORMS, photo, write_photos, write_signs
 
 NAMES = ("Red ball", "box", "cross")
 
@@ -48,7 +49,7 @@ def test_however_a_picture_is_written_it_looks_the_same(tmp_path, ending, write)
     for name in ("a", "b"):
         (tmp_path / "d" / name).mkdir(parents=True)
         for number in range(2):
-            (tmp_path / "d" / name / f"{number}.png").write_bytes(saved(photo(0, chance, (64, 48))))
+            (tmp_path / "d" / name / f"{number}.png").write_bytes(encode(photo(0, chance, (64, 48))))
     original = photo(1, chance, (64, 48))
     (tmp_path / "d" / "b" / f"9.{ending}").write_bytes(write(original))
     dataset = load(tmp_path / "d", image_size=(48, 64))
@@ -74,7 +75,7 @@ def test_what_is_skipped_is_named(folder):
     (folder / "box" / "broken.png").write_bytes((folder / "box" / "0000.png").read_bytes()[:-200])
     (folder / "box" / "text.jpg").write_bytes(b"no picture")
     (folder / "box" / "notes.txt").write_text("x")
-    (folder / "loose.png").write_bytes(saved(photo(0, np.random.default_rng(9))))
+    (folder / "loose.png").write_bytes(encode(photo(0, np.random.default_rng(9))))
     (folder / "box" / "deep").mkdir()
     shutil.copy(folder / "loose.png", folder / "box" / "deep" / "x.png")
     shutil.copy(folder / "box" / "0003.png", folder / "box" / "copy.png")
@@ -120,7 +121,7 @@ def test_few_images_change_sides_when_others_are_added(folder):
     before = test_images(load(folder, image_size=(32, 32)))
     chance = np.random.default_rng(5)
     for number in range(15):
-        (folder / "box" / f"new{number}.png").write_bytes(saved(photo(1, chance)))
+        (folder / "box" / f"new{number}.png").write_bytes(encode(photo(1, chance)))
     after = test_images(load(folder, image_size=(32, 32)))
     assert len(after) == len(before) + 3
     assert len(before - after) <= 3
@@ -166,7 +167,7 @@ def test_a_photo_with_transparency_is_laid_on_white(tmp_path):
         for number in range(2):
             picture = Image.new("RGBA", (40, 40), colour)
             picture.putpixel((0, number), (1, 2, 3, 255))
-            (tmp_path / "d" / name / f"{number}.png").write_bytes(saved(picture))
+            (tmp_path / "d" / name / f"{number}.png").write_bytes(encode(picture))
     train = load(tmp_path / "d").train
     assert [image[20, 20].tolist() for image in train.images] == [[255, 255, 255], [255, 0, 0]]
 
@@ -180,11 +181,11 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(folder):
 
 def test_pictures_that_look_the_same_are_found_whatever_their_files(folder):
     picture = Image.open(folder / "box" / "0000.png")
-    (folder / "box" / "again.bmp").write_bytes(saved(picture, "BMP"))
+    (folder / "box" / "again.bmp").write_bytes(encode(picture, "BMP"))
     dataset = load(folder)
     assert len(dataset.skipped) == 1
     assert "it looks the same as box/" in next(iter(dataset.skipped.values()))
-    (folder / "cross" / "again.tif").write_bytes(saved(picture, "TIFF"))
+    (folder / "cross" / "again.tif").write_bytes(encode(picture, "TIFF"))
     with pytest.raises(DataError, match="are the same image in two classes"):
         load(folder)
 
@@ -214,7 +215,7 @@ def test_a_few_files_more_change_neither_size_nor_channels(folder):
     before = load(folder).spec.image_shape
     chance = np.random.default_rng(3)
     for number in range(4):
-        (folder / "box" / f"grey{number}.png").write_bytes(saved(photo(1, chance, (200 + number, 300)).convert("L")))
+        (folder / "box" / f"grey{number}.png").write_bytes(encode(photo(1, chance, (200 + number, 300)).convert("L")))
     assert load(folder).spec.image_shape == before
 
 

@@ -22,8 +22,9 @@ from mnist_pipeline.task.networks import TORCHVISION, build_network, known_netwo
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
 from mnist_pipeline_tests.serve.service import Service
+from mnist_pipeline_tests.task.drawing import encode
 from mnist_pipeline_tests.task.examples import TINY
-from mnist_pipeline_tests.task.others import photo, saved, write_photos
+from mnist_pipeline_tests.task.others import photo, write_photos
 from mnist_pipeline_tests.task.test_other_tasks import Task, pipeline_of
 
 OWN = """
@@ -75,7 +76,7 @@ def test_resnet18_through_the_whole_life_of_a_colour_folder(tmp_path, instance):
     served = Predictor(*pipeline.store.load_onnx(deployed)).predict(splits.test.images)
     assert np.array_equal(torchs.argmax(1).numpy(), served.argmax(1))
     with Service(pipeline.store) as service:
-        [prediction] = service.predict(saved(picture)).json()["predictions"]
+        [prediction] = service.predict(encode(picture)).json()["predictions"]
         assert prediction["class"] == "cross"
 
 

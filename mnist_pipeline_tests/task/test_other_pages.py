@@ -10,7 +10,8 @@ import pytest
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
-from mnist_pipeline_tests.task.others import photo, saved
+from mnist_pipeline_tests.task.drawing import encode
+from mnist_pipeline_tests.task.others import photo
 from mnist_pipeline_tests.task.test_other_tasks import Task, colours, letters, pipeline_of
 from mnist_pipeline_tests.task.test_page import SIZES, Visit
 
@@ -34,7 +35,7 @@ def deployed(task: Task, folder: Path, instance: dg.DagsterInstance):
 def test_photos_are_opened_pasted_and_corrected_by_name(tmp_path, instance, browser, size):
     task, labelled = colours(tmp_path / "data"), tmp_path / "labelled"
     file = tmp_path / "upload.png"
-    file.write_bytes(saved(task.picture))
+    file.write_bytes(encode(task.picture))
     store = deployed(task, tmp_path, instance)
     with (
         Service(store, labelled, confidence_threshold=1) as service,
@@ -60,7 +61,7 @@ def test_photos_are_opened_pasted_and_corrected_by_name(tmp_path, instance, brow
             clipboardData.items.add(new File([new Uint8Array(bytes)], "x.png", { type: "image/png" }));
             document.dispatchEvent(new ClipboardEvent("paste", { clipboardData }));
         }"""
-        visit.page.evaluate(paste, list(saved(photo(0, np.random.default_rng(3), (90, 70)))))
+        visit.page.evaluate(paste, list(encode(photo(0, np.random.default_rng(3), (90, 70)))))
         visit.wait_for("#label", "Red ball")
         wide = visit.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not wide
@@ -83,7 +84,7 @@ def unclear() -> list[Any]:
 def test_of_many_classes_the_likeliest_have_bars_and_all_are_in_a_list(tmp_path, instance, browser):
     task, labelled = letters(tmp_path / "data"), tmp_path / "labelled"
     file = tmp_path / "upload.png"
-    file.write_bytes(saved(task.picture))
+    file.write_bytes(encode(task.picture))
     store = deployed(task, tmp_path, instance)
     with Service(store, labelled) as service, Visit(browser, service.url) as visit:
         visit.wait_for("#how-to-draw", "Draw with mouse")

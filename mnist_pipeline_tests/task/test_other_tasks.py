@@ -19,7 +19,8 @@ from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
 from mnist_pipeline_tests.serve.test_predict import error
-from mnist_pipeline_tests.task.others import SMALL, photo, saved, sign, write_idx, write_photos, write_signs
+from mnist_pipeline_tests.task.drawing import encode
+from mnist_pipeline_tests.task.others import SMALL, photo, sign, write_idx, write_photos, write_signs
 
 SIGNS = {**SMALL, "mirrored": False, "conv_channels": [16, 32, 64], "epochs": 8, "rotation_degrees": 2.0}
 
@@ -84,7 +85,7 @@ def test_the_whole_life(make, tmp_path, instance):
     assert spec.name in place.parts  # apart from the places of other tasks
     corrected = (task.label + 1) % spec.classes
     with Service(pipeline.store, place) as service:
-        [prediction] = service.predict(saved(task.picture), prepared=True).json()["predictions"]
+        [prediction] = service.predict(encode(task.picture), prepared=True).json()["predictions"]
         assert (prediction["label"], prediction["class"]) == (task.label, spec.class_names[task.label])
         assert np.array_equal(prediction["prepared"], prepare(task.picture, spec))
         document = service.client.get("/openapi.json").json()
@@ -192,4 +193,4 @@ def test_how_pictures_are_prepared_is_told_by_their_kind():
     wide = Image.new("RGB", (300, 90), (10, 20, 30))
     assert np.array_equal(prepare(wide, photos), np.full((30, 20, 3), (10, 20, 30)))
     deep = Image.fromarray((np.arange(3000).reshape(50, 60) * 20).astype(np.uint16))
-    assert np.ptp(read_image(saved(deep), photos)) > 200  # 16 bits, by their own range
+    assert np.ptp(read_image(encode(deep), photos)) > 200  # 16 bits, by their own range

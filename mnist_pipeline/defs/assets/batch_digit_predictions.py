@@ -14,7 +14,7 @@ from mnist_pipeline.defs.assets.prediction_input import prediction_input
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
-from mnist_pipeline.defs.metadata import left_out, picture, table
+from mnist_pipeline.defs.metadata import class_table, left_out, picture, table
 from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths, input_folder
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
@@ -162,12 +162,7 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
         "images": record.images,
         "errors": record.errors,
         "model": record.model,
-        "label_counts": table(
-            [
-                {"label": label, "class": spec.class_names[label], "images": count}
-                for label, count in enumerate(record.label_counts)
-            ]
-        ),
+        "label_counts": class_table(spec, {"images": record.label_counts}),
         "label_distribution": picture(label_counts(record.label_counts, spec), "how often each label was predicted"),
     }
     if record.mean_confidence is not None:

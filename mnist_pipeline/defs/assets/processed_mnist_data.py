@@ -6,7 +6,7 @@ import dagster as dg
 
 from mnist_pipeline.defs.assets.labelled_digits import labelled_digits
 from mnist_pipeline.defs.conditions import eager_if_data_changed
-from mnist_pipeline.defs.metadata import LISTED_FILES, left_out, picture, table
+from mnist_pipeline.defs.metadata import LISTED_FILES, class_table, left_out, picture
 from mnist_pipeline.defs.resources.folders import LabelledImagesResource
 from mnist_pipeline.files.folders import printable
 from mnist_pipeline.ml.records import Splits
@@ -76,12 +76,7 @@ def processed_mnist_data(
         "labelled_digits_joined": len(labelled.images.labels),
         "labelled_digits_skipped": len(labelled.skipped),
         "sha256": digest,
-        "classes": table(
-            [
-                {"label": label, "class": spec.class_names[label], **dict(zip(labels, counts, strict=True))}
-                for label, counts in enumerate(zip(*(class_counts(p, spec) for p in labels.values()), strict=True))
-            ]
-        ),
+        "classes": class_table(spec, {name: class_counts(part, spec) for name, part in labels.items()}),
         "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
     }
     if labelled.skipped:
@@ -100,8 +95,8 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
 
     train, validation, test, spec = processed_mnist_data
     shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
-    difference, allowed = float(np.abs(shares[0] - shares[1]).max()), MAX_CLASS_SHARE_DIFFERENCE
-    allowed += 1 / len(validation.labels)
+    difference = float(np.abs(shares[0] - shares[1]).max())
+    allowed = MAX_CLASS_SHARE_DIFFERENCE + 1 / len(validation.labels)
     yield dg.AssetCheckResult(
         check_name="class_balance",
         passed=difference <= allowed,

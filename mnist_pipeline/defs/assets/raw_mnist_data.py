@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
-from mnist_pipeline.defs.metadata import left_out, picture, table
+from mnist_pipeline.defs.metadata import class_table, left_out, picture
 from mnist_pipeline.defs.resources.folders import RawDataResource
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, Dataset, DatasetSettings
 
@@ -70,12 +70,7 @@ def raw_mnist_data(
             "test_images": len(dataset.test.labels),
             "task": spec.name,
             "sha256": digest,
-            "classes": table(
-                [
-                    {"label": label, "class": spec.class_names[label], "train": train, "test": test}
-                    for label, (train, test) in enumerate(zip(*counts.values(), strict=True))
-                ]
-            ),
+            "classes": class_table(spec, counts),
             "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
             "examples": picture(class_grid(dataset.train, spec), "training images of each class"),
             **({"skipped_files": left_out(dataset.skipped)["left_out"]} if dataset.skipped else {}),
