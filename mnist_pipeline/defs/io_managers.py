@@ -6,8 +6,7 @@ import dagster as dg
 from pydantic import Field
 from upath import UPath
 
-from mnist_pipeline.files.storage import read_bytes, storage_path, write_bytes
-from mnist_pipeline.files.tensors import header_texts
+from mnist_pipeline.files.storage import is_in_memory, on_disk, read_bytes, replacing, storage_path, write_bytes
 from mnist_pipeline.ml.records import Record, Splits
 from mnist_pipeline.task.dataset import Dataset
 
@@ -16,22 +15,30 @@ class _SafetensorsIOManager(dg.UPathIOManager):
     extension = ".safetensors"
 
     def dump_to_path(self, context: dg.OutputContext, obj: Dataset | Splits, path: UPath) -> None:
-        from safetensors.numpy import save
+        from safetensors.numpy import save, save_file
 
         from mnist_pipeline.ml.data import to_arrays
 
         arrays, texts = to_arrays(obj)
-        data = save(arrays, texts)
-        context.add_output_metadata({"bytes_stored": len(data)})
-        write_bytes(path, data)
+        context.add_output_metadata({"bytes_stored": sum(array.nbytes for array in arrays.values())})
+        if is_in_memory(path):
+            write_bytes(path, save(arrays, texts))
+        else:
+            with replacing(path) as file:
+                save_file(arrays, file, texts)
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Dataset | Splits:
         from safetensors.numpy import load
 
+        from mnist_pipeline.files.tensors import header_texts, mapped
         from mnist_pipeline.ml.data import dataset_from_arrays, splits_from_arrays
 
-        data = read_bytes(path)
-        arrays, texts = load(data), header_texts(data)
+        if is_in_memory(path):
+            data = read_bytes(path)
+            arrays, texts = load(data), header_texts(data)
+        else:
+            with on_disk(path) as file:  # a copy is removed, and its content stays as long as the arrays
+                arrays, texts = mapped(file)
         wanted = _wanted_type(context)
         if wanted is Splits:
             return splits_from_arrays(arrays, texts)

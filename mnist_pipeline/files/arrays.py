@@ -35,6 +35,8 @@ MAX_DIMENSIONS = 8
 MAX_HEADER_BYTES = 10_000
 MAX_ARRAYS = 10_000
 CHUNK_BYTES = 1 << 20
+PART_ROWS = 4096
+"""Rows that are read at a time into an array of all."""
 
 MAX_GROWTH, ALWAYS_ALLOWED_BYTES = 200, 64 << 20
 """A compressed file may unpack to so many times its size, or to so much anyway. Images are packed to a tenth or so."""
@@ -97,8 +99,10 @@ def read_idx(path: Path | UPath) -> np.ndarray:
     """
     try:
         with stored_arrays(path) as [array]:
-            parts = [*array.parts(max(1, array.shape[0]))]
-            return parts[0].copy() if parts else np.zeros(array.shape, np.uint8)
+            whole = np.empty(array.shape, np.uint8)
+            for start, part in zip(range(0, len(whole), PART_ROWS), array.parts(PART_ROWS), strict=True):
+                whole[start : start + PART_ROWS] = part
+            return whole
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
 

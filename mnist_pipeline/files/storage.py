@@ -37,6 +37,11 @@ def _register() -> None:
     register(list(cloud.BUCKETS))
 
 
+def is_in_memory(path: Path | UPath) -> bool:
+    """Return whether the address is of this process's memory, `memory://`."""
+    return not isinstance(path, Path) and path.protocol == cloud.MEMORY
+
+
 def read_bytes(path: Path | UPath) -> bytes:
     """Return the content of a file. Raises FileNotFoundError, or OSError where it cannot be read."""
     if isinstance(path, Path):
@@ -55,45 +60,59 @@ def write_bytes(path: Path | UPath, data: bytes) -> None:
 
 
 @contextmanager
+def replacing(path: Path | UPath) -> Iterator[Path]:
+    """Give a file on the disk to write to, which takes the place of `path`, in a folder or a bucket, all or nothing."""
+    if isinstance(path, Path):
+        with atomic.replacing(path) as temporary:
+            yield temporary
+        return
+    with tempfile.NamedTemporaryFile() as collected:
+        temporary = Path(collected.name)
+        yield temporary
+        with cloud.sentences(str(path)):
+            path.fs.put_file(collected.name, path.path)
+
+
+@contextmanager
 def writing(path: Path | UPath) -> Iterator[IO[bytes]]:
     """Open a file to write to, which becomes the content of `path` when the block ends well, all or nothing.
 
     What is to go to a bucket is collected in a temporary file, not in memory.
     """
-    if isinstance(path, Path):
-        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-            yield file
-            file.flush()
-    elif path.protocol == cloud.MEMORY:
+    if is_in_memory(path):
         collected = io.BytesIO()
         yield collected
         write_bytes(path, collected.getvalue())
     else:
-        with tempfile.NamedTemporaryFile() as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             yield file
-            file.flush()
-            with cloud.sentences(str(path)):
-                path.fs.put_file(file.name, path.path)
 
 
 @contextmanager
 def reading(path: Path | UPath) -> Iterator[IO[bytes]]:
     """Open a file to read and to seek in; that of a bucket is fetched into a temporary file, in constant memory."""
-    if isinstance(path, Path):
-        with path.open("rb") as file:
-            yield file
-    elif path.protocol == cloud.MEMORY:
+    if is_in_memory(path):
         yield io.BytesIO(read_bytes(path))
     else:
-        import obstore
+        with on_disk(path) as local, local.open("rb") as file:
+            yield file
 
-        bucket, key = bucket_of(path)
-        with tempfile.NamedTemporaryFile() as fetched:
-            with cloud.sentences(str(path)):
-                for chunk in obstore.get(bucket, key).stream():
-                    fetched.write(chunk)
-            fetched.seek(0)
-            yield fetched
+
+@contextmanager
+def on_disk(path: Path | UPath) -> Iterator[Path]:
+    """Give a file on the disk: `path` in a folder itself, of one in a bucket a copy for the time of the block."""
+    if isinstance(path, Path):
+        yield path
+        return
+    import obstore
+
+    bucket, key = bucket_of(path)
+    with tempfile.NamedTemporaryFile() as fetched:
+        with cloud.sentences(str(path)):
+            for chunk in obstore.get(bucket, key).stream():
+                fetched.write(chunk)
+        fetched.flush()
+        yield Path(fetched.name)
 
 
 def bucket_of(path: UPath) -> tuple["ObjectStore", str]:

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.files.tensors import scratch
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
 from mnist_pipeline.task.spec import MNIST, TaskSpec
+
+PART = 1024
+"""Images that are copied at a time."""
 
 
 def content_digest(*datasets: LabelledImages) -> str:
@@ -65,28 +69,45 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
     )
     return Splits(
         train=LabelledImages(
-            np.concatenate([images[train], extra_train.images]), np.concatenate([labels[train], extra_train.labels])
+            _chosen(images, train, extra_train.images), np.concatenate([labels[train], extra_train.labels])
         ),
-        validation=LabelledImages(images[validation], labels[validation]),
+        validation=LabelledImages(_chosen(images, validation), labels[validation]),
         test=dataset.test,
         spec=dataset.spec,
     )
 
 
+def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray | None = None) -> np.ndarray:
+    """The images at the positions, and then some more, also of those that are larger than memory."""
+    more = images[:0] if more is None else more
+    found = scratch((len(positions) + len(more), *images.shape[1:]))
+    for start in range(0, len(positions), PART):
+        part = positions[start : start + PART]
+        found[start : start + len(part)] = images[part]
+    found[len(positions) :] = more
+    return found
+
+
 def shared_images(a: LabelledImages, b: LabelledImages) -> int:
     """Count the images of `b` that stand, byte for byte, in `a` too."""
-    known = {image.tobytes() for image in a.images}
-    return sum(image.tobytes() in known for image in b.images)
+    known = set(map(_digest, a.images))
+    return sum(_digest(image) in known for image in b.images)
 
 
 def missing_images(whole: LabelledImages, parts: Sequence[LabelledImages]) -> int:
     """Count the labelled images of `whole`, with repetition, that stand in none of `parts`."""
-    wanted, found = Counter(_labelled_bytes(whole)), Counter(key for part in parts for key in _labelled_bytes(part))
-    return (wanted - found).total()
+    wanted = Counter(_labelled(whole))
+    wanted.subtract(key for part in parts for key in _labelled(part))
+    return sum(count for count in wanted.values() if count > 0)
 
 
-def _labelled_bytes(dataset: LabelledImages) -> Iterator[tuple[bytes, int]]:
-    return ((image.tobytes(), int(label)) for image, label in zip(*dataset, strict=True))
+def _labelled(dataset: LabelledImages) -> Iterator[bytes]:
+    return (_digest(image) + bytes([label]) for image, label in zip(*dataset, strict=True))
+
+
+def _digest(image: np.ndarray) -> bytes:
+    """Return 16 bytes that stand for an image: there is memory for those of millions of images."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -103,22 +124,22 @@ def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str,
 
 def splits_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Splits:
     """Invert `to_arrays` for Splits."""
-    train, validation, test = (_labelled(arrays, name) for name in ("train", "validation", "test"))
+    train, validation, test = (_part(arrays, name) for name in ("train", "validation", "test"))
     return Splits(train, validation, test, _spec(texts))
 
 
 def dataset_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Dataset:
     """Invert `to_arrays` for a Dataset."""
     return Dataset(
-        train=_labelled(arrays, "train"),
-        test=_labelled(arrays, "test"),
+        train=_part(arrays, "train"),
+        test=_part(arrays, "test"),
         description=texts["description"],
         is_sample=texts["is_sample"] == str(True),
         spec=_spec(texts),
     )
 
 
-def _labelled(arrays: Mapping[str, np.ndarray], name: str) -> LabelledImages:
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> LabelledImages:
     return LabelledImages(arrays[f"{name}.images"], arrays[f"{name}.labels"])
 
 

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+GPU_SHARE = 0.5
+"""The share of a GPU's free memory that the training images may take: the rest is for the network."""
+
 
 class TrainingDiverged(ArithmeticError):
     """The loss is no longer finite."""
@@ -86,7 +89,7 @@ def train(
     torch.backends.cudnn.deterministic = True  # no effect but on CUDA
     torch.backends.cudnn.benchmark = False
     bfloat16 = _use_bfloat16(settings.precision, device)
-    images = channels_first(torch.from_numpy(splits.train.images)).to(device)  # (N, C, H, W), uint8
+    images = _near(channels_first(torch.from_numpy(splits.train.images)), device)  # (N, C, H, W), uint8
     labels = torch.from_numpy(splits.train.labels).long().to(device)  # (N,)
     state = _initial_state(settings, splits.spec, device, _steps_per_epoch(settings, len(images)))
     fingerprint = _fingerprint(settings, splits)
@@ -137,7 +140,7 @@ def _run_epoch(
 ) -> EpochMetrics:
     """Make one pass over the training images, on the device, and one over the validation images."""
     began = time.perf_counter()
-    device = images.device
+    device = labels.device
     generator = torch.Generator().manual_seed(_epoch_seed(settings.seed, epoch))
     order = torch.randperm(len(images), generator=generator)  # (N,)
     total_loss = torch.zeros((), device=device)
@@ -147,12 +150,12 @@ def _run_epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(settings.seed, epoch))  # dropout draws from the global generators
         # In parts of equal size: batch norm learns nothing from a last batch of one image.
-        for chosen in order.to(device).tensor_split(_steps_per_epoch(settings, len(images))):
+        for chosen in order.to(images.device).tensor_split(_steps_per_epoch(settings, len(images))):
             # B is the batch: at most batch_size images.
             inputs = normalize(
-                augment(images[chosen], settings, splits.spec, generator), splits.spec
+                augment(images[chosen].to(device), settings, splits.spec, generator), splits.spec
             )  # (B, C, H, W), float32
-            targets = labels[chosen]  # (B,)
+            targets = labels[chosen.to(device)]  # (B,)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = state.model(inputs)  # (B, classes)
             loss = F.cross_entropy(logits.float(), targets, weights)  # a scalar
@@ -182,6 +185,13 @@ def _run_epoch(
         seconds=time.perf_counter() - began,
         images_per_second=len(images) / (trained - began),
     )
+
+
+def _near(images: Tensor, device: torch.device) -> Tensor:
+    """The images on the device; those that would fill a GPU stay where they are, and go there by batches."""
+    if device.type == "cuda" and images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
 
 
 def _class_weights(settings: TrainingSettings, splits: Splits, device: torch.device) -> Tensor | None:

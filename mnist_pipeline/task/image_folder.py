@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.folders import printable, walk
 from mnist_pipeline.files.pictures import FORMATS, ImageError, is_image, require_size
+from mnist_pipeline.files.tensors import scratch
 from mnist_pipeline.task.dataset import Dataset, DatasetSettings, LabelledImages, scale, task_name
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline.task.spec import MAX_CLASSES, TaskSpec
@@ -199,7 +200,7 @@ def _decoded(
     root: Path, files: list[_File], spec: TaskSpec, skipped: dict[str, str], seen: dict[bytes, _File]
 ) -> LabelledImages:
     """The images of the files. One that is as another one, once prepared, is left out, too; `seen` is kept up."""
-    images, labels = np.empty((len(files), *spec.array_shape), np.uint8), np.empty(len(files), np.uint8)
+    images, labels = scratch((len(files), *spec.array_shape)), np.empty(len(files), np.uint8)  # may exceed memory
     count = 0
     for number, file in enumerate(files, 1):
         try:
