@@ -52,6 +52,11 @@ test-long: install ## Run the tests of races, kills, load and noise with larger 
 	FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) SOAK_SECONDS=$(or $(SOAK_SECONDS),900) \
 	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) $(PYTEST) $(TWO_AT_A_TIME) -m long
 
+.PHONY: new
+new: install ## Write a project of your own: make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]
+	@test -n "$(NAME)" || { echo "make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]" >&2; exit 1; }
+	@$(BIN)/python -m scaffold "$(NAME)" $(if $(TO),--to "$(TO)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(DATASET_DIR),--dataset-dir "$(DATASET_DIR)")
+
 .PHONY: lint
 lint: install ## Check style and types
 	$(BIN)/ruff check .

@@ -60,8 +60,8 @@ def main() -> None:
                 "S3_MODEL_BUCKET": bucket,
                 "S3_ENDPOINT_URL": url,
                 "CHECKPOINT_DIR": f"{folder}/checkpoints",
-                "MNIST_SOURCE": "directory",
-                "MNIST_DIR": folder,
+                "DATASET_SOURCE": "directory",
+                "DATASET_DIR": folder,
             }
             job = build_definitions(Environment.read(variables)).resolve_job_def("full_pipeline_job")
             for which in ("first", "second"):

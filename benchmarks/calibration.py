@@ -18,7 +18,9 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.settings import EvaluationSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.task.dataset import LabelledImages, no_images
-from mnist_pipeline.task.sources import load_directory, load_sample
+from mnist_pipeline.task.known import known
+from mnist_pipeline.task.known.mnist import load_sample
+from mnist_pipeline.task.sources import load_directory
 
 
 def scores(probabilities: np.ndarray, test: LabelledImages) -> tuple[float, float]:
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=TrainingSettings().epochs)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    dataset = load_directory(Path(options.full_data)) if options.full_data else load_sample("benchmark")
+    dataset = load_directory(Path(options.full_data), known("mnist")) if options.full_data else load_sample("benchmark")
     splits = split(dataset, no_images(dataset.spec), SplitSettings())
     rows = []
     for seed in range(options.seeds):

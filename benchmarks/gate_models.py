@@ -20,6 +20,7 @@ from mnist_pipeline.ml.gate import Contender, decide
 from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
 
 PAIRS = 10
@@ -60,7 +61,7 @@ def predicted(kind: str, seed: int, data: Path, results: Path, device: str) -> n
         from mnist_pipeline.task.dataset import no_images
 
         torch.set_num_threads(2)
-        dataset = load_directory(data)
+        dataset = load_directory(data, known("mnist"))
         splits = split(dataset, no_images(dataset.spec), SplitSettings())
         settings = TrainingSettings(seed=seed, device=device, **CANDIDATES.get(kind, {}))
         result = train(settings, splits._replace(train=changed(splits.train, kind)))
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time (default: %(default)s)")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
-    labels = load_directory(options.data).test.labels
+    labels = load_directory(options.data, known("mnist")).test.labels
     model = partial(predicted, data=Path(options.data), results=options.results, device=options.device)
     wanted = [(INCUMBENT, seed) for seed in range(PAIRS)]
     wanted += [(kind, PAIRS + seed) for kind in CANDIDATES for seed in range(PAIRS)]

@@ -22,6 +22,7 @@ from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
+from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
 
 FILE_IMAGES = 10_000
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="up to 100,000 images instead of a million")
     arguments = parser.parse_args()
-    dataset = load_directory(arguments.data)
+    dataset = load_directory(arguments.data, known("mnist"))
     manifest, weights, onnx = trained_model(dataset)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

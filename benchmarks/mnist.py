@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
 
 PROJECT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def torchvision_root(root: Path, data: Path) -> Path:
 
     inside = root / "MNIST/raw"
     inside.mkdir(parents=True)
-    write_files(inside, load_directory(data))
+    write_files(inside, load_directory(data, known("mnist")))
     return root
 
 

@@ -14,6 +14,7 @@ from benchmarks.mnist import add_data_option, resized
 from benchmarks.processes import Cost, measure
 from benchmarks.steps import environment, materialize
 from benchmarks.tables import print_table
+from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 15_000, 60_000, 240_000])
     arguments = parser.parse_args()
-    dataset = load_directory(arguments.data)
+    dataset = load_directory(arguments.data, known("mnist"))
     costs: dict[str, list[Cost]] = {asset: [] for asset in CHAIN}
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as name:

@@ -27,7 +27,7 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.task.examples import TINY, embedded_images
 from mnist_pipeline_tests.versions import deploy, save

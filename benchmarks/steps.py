@@ -10,7 +10,7 @@ CONFIG = {"digit_classifier": {"epochs": 1}, "production_digit_classifier": {"ac
 
 def environment(home: Path, data: Path | None) -> dict[str, str]:
     """Everything below `home`, which must exist; the data set is the IDX files in `data`, or the sample."""
-    source = {"MNIST_SOURCE": "directory", "MNIST_DIR": str(data)} if data else {"MNIST_SOURCE": "sample"}
+    source = {"DATASET_SOURCE": "directory", "DATASET_DIR": str(data)} if data else {"DATASET_SOURCE": "sample"}
     return {"DAGSTER_HOME": str(home), "STORAGE_ROOT": str(home / "storage"), **source}
 
 

@@ -30,6 +30,7 @@ from mnist_pipeline.ml.records import EpochMetrics, Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.task.dataset import no_images
+from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
 from mnist_pipeline_tests.presets import PRESETS, preset_config
 
@@ -107,13 +108,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_option(parser)
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind")
-    known = ["default", *sorted(file.stem for file in PRESETS.glob("*.yaml"))]
-    parser.add_argument("--presets", nargs="*", choices=known, default=["default", "quick"])
+    names = ["default", *sorted(file.stem for file in PRESETS.glob("*.yaml"))]
+    parser.add_argument("--presets", nargs="*", choices=names, default=["default", "quick"])
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--baseline-seeds", type=int, help="trainings of the baseline, which takes longest; as --seeds")
     parser.add_argument("--quick", action="store_true", help="one epoch of each: throughput only")
     arguments = parser.parse_args()
-    dataset = load_directory(arguments.data)
+    dataset = load_directory(arguments.data, known("mnist"))
     recipes: dict[str, tuple[TrainingSettings, Splits]] = {}
     for name in arguments.presets:
         settings, split_settings = preset(name)

@@ -9,9 +9,9 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets, transforms
 
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.networks.digit_cnn import DigitCNN
 from mnist_pipeline.task.settings import NetworkSettings
-from mnist_pipeline.task.spec import MNIST
 
 
 def images(root: str | Path, train: bool) -> datasets.MNIST:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, require_url
 from mnist_pipeline.files.folders import Links
-from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetName, DatasetSettings, Source, task_name
+from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings, Source, dataset_names, task_name
 from mnist_pipeline.task.spec import TASK_NAME, Pictures
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -29,10 +29,8 @@ STORES_OF_BEFORE = ("local", "s3")
 DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}
 """The names of before there was more than one data set; they are still read."""
 
-TAKEN_NAMES = frozenset(get_args(DatasetName)) | {
-    *("data", "models", "labelled", "predictions", "review", "checkpoints"),
-}
-"""The names of data sets, and of the places below the storage root."""
+TAKEN_NAMES = frozenset(("data", "models", "labelled", "predictions", "review", "checkpoints"))
+"""The names of the places below the storage root."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
 """Values of earlier versions of the code that are still read."""
@@ -60,7 +58,7 @@ class Environment(BaseModel):
     checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
-    dataset: DatasetName = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
+    dataset: str = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
     dataset_source: Source = Field("auto", description="Of a data set with a name: where it comes from.")
     dataset_dir: str = Field("", description="Folder of its files; downloads go there.")
     dataset_name: str | None = Field(
@@ -69,8 +67,6 @@ class Environment(BaseModel):
     image_size: str | None = Field(None, pattern=r"^\d{1,4}(x\d{1,4})?$", description="With DATASET=folder: 64, 48x64.")
     image_channels: Literal["1", "3"] | None = Field(None, description="With DATASET=folder: 1 grey, 3 colour.")
     pictures: Pictures | None = Field(None, description="With DATASET=folder: the kind of pictures; photos.")
-    mnist_source: Source = Field("auto", description="The name of before of DATASET_SOURCE.")
-    mnist_dir: str = Field("", description="The name of before of DATASET_DIR.")
 
     model_store: str = Field("", description="The models: folder or address.")
     model_dir: str = Field("", description="Of before: the folder of the models.")
@@ -106,7 +102,8 @@ class Environment(BaseModel):
 
         Raises EnvironmentInvalid with the variable's name and the allowed values.
         """
-        present = {name: variables[name.upper()] for name in cls.model_fields if variables.get(name.upper())}
+        names = (*cls.model_fields, *DATASET_OF_BEFORE)
+        present = {name: variables[name.upper()] for name in names if variables.get(name.upper())}
         for name, renamed in RENAMED.items():
             if (value := present.get(name.lower())) in renamed:
                 present[name.lower()] = renamed[value]
@@ -120,7 +117,21 @@ class Environment(BaseModel):
                 problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
 
-    @field_validator("model_dir", "mnist_dir", "dataset_dir")
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_before(cls, values: dict[str, Any]) -> dict[str, Any]:
+        renamed = dict(values)
+        for old, new in DATASET_OF_BEFORE.items():
+            if old not in values:
+                continue
+            if (dataset := values.get("dataset", DEFAULT_DATASET)) != DEFAULT_DATASET:
+                raise ValueError(f"{old.upper()} would be ignored with DATASET={dataset}: set {new.upper()} instead")
+            if new in values:
+                raise ValueError(f"{old.upper()} is the name of before of {new.upper()}: set one of them")
+            renamed[new] = renamed.pop(old)
+        return renamed
+
+    @field_validator("model_dir", "dataset_dir")
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if value and "://" in value:
@@ -206,15 +217,6 @@ class Environment(BaseModel):
 
     @model_validator(mode="after")
     def _one_data_set(self) -> "Environment":
-        for old, new in DATASET_OF_BEFORE.items():
-            if old not in self.model_fields_set:
-                continue
-            if self.dataset != DEFAULT_DATASET:
-                raise ValueError(
-                    f"{old.upper()} would be ignored with DATASET={self.dataset}: set {new.upper()} instead"
-                )
-            if new in self.model_fields_set:
-                raise ValueError(f"{old.upper()} is the name of before of {new.upper()}: set one of them")
         if self.dataset == "folder" and not (self.dataset_dir or self.dataset_name):
             raise ValueError("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")
         try:
@@ -223,21 +225,21 @@ class Environment(BaseModel):
             name, _, problem = error.errors()[0]["msg"].removeprefix("Value error, ").partition(" ")
             variable = "DATASET_NAME" if name == "name" else name.upper()
             raise ValueError(f"{variable if name in DatasetSettings.model_fields else name} {problem}") from None
-        if self.dataset == "folder" and self.task_name in TAKEN_NAMES:
+        if self.dataset == "folder" and self.task_name in {*TAKEN_NAMES, *dataset_names()}:
             raise ValueError(f"the task cannot be called {self.task_name!r}, as other things are: set DATASET_NAME")
         return self
 
     def dataset_settings(self) -> DatasetSettings:
         """Return the data set, its directory absolute."""
         size = [int(side) for side in self.image_size.split("x")] if self.image_size else None
-        directory = self.dataset_dir or self.mnist_dir
+        directory = self.dataset_dir
         if not directory and self.dataset != "folder":
             directory = self.local_place("dataset_dir", "raw" if self._task_folder else "mnist")
         return DatasetSettings(
             dataset=self.dataset,
-            source=self.dataset_source if "dataset_source" in self.model_fields_set else self.mnist_source,
+            source=self.dataset_source,
             directory=absolute(directory) if directory else "",
-            name=self.dataset_name,
+            name=self.task_name if self.dataset == "folder" else self.dataset_name,
             image_size=(size[0], size[-1]) if size else None,
             image_channels=int(self.image_channels) if self.image_channels else None,
             pictures=self.pictures,

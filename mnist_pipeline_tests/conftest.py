@@ -1,7 +1,6 @@
 """Real images, tiny real trainings, real servers on loopback."""
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from mnist_pipeline.task.dataset import Dataset, no_images
 from mnist_pipeline.task.spec import TaskSpec
 from mnist_pipeline_tests import clouds
 from mnist_pipeline_tests.task import examples
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import TINY, variables_of
 
 BUCKET = "mnist-tests"
 
@@ -60,9 +59,7 @@ def raw_folder(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def environment(tmp_path: Path, raw_folder: Path) -> Environment:
-    return Environment.read(
-        {"STORAGE_ROOT": str(tmp_path / "storage"), "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
-    )
+    return Environment.read({"STORAGE_ROOT": str(tmp_path / "storage"), **variables_of(raw_folder)})
 
 
 @pytest.fixture
@@ -168,15 +165,6 @@ def s3_bucket(s3_url: str, fresh_connections: None, monkeypatch: pytest.MonkeyPa
     yield BUCKET
     bucket.objects.all().delete()
     bucket.delete()
-
-
-@pytest.fixture(scope="session")
-def full_mnist_dir() -> Path:
-    """The folder of all 70,000 images, or a skip that says what is missing."""
-    folder = os.environ.get("MNIST_DIR")
-    if not folder:
-        pytest.skip("MNIST_DIR does not name a folder with all 70,000 images")
-    return Path(folder)
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:

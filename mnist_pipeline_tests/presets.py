@@ -1,4 +1,4 @@
-"""The files in presets/, for tests and benchmarks."""
+"""The files in presets/, as a mapping."""
 
 from pathlib import Path
 from typing import Any

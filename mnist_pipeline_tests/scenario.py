@@ -1,4 +1,4 @@
-"""What happens to a deployment in the live test, step by step; also measured with other conditions in `benchmarks`."""
+"""What happens to a deployment in the live test, step by step."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline_tests.live import CHAIN, Count, Deployment
-from mnist_pipeline_tests.task.examples import embedded_images, small_dataset, write_files
+from mnist_pipeline_tests.live import CHAIN, SETTINGS, Count, Deployment
+from mnist_pipeline_tests.task.examples import embedded_images, small_dataset, variables_of, write_files
 
 PER_CLASS = 80
 """Training images in the beginning; those after them come as labelled digits."""
@@ -29,9 +29,9 @@ class Scenario:
         self.deployment = Deployment(
             folder / "deployment",
             module,
-            MNIST_SOURCE="directory",
-            MNIST_DIR=str(self.raw),
+            SETTINGS,
             PREDICTION_INPUT=str(self.input),
+            **variables_of(self.raw),
             **variables,
         )
         storage = Path(self.deployment.variables["STORAGE_ROOT"])

@@ -14,14 +14,14 @@ from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 from pydantic import BaseModel
 
 import mnist_pipeline
-from mnist_pipeline.definitions import build_definitions, defs, resources
+from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
-from mnist_pipeline.defs.resources.folders import RawDataResource
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.presets import PRESETS, preset_config
+from mnist_pipeline_tests.task.examples import variables_of
 
 PACKAGE = Path(mnist_pipeline.__file__).parent
 HEAVY = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "boto3", "mlxtend", "pyarrow"}
@@ -191,7 +191,7 @@ def test_presets_are_configurations_of_every_training_job(preset):
         ({"MODEL_STORE": "s3:/b/x"}, "MODEL_STORE: 's3:/b/x' has one slash where an address has two"),
         ({"MODEL_STORE": "~nobody-here/x"}, "MODEL_STORE: '~nobody-here/x': "),
         ({"FOLDER_LINKS": "some"}, "FOLDER_LINKS: Input should be 'inside', 'anywhere' or 'never'"),
-        ({"MNIST_SOURCE": "web"}, "MNIST_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
+        ({"DATASET_SOURCE": "web"}, "DATASET_SOURCE: Input should be 'auto', 'directory', 'download' or 'sample'"),
         ({"RETRAIN_CRON": "weekly-ish"}, "RETRAIN_CRON.*'weekly-ish' is not a cron schedule"),
         ({"MODEL_DIR": "s3://bucket/models"}, "MODEL_DIR: 's3://bucket/models' is not a local folder"),
         (
@@ -259,10 +259,9 @@ def test_the_environment_reaches_the_resources(tmp_path):
             "LABELLED_DIR": "s3://bucket/labelled",
             "MODEL_STORE": "s3",
             "S3_MODEL_BUCKET": "models",
-            "S3_MODEL_PREFIX": "digits",
+            "S3_MODEL_PREFIX": "ours",
             "S3_ENDPOINT_URL": "http://127.0.0.1:1",
-            "MNIST_SOURCE": "sample",
-            "MNIST_DIR": "",
+            **variables_of("/data"),
             "PREDICTION_INPUT": str(tmp_path / "in"),
             "FOLDER_LINKS": "never",
             "CHECKPOINT_DIR": "gs://bucket/checkpoints",
@@ -270,87 +269,14 @@ def test_the_environment_reaches_the_resources(tmp_path):
     )
     found = build_definitions(environment).resources or {}
     store = found["model_store"]
-    assert (store.bucket, store.prefix, store.endpoint_url) == ("models", "digits", "http://127.0.0.1:1")
+    assert (store.bucket, store.prefix, store.endpoint_url) == ("models", "ours", "http://127.0.0.1:1")
     assert found["labelled_digits_dir"].location == "s3://bucket/labelled"
-    assert found["raw_data"].source == "sample"
-    assert found["raw_data"].directory == str(tmp_path / "mnist")
+    assert found["raw_data"].directory == "/data"
     assert found["prediction_input_dir"].location == str(tmp_path / "in")
     assert found["record_io_manager"].base_path == str(tmp_path / "data")
     assert found["checkpoints"].directory == "gs://bucket/checkpoints"
     for name in ("labelled_digits_dir", "prediction_input_dir"):
         assert (found[name].links, found[name].endpoint_url) == ("never", "http://127.0.0.1:1")
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, {"dataset": "mnist", "source": "auto", "directory": "/s/mnist"}),
-        ({"MNIST_SOURCE": "sample", "MNIST_DIR": "/m"}, {"source": "sample", "directory": "/m"}),
-        ({"DATASET_SOURCE": "directory", "DATASET_DIR": "/m"}, {"source": "directory", "directory": "/m"}),
-        ({"DATASET": "kmnist"}, {"dataset": "kmnist", "directory": "/s/kmnist/raw"}),
-        (
-            {"DATASET": "folder", "DATASET_DIR": "/d/My Cats", "IMAGE_SIZE": "48x64", "IMAGE_CHANNELS": "1"},
-            {"directory": "/d/My Cats", "image_size": (48, 64), "image_channels": 1, "pictures": None},
-        ),
-        (
-            {"DATASET": "folder", "DATASET_DIR": "/d", "DATASET_NAME": "x", "IMAGE_SIZE": "64", "PICTURES": "cutouts"},
-            {"name": "x", "image_size": (64, 64), "pictures": "cutouts"},
-        ),
-    ],
-    ids=str,
-)
-def test_the_data_set_is_named_by_variables_and_the_names_of_before_still_work(variables, expected):
-    environment = Environment.read({"STORAGE_ROOT": "/s"} | variables)
-    settings = environment.dataset_settings()
-    assert settings.model_dump(include=set(expected)) == expected
-    raw_data = resources(environment)["raw_data"]
-    assert isinstance(raw_data, RawDataResource)
-    assert raw_data.settings() == settings
-
-
-@pytest.mark.parametrize(
-    ("variables", "place", "task"),
-    [
-        ({}, "/s/models", "mnist"),
-        ({"DATASET": "kmnist"}, "/s/kmnist/models", "kmnist"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/My Cats"}, "/s/my_cats/models", "my_cats"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/My Cats", "DATASET_NAME": "pets"}, "/s/pets/models", "pets"),
-        ({"DATASET": "kmnist", "MODEL_STORE": "/one"}, "/one", "kmnist"),
-    ],
-)
-def test_each_task_has_places_of_its_own(variables, place, task):
-    environment = Environment.read({"STORAGE_ROOT": "/s"} | variables)
-    assert (environment.model_address(), environment.task_name) == (place, task)
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"DATASET": "cifar"}, "DATASET: .*'fashion_mnist'"),
-        ({"DATASET": "folder"}, "needs DATASET_DIR"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/2026"}, "set DATASET_NAME"),
-        (
-            {"DATASET": "folder", "DATASET_DIR": "/d/x", "DATASET_SOURCE": "download"},
-            "the source 'download' has no effect",
-        ),
-        ({"DATASET": "folder", "DATASET_DIR": "s3://x/y"}, "only a local folder will do"),
-        ({"DATASET": "kmnist", "MNIST_DIR": "/m"}, "MNIST_DIR would be ignored with DATASET=kmnist: set DATASET_DIR"),
-        ({"MNIST_DIR": "/m", "DATASET_DIR": "/n"}, "MNIST_DIR is the name of before of DATASET_DIR: set one"),
-        ({"IMAGE_SIZE": "64"}, "IMAGE_SIZE has an effect only with the data set 'folder'"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/models"}, "the task cannot be called 'models'"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "DATASET_NAME": "kmnist"}, "the task cannot be called 'kmnist'"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "DATASET_NAME": "My x"}, "DATASET_NAME: .*pattern"),
-        ({"DATASET_NAME": "x"}, "DATASET_NAME has an effect only with the data set 'folder'"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "IMAGE_SIZE": "big"}, "IMAGE_SIZE: "),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "IMAGE_SIZE": "0"}, r"IMAGE_SIZE must be in 1\.\.4096"),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "IMAGE_CHANNELS": "2"}, "IMAGE_CHANNELS: "),
-        ({"DATASET": "folder", "DATASET_DIR": "/d/x", "PICTURES": "paintings"}, "PICTURES: "),
-    ],
-    ids=str,
-)
-def test_a_data_set_that_is_not_there_or_variables_that_would_be_ignored_are_refused(variables, message):
-    with pytest.raises(EnvironmentInvalid, match=message):
-        Environment.read(variables)
 
 
 @pytest.mark.parametrize(("automation", "status"), [("on", "RUNNING"), ("off", "STOPPED")])
@@ -409,7 +335,7 @@ def test_the_code_location_has_the_name_of_the_project_in_a_clone_of_any_name(tm
 def built(raw_folder, tmp_path_factory):
     """The whole graph, materialized once."""
     folder = str(tmp_path_factory.mktemp("storage"))
-    variables = {"STORAGE_ROOT": folder, "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
+    variables = {"STORAGE_ROOT": folder, **variables_of(raw_folder)}
     with dg.DagsterInstance.ephemeral() as instance:
         pipeline = Pipeline(Environment.read(variables), instance)
         yield pipeline, pipeline.run()

@@ -19,7 +19,7 @@ from mnist_pipeline.environment import Environment
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import TINY, variables_of
 
 pytestmark = pytest.mark.live
 
@@ -40,8 +40,7 @@ def variables(tmp_path, raw_folder) -> dict[str, str]:
     return kept | {
         "DAGSTER_HOME": str(home),
         "STORAGE_ROOT": str(tmp_path / "storage"),
-        "MNIST_SOURCE": "directory",
-        "MNIST_DIR": str(raw_folder),
+        **variables_of(raw_folder),
         "VIRTUAL_ENV": sys.prefix,
         "PYTHONWARNINGS": "ignore",
     }
@@ -186,7 +185,7 @@ def test_one_command_runs_everything_and_sums_up(variables):
     assert (run.job_name, run.status) == ("full_pipeline_job", dg.DagsterRunStatus.SUCCESS)
     assert len(steps) == 7  # the checks are in the steps of their assets
 
-    failed = python(variables | {"MNIST_DIR": "/no/such/folder"}, "run", "--config", config)
+    failed = python(variables | {"DATASET_DIR": "/no/such/folder"}, "run", "--config", config)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("error: the run ")
     assert "no files of mnist in /no/such/folder" in failed.stdout + failed.stderr

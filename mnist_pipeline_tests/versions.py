@@ -11,7 +11,7 @@ from mnist_pipeline.ml.training import TrainingResult
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.task.settings import NetworkSettings
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline_tests.task.examples import SPEC
 
 
 def save(
@@ -25,7 +25,7 @@ def save(
     return store.save(
         weights or trained.weights,
         onnx or exported(trained.weights, settings.architecture().model_dump_json()),
-        task=MNIST,
+        task=SPEC,
         settings=settings,
         history=trained.history,
         best_epoch=trained.best_epoch,
@@ -38,7 +38,7 @@ def save(
 @cache
 def exported(weights: bytes, settings: str) -> bytes:
     """The file `model.onnx` of these weights."""
-    return to_onnx(model_from_bytes(weights, NetworkSettings.model_validate_json(settings), MNIST), MNIST)
+    return to_onnx(model_from_bytes(weights, NetworkSettings.model_validate_json(settings), SPEC), SPEC)
 
 
 def deploy(store: ModelStore, name: str, weights: bytes) -> Decision:

@@ -12,7 +12,8 @@ from mnist_pipeline.files.tensors import scratch
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.known.mnist import MNIST
+from mnist_pipeline.task.spec import TaskSpec
 
 PART = 1024
 """Images that are copied at a time."""

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from mnist_pipeline.ml.records import Digests, DriftReference, Record
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.settings import NetworkSettings
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.spec import TaskSpec
 
 PROMOTED = "promoted"
 """The one outcome of a decision that deploys."""

@@ -124,7 +124,10 @@ def predict_logits(model: nn.Module, images: np.ndarray, spec: TaskSpec, batch_s
     was_training = model.training
     model.eval()
     batches = channels_first(torch.from_numpy(images)).split(batch_size)  # each (batch_size, C, H, W)
-    logits = torch.cat([model(normalize(batch.to(device), spec)).cpu() for batch in batches])  # (N, classes)
+    # At once: kept batch by batch, they would lie between what is freed, and keep that from being used again.
+    logits = torch.empty(len(images), spec.classes)
+    for batch, part in zip(batches, logits.split(batch_size), strict=True):
+        part.copy_(model(normalize(batch.to(device), spec)))
     model.train(was_training)
     if not torch.isfinite(logits).all():
         raise ModelError("the model gives outputs that are not finite")

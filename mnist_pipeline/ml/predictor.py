@@ -14,7 +14,8 @@ from mnist_pipeline.ml.onnx_file import require_standard
 from mnist_pipeline.task.spec import TaskSpec
 
 BATCH_SIZE = 256
-"""Images that are predicted together: few enough that what is in work stays in a processor's cache."""
+BATCH_BYTES = 1 << 18
+"""Images that are predicted together, and their bytes at most: what is in work stays in a processor's cache."""
 
 INPUT, OUTPUT = "images", "probabilities"
 """The one input and the one output of a model: uint8 (N, H, W, C), and float32 (N, classes)."""
@@ -106,7 +107,7 @@ class Predictor:
         black, white = self.predict(images).max(1).tolist()
         return black, white
 
-    def predict(self, images: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    def predict(self, images: np.ndarray) -> np.ndarray:
         """Return class probabilities, float32 (N, classes), of uint8 images (N, *spec.array_shape).
 
         Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already. Raises
@@ -116,8 +117,13 @@ class Predictor:
         if not len(images):
             raise ValueError("there is no image to predict")
         images = images.reshape(-1, *self.spec.image_shape)  # (N, H, W) -> (N, H, W, 1)
-        parts = [self._run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        probabilities = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        size = max(1, min(BATCH_SIZE, BATCH_BYTES // images[0].nbytes))
+        if len(images) <= size:
+            probabilities = self._run(images)
+        else:
+            probabilities = np.empty((len(images), self.spec.classes), np.float32)
+            for start in range(0, len(images), size):
+                probabilities[start : start + size] = self._run(images[start : start + size])
         if not np.isfinite(probabilities).all():
             raise ModelError("the model gives outputs that are not finite")
         return probabilities

@@ -169,7 +169,7 @@ class DeploymentSettings(Settings):
         ge=0,
         le=1,
         description="With quality and approval: least test accuracy (0..1); when not given, what suits the data set "
-        "(task/catalog.py).",
+        "(task/known).",
     )
     max_regression: float = Field(
         DEFAULT_MAX_REGRESSION,

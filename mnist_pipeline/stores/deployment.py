@@ -17,7 +17,7 @@ from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.state import State
-from mnist_pipeline.task.catalog import least_accuracy
+from mnist_pipeline.task.known import least_accuracy
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
 from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.known.mnist import MNIST
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,10 @@
 
 It imports nothing of the project but `files/`. What the rest of the project takes from it:
 
-- `spec`: `TaskSpec`, the name of a task, its classes, and what its images are like; `MNIST`, the one of before
+- `spec`: `TaskSpec`, the name of a task, its classes, and what its images are like
 - `dataset`: `LabelledImages`, `Dataset` and their validation; `DatasetSettings`, which `environment.py` fills
-- `catalog`: the data sets that are known by name; `least_accuracy`, the threshold of the gate where none is set
+- `known`: the data sets that are known by name, a file each, among them `MNIST`, the one task of before;
+  `least_accuracy`, the threshold of the gate where none is set
 - `sources`: `load_dataset`, by its settings; with `download` and `image_folder`
 - `preprocessing`: `read_image` and `prepare`, from a picture to an image. What is prepared already must pass unchanged:
   corrections are prepared again. The page sends PNGs of transparent paper with dark or light ink

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.folders import Links
+from mnist_pipeline.task.known import known_names
 from mnist_pipeline.task.settings import Settings
 from mnist_pipeline.task.spec import MAX_SIDE, TASK_NAME, Pictures, TaskSpec
 
@@ -19,19 +20,19 @@ if TYPE_CHECKING:  # numpy is needed by those who make or read arrays, not by th
 Source = Literal["auto", "directory", "download", "sample"]
 """The names of the sources of raw data; `auto` is the first of the others that works."""
 
-DEFAULT_DATASET: Final = "mnist"
-"""The one data set of before there were others."""
+DEFAULT_DATASET = "mnist"
+"""The one data set of before there were others: what is of it lies in no folder of its own."""
 
-DatasetName = Literal["mnist", "fashion_mnist", "kmnist", "emnist_letters", "emnist_balanced", "folder"]
-"""The data sets that are known by name, and `folder`: one folder of image files a class."""
+
+def dataset_names() -> list[str]:
+    """Return the data sets that are known by name, and `folder`: one folder of image files a class."""
+    return [*known_names(), "folder"]
 
 
 class DatasetSettings(Settings):
     """The data set, where it comes from, and, of a folder of image files, what they are."""
 
-    dataset: DatasetName = Field(
-        DEFAULT_DATASET, description="A data set by its name, or `folder`: image files of your own."
-    )
+    dataset: str = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: image files of your own.")
     source: Source = Field("auto", description="Of a data set with a name: the kind of its source.")
     directory: str = Field("", description="The folder of its files; downloads go there too.")
     name: str | None = Field(
@@ -45,6 +46,13 @@ class DatasetSettings(Settings):
     )
     pictures: Pictures | None = Field(None, description="Only with `folder`: the kind of pictures; else photos.")
     links: Links = Field("inside", description="Of a folder: links that are followed, as in watched folders.")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in dataset_names():
+            raise ValueError(f"dataset must be one of {', '.join(dataset_names())}, not {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
@@ -116,7 +124,7 @@ def validate(dataset: LabelledImages, name: str, spec: TaskSpec) -> LabelledImag
 def scale(images: "np.ndarray") -> "tuple[tuple[float, ...], tuple[float, ...]]":
     """Return mean and standard deviation of each channel of uint8 images (N, H, W) or (N, H, W, C), with 255 as 1.
 
-    They are rounded to four digits, and a standard deviation is at least 0.0001.
+    They are rounded to four decimal places, and a standard deviation is at least 0.0001.
     """
     import numpy as np
 

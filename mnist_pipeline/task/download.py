@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mnist_pipeline.files import atomic
 from mnist_pipeline.files.errors import DataError
-from mnist_pipeline.task.catalog import Known
+from mnist_pipeline.task.known import Known
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ MAX_SECONDS = 3600
 """A mirror that is slower with one file is given up."""
 MAX_FILE_BYTES = 100 << 20
 MAX_ARCHIVE_BYTES = 1 << 30
-"""EMNIST's archive has 536 MiB."""
+"""The largest archive of a known data set has 536 MiB."""
 
 
 class DownloadError(DataError):

@@ -1,6 +1,7 @@
 """One picture, for the examples in the service's document. Every kind of task can read it."""
 
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.known.mnist import MNIST
+from mnist_pipeline.task.spec import TaskSpec
 
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAADgAAAA4AQAAAACA/QazAAAAX0lEQVR42rWQsRGAIBRDgwvgBjIKm7kck7CA0Fl4PgsbQk+Vy7+8"

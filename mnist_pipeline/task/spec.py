@@ -19,7 +19,9 @@ MAX_CLASSES = 256
 
 MAX_SIDE = 4096
 MAX_NAME = 100
-DEFAULT_NAME = "mnist"
+DEFAULT_TASK = "mnist"
+"""The task whose name is left out where it is written: there was no other one before."""
+
 TASK_NAME = r"^[a-z][a-z0-9_]{0,60}$"
 
 Pictures = Literal["handwriting", "cutouts", "photos"]
@@ -34,7 +36,7 @@ Pictures = Literal["handwriting", "cutouts", "photos"]
 class TaskSpec(BaseModel, frozen=True, extra="forbid"):
     """The name of a task, its classes, the shape of an image, and the constants that scale it."""
 
-    name: str = Field(DEFAULT_NAME, pattern=TASK_NAME, description="The data set; models of another one are refused.")
+    name: str = Field(DEFAULT_TASK, pattern=TASK_NAME, description="The data set; models of another one are refused.")
     pictures: Pictures = Field("handwriting", description="The kind of pictures, which decides how one is prepared.")
     class_names: tuple[str, ...] = Field(
         min_length=2, max_length=MAX_CLASSES, description="What each label stands for, in the order of the labels."
@@ -91,7 +93,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid"):
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what a spec of before did not have and has not now: its digest stays, and its readers can read."""
-        default = {"name": DEFAULT_NAME, "pictures": "handwriting" if self.image_shape[2] == 1 else "photos"}
+        default = {"name": DEFAULT_TASK, "pictures": "handwriting" if self.image_shape[2] == 1 else "photos"}
         return {key: value for key, value in write(self).items() if value != default.get(key)}
 
     @cached_property
@@ -127,10 +129,3 @@ def _is_name(name: str) -> bool:
 def _slug(name: str) -> str:
     slug = re.sub(r"[^\w.-]+", "_", name.lower()).strip("._")
     return f"upper_{slug}" if slug and name.isupper() else slug
-
-
-MNIST = TaskSpec(class_names=tuple("0123456789"), image_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
-"""Handwritten digits as in MNIST; mean and standard deviation are those of its 60,000 training images.
-
-Data sets and versions that were stored before a spec was stored with them are of this task.
-"""

@@ -22,9 +22,8 @@ from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.conftest import Pipeline
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 
 
 def outcomes(results: Any) -> dict[str | None, bool]:
@@ -125,10 +124,10 @@ def test_the_checks_of_what_was_stored(ran, tmp_path):
         assert not scores_agree(wrong).passed, change
 
     now = result.output_for_node("digit_predictions")
-    assert digit_predictions_are_sane(now, MNIST.classes).passed
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), MNIST.classes).passed
+    assert digit_predictions_are_sane(now, SPEC.classes).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": []}), SPEC.classes).passed
     doubtful = now.predictions[0].model_copy(update={"confidence": 1.5})
-    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), MNIST.classes).passed
+    assert not digit_predictions_are_sane(now.model_copy(update={"predictions": [doubtful]}), SPEC.classes).passed
 
     batch = result.output_for_node("batch_digit_predictions")
     moved = Path(shutil.copytree(Path(batch.path).parent, tmp_path / "moved"))  # as if mounted elsewhere by now

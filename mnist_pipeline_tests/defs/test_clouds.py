@@ -19,7 +19,7 @@ from mnist_pipeline.ml.checkpoint import FILE_NAME
 from mnist_pipeline.stores import store_from_environment
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.live import wait_until
-from mnist_pipeline_tests.task.examples import TINY, png
+from mnist_pipeline_tests.task.examples import TINY, png, variables_of
 
 
 @pytest.fixture(params=["s3", "azure", "google", "memory"])
@@ -36,7 +36,7 @@ def variables(request: pytest.FixtureRequest, raw_folder: Path, tmp_path: Path) 
             address = f"gs://{request.getfixturevalue('google_bucket')}/pipeline"
         case _:
             address = f"memory://{tmp_path.name}"
-    return {"STORAGE_ROOT": address, "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)} | more
+    return {"STORAGE_ROOT": address, **variables_of(raw_folder)} | more
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_predictions_of_a_folder_in_a_bucket(variables, instance, small_dataset)
 
 
 def test_what_lives_in_memory_refuses_runs_of_several_processes(raw_folder, instance):
-    variables = {"STORAGE_ROOT": "memory://refused", "MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
+    variables = {"STORAGE_ROOT": "memory://refused", **variables_of(raw_folder)}
     pipeline = Pipeline(Environment.read(variables), instance)
     for name in ("full_pipeline_job", "training_job", "inference_job"):
         job = pipeline.defs.resolve_job_def(name)
@@ -159,7 +159,7 @@ def test_a_killed_training_goes_on_in_a_process_that_shares_only_the_bucket(
 ):
     root = f"s3://{s3_bucket}/pipeline"
     variables = {"STORAGE_ROOT": root, "S3_ENDPOINT_URL": s3_url}
-    raw = {"MNIST_SOURCE": "directory", "MNIST_DIR": str(raw_folder)}
+    raw = variables_of(raw_folder)
     Pipeline(Environment.read(variables | raw), instance).run("raw_mnist_data", "processed_mnist_data")
     settings = TINY | {"epochs": 12}
 

@@ -6,9 +6,6 @@ from pydantic import ValidationError
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import (
-    SPEC_OF_BEFORE,
-    content_digest,
-    data_version,
     dataset_from_arrays,
     split,
     splits_from_arrays,
@@ -16,7 +13,8 @@ from mnist_pipeline.ml.data import (
 )
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests.task.examples import SPEC
 
 OTHER = TaskSpec(class_names=("cat", "dog"), image_shape=(4, 5, 3), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
 
@@ -28,20 +26,6 @@ def test_data_sets_survive_as_arrays_with_their_spec(small_dataset, splits):
         assert again.spec == OTHER
         assert np.array_equal(again.test.images, value.test.images)
         assert np.array_equal(again.train.labels, value.train.labels)
-
-
-def test_what_was_stored_before_there_were_specs_is_of_the_default_task(splits):
-    arrays, texts = to_arrays(splits)
-    del texts["spec"]
-    assert splits_from_arrays(arrays, texts).spec == MNIST
-
-
-def test_another_spec_is_another_version_of_the_data(splits):
-    """The version of data of the default task stays what it was before specs were: nothing is trained anew for it."""
-    parts = splits.parts.values()
-    assert data_version(MNIST, *parts) == content_digest(*parts)
-    scaled = MNIST.model_copy(update={"mean": (0.5,)})
-    assert len({data_version(spec, *parts) for spec in (MNIST, scaled, OTHER)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -68,20 +52,6 @@ def test_another_spec_is_another_version_of_the_data(splits):
 def test_a_spec_that_does_not_hold_together_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         TaskSpec(**OTHER.model_dump() | change)
-
-
-def test_specs_of_before_read_as_they_were_meant_and_their_digests_stay():
-    grey = MNIST.model_dump()
-    assert set(grey) == {"class_names", "image_shape", "mean", "std"}  # what earlier code can read
-    assert MNIST.digest().startswith(SPEC_OF_BEFORE)
-    assert TaskSpec.model_validate(grey) == MNIST
-    before = {"class_names": ["cat", "dog"], "image_shape": [4, 5, 3], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
-    assert TaskSpec.model_validate(before) == OTHER
-    assert OTHER.pictures == "photos"
-    assert set(OTHER.model_dump()) == set(grey)
-    named = OTHER.model_copy(update={"name": "pets"})
-    assert TaskSpec.model_validate_json(named.model_dump_json()) == named != OTHER
-    assert named.digest() != OTHER.digest()
 
 
 def test_classes_have_folders_that_any_file_system_can_keep_apart():
@@ -111,4 +81,4 @@ def test_too_few_images_to_split_are_refused_with_what_to_do(counts, fraction, m
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.uint8)
     part = LabelledImages(np.zeros((len(labels), 28, 28), np.uint8), labels)
     with pytest.raises(DataError, match=message):
-        split(Dataset(part, part, "", False, MNIST), no_images(MNIST), SplitSettings(validation_fraction=fraction))
+        split(Dataset(part, part, "", False, SPEC), no_images(SPEC), SplitSettings(validation_fraction=fraction))

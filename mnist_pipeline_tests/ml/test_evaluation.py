@@ -11,8 +11,7 @@ from mnist_pipeline.ml.export import to_onnx
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import EvaluationSettings, TrainingSettings
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline.task.spec import MNIST
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 from mnist_pipeline_tests.versions import save
 
 
@@ -55,11 +54,11 @@ def test_expected_calibration_error(confidences, correct, bins, expected):
 
 class Broken(nn.Module):
     def forward(self, inputs):
-        return inputs.flatten(1)[:, : MNIST.classes] * float("nan")
+        return inputs.flatten(1)[:, : SPEC.classes] * float("nan")
 
 
 def test_outputs_that_are_not_finite_are_an_error_and_not_a_score(predictor, splits):
-    broken = Predictor(predictor.manifest, to_onnx(Broken(), MNIST))
+    broken = Predictor(predictor.manifest, to_onnx(Broken(), SPEC))
     with pytest.raises(ModelError, match="not finite"):
         evaluate(broken, splits.test, EvaluationSettings())
 

@@ -19,20 +19,19 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.onnx_file import require_standard
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.task.spec import MNIST
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 
 NETWORK = TrainingSettings(**TINY).architecture()
-MANIFEST = ModelManifest(name="a version", weights_sha256="", task=MNIST, network=NETWORK)
+MANIFEST = ModelManifest(name="a version", weights_sha256="", task=SPEC, network=NETWORK)
 
 
 @pytest.fixture(scope="module")
 def exported(trained, splits):
-    return export(trained.weights, NETWORK, MNIST, splits.validation)
+    return export(trained.weights, NETWORK, SPEC, splits.validation)
 
 
 def test_the_file_says_what_the_network_said_at_the_temperature(exported, trained, splits):
-    logits = predict_logits(model_from_bytes(trained.weights, NETWORK, MNIST), splits.test.images, MNIST)
+    logits = predict_logits(model_from_bytes(trained.weights, NETWORK, SPEC), splits.test.images, SPEC)
     expected = (logits / exported.temperature).softmax(1).numpy()
     found = Predictor(MANIFEST, exported.onnx).predict(splits.test.images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -49,11 +48,11 @@ import hashlib, numpy as np, sys
 from pathlib import Path
 from mnist_pipeline.ml.export import export
 from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline_tests.task.examples import SPEC
 from mnist_pipeline_tests.ml.test_export import NETWORK
 with np.load({str(images)!r}) as file:
     validation = LabelledImages(file["images"], file["labels"])
-made = export(Path({str(weights)!r}).read_bytes(), NETWORK, MNIST, validation)
+made = export(Path({str(weights)!r}).read_bytes(), NETWORK, SPEC, validation)
 print(made.temperature, hashlib.sha256(made.onnx).hexdigest())
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
@@ -89,26 +88,26 @@ class Untraceable(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, inputs):
-        logits = inputs.flatten(1)[:, 300 : 300 + MNIST.classes] * self.weight
+        logits = inputs.flatten(1)[:, 300 : 300 + SPEC.classes] * self.weight
         return logits if inputs.max() <= 0 else -logits
 
 
 def test_a_file_that_is_not_the_network_is_refused(splits):
     network = Untraceable().eval()
     with pytest.warns(torch.jit.TracerWarning):
-        made = to_onnx(network, MNIST)
-    logits = predict_logits(network, splits.test.images, MNIST)
+        made = to_onnx(network, SPEC)
+    logits = predict_logits(network, splits.test.images, SPEC)
     with pytest.raises(ModelError, match=r"the exported model is not the trained one: \d+ of 200 labels differ"):
-        require_same(made, MNIST, splits.test.images, logits)
+        require_same(made, SPEC, splits.test.images, logits)
 
 
 def model_of(nodes, domain="", initializers=(), **more) -> onnx.ModelProto:
-    shape: list[str | int | None] = ["N", *MNIST.image_shape]
+    shape: list[str | int | None] = ["N", *SPEC.image_shape]
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", MNIST.classes])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", SPEC.classes])],
         initializer=list(initializers),
     )
     operators = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
@@ -175,7 +174,7 @@ def test_what_is_no_model_is_refused(content):
 
 
 def test_a_model_of_another_task_or_that_cannot_be_run_is_refused(exported):
-    other = MANIFEST.model_copy(update={"task": MNIST.model_copy(update={"class_names": ("one", "two")})})
+    other = MANIFEST.model_copy(update={"task": SPEC.model_copy(update={"class_names": ("one", "two")})})
     with pytest.raises(ModelError, match="are its task"):
         Predictor(other, exported.onnx)
     with pytest.raises(ModelError, match="the runtime cannot load the model"):
@@ -187,12 +186,13 @@ def test_a_device_that_is_not_there_is_an_error(exported):
         Predictor(MANIFEST, exported.onnx, device="cuda")
 
 
-def test_prediction_in_parts_changes_nothing(exported, splits):
+def test_prediction_in_parts_changes_nothing(exported, splits, monkeypatch):
     predictor = Predictor(MANIFEST, exported.onnx, threads=1)
     images = splits.test.images
     usual = predictor.predict(images)
-    for size in (1, 7, 64):
-        np.testing.assert_allclose(predictor.predict(images, size), usual, atol=1e-6)
+    for part_bytes in (1, 7 * images[0].nbytes, 64 * images[0].nbytes):
+        monkeypatch.setattr("mnist_pipeline.ml.predictor.BATCH_BYTES", part_bytes)
+        np.testing.assert_allclose(predictor.predict(images), usual, atol=1e-6)
 
 
 def test_predicting_needs_nothing_that_training_needs(tmp_path: Path, exported):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from mnist_pipeline.ml.inference import ImageBatch, InputError, find_inputs, inputs_digest, read_batches
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline_tests.task.examples import SPEC
 
 
 def write_bad_files(folder) -> set[str]:
-    good = np.zeros((3, *MNIST.array_shape), np.uint8)
+    good = np.zeros((3, *SPEC.array_shape), np.uint8)
     np.savez(folder / "whole.npz", good)
     (folder / "truncated.npz").write_bytes((folder / "whole.npz").read_bytes()[:-40])
     (folder / "whole.npz").rename(folder / "archive_by_the_name_of.npy")
@@ -26,10 +26,10 @@ def test_bad_files_are_reported_and_do_not_stop_the_rest(tmp_path):
     bad = write_bad_files(tmp_path)
     np.savez(
         tmp_path / "zz_good.npz",
-        a=np.ones((5, *MNIST.array_shape), np.uint8),
-        b=np.ones((2, *MNIST.array_shape), np.uint8),
+        a=np.ones((5, *SPEC.array_shape), np.uint8),
+        b=np.ones((2, *SPEC.array_shape), np.uint8),
     )
-    found = list(read_batches(find_inputs([tmp_path]), MNIST, batch_size=4))
+    found = list(read_batches(find_inputs([tmp_path]), SPEC, batch_size=4))
     assert {item.source.rsplit("/", 1)[1] for item in found if isinstance(item, InputError)} == bad
     batches = [item for item in found if isinstance(item, ImageBatch)]
     assert [len(batch.images) for batch in batches] == [4, 1, 2]

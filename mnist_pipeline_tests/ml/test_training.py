@@ -25,8 +25,7 @@ from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline.task.spec import MNIST
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 
 
 def settings(**changes) -> TrainingSettings:
@@ -41,8 +40,8 @@ def reference(splits):
 def test_it_learns_and_reports(splits, trained):
     assert trained.history[-1].validation_accuracy > 0.5
     assert [metrics.epoch for metrics in trained.history] == [1, 2]
-    model = model_from_bytes(trained.weights, settings(), MNIST)
-    logits = predict_logits(model, splits.validation.images, MNIST)
+    model = model_from_bytes(trained.weights, settings(), SPEC)
+    logits = predict_logits(model, splits.validation.images, SPEC)
     accuracy = (logits.argmax(1).numpy() == splits.validation.labels).mean()
     assert accuracy == pytest.approx(trained.history[trained.best_epoch - 1].validation_accuracy)
 
@@ -119,7 +118,7 @@ def test_patience_and_min_delta_stop_and_the_best_weights_are_restored(splits):
     assert len(result.history) < 8
     losses = [metrics.validation_loss for metrics in result.history]
     assert result.best_epoch == losses.index(min(losses)) + 1 < len(losses)
-    logits = predict_logits(model_from_bytes(result.weights, eager, MNIST), splits.validation.images, MNIST)
+    logits = predict_logits(model_from_bytes(result.weights, eager, SPEC), splits.validation.images, SPEC)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(splits.validation.labels).long()).item()
     assert loss == pytest.approx(min(losses), rel=1e-4)
     hard_to_please = settings(epochs=4, early_stopping_patience=2, early_stopping_min_delta=10.0)
@@ -167,7 +166,7 @@ def test_the_weights_are_an_average_over_the_epochs_asked_for(splits, tmp_path, 
     average = steps[0][1]
     for _, parameters in steps[1:]:
         average = [decay * old + (1 - decay) * new for old, new in zip(average, parameters, strict=True)]
-    found = model_from_bytes(result.weights, chosen, MNIST).parameters()
+    found = model_from_bytes(result.weights, chosen, SPEC).parameters()
     for expected, parameter in zip(average, found, strict=True):
         torch.testing.assert_close(parameter, expected)
     [checkpoint] = tmp_path.rglob(FILE_NAME)
@@ -272,9 +271,9 @@ def test_kill_9_loses_at_most_one_epoch(splits, tmp_path):
 
 
 def test_the_inference_batch_size_changes_no_prediction(splits, trained):
-    model = model_from_bytes(trained.weights, settings(), MNIST)
+    model = model_from_bytes(trained.weights, settings(), SPEC)
     images = splits.test.images
-    one, few, usual = (predict_logits(model, images, MNIST, size) for size in (1, 7, BATCH_SIZE))
+    one, few, usual = (predict_logits(model, images, SPEC, size) for size in (1, 7, BATCH_SIZE))
     np.testing.assert_allclose(one, usual, atol=1e-5)
     np.testing.assert_allclose(few, usual, atol=1e-5)
 
@@ -284,9 +283,9 @@ def test_what_a_gpu_trained_predicts_alike_on_the_cpu(splits):
     on_gpu = settings(device="cuda", precision="auto")
     result = train(on_gpu, splits)
     assert train(on_gpu, splits).weights == result.weights
-    model = model_from_bytes(result.weights, on_gpu, MNIST)
-    on_cpu = predict_logits(model, splits.test.images, MNIST)
-    np.testing.assert_allclose(predict_logits(model.to("cuda"), splits.test.images, MNIST), on_cpu, atol=1e-2)
+    model = model_from_bytes(result.weights, on_gpu, SPEC)
+    on_cpu = predict_logits(model, splits.test.images, SPEC)
+    np.testing.assert_allclose(predict_logits(model.to("cuda"), splits.test.images, SPEC), on_cpu, atol=1e-2)
 
 
 def test_devices():
@@ -304,7 +303,7 @@ def test_weights_that_are_not_finite_are_refused(trained):
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
     tensors[name].flat[3] = np.nan
     with pytest.raises(ModelError, match=name):
-        model_from_bytes(save(tensors), settings(), MNIST)
+        model_from_bytes(save(tensors), settings(), SPEC)
 
 
 @pytest.mark.parametrize("damage", ["tensors", "state", "header"])

@@ -11,10 +11,9 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import TrainingResult, train
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.serve.service import Service, chromium
 from mnist_pipeline_tests.task.examples import GOOD as GOOD_SETTINGS
-from mnist_pipeline_tests.task.examples import embedded_images
+from mnist_pipeline_tests.task.examples import SPEC, embedded_images
 from mnist_pipeline_tests.versions import deploy, save
 
 GOOD = TrainingSettings(**GOOD_SETTINGS)
@@ -23,7 +22,7 @@ GOOD = TrainingSettings(**GOOD_SETTINGS)
 @pytest.fixture(scope="session")
 def good() -> TrainingResult:
     """Trained on the whole sample."""
-    return train(GOOD, split(embedded_images(), no_images(MNIST), SplitSettings()))
+    return train(GOOD, split(embedded_images(), no_images(SPEC), SplitSettings()))
 
 
 @pytest.fixture

@@ -15,17 +15,16 @@ from mnist_pipeline.files.folders import Walk
 from mnist_pipeline.files.storage import storage_path
 from mnist_pipeline.ml.labelled import read_labelled
 from mnist_pipeline.serve import corrections
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import ARRAY, TEST, error
-from mnist_pipeline_tests.task.examples import embedded_images
+from mnist_pipeline_tests.task.examples import SPEC, embedded_images
 from mnist_pipeline_tests.versions import save
 
 LABEL = int(TEST.labels[0])
-OTHER = (LABEL + 1) % MNIST.classes
-BLANK = np.zeros(MNIST.array_shape, int).tolist()
+OTHER = (LABEL + 1) % SPEC.classes
+BLANK = np.zeros(SPEC.array_shape, int).tolist()
 
 
 def files(folder: Path) -> list[str]:
@@ -42,7 +41,7 @@ def test_a_correction_is_stored_as_the_pipeline_will_read_it(service, labelled):
     stored = correct(service)
     assert stored["status"] == 201
     assert files(labelled) == [f"{LABEL}/{stored['id']}.png"]
-    read, skipped = read_labelled(UPath(labelled), MNIST)
+    read, skipped = read_labelled(UPath(labelled), SPEC)
     assert not skipped
     assert read.labels.tolist() == [LABEL]
     assert np.array_equal(read.images[0], TEST.images[0])
@@ -92,7 +91,7 @@ def test_what_waits_is_what_came_after_the_last_training_began(service, store, g
     [
         ({"image": ARRAY}, (422, "bad_correction", "label: Field required")),
         (
-            {"image": ARRAY, "label": MNIST.classes},
+            {"image": ARRAY, "label": SPEC.classes},
             (422, "bad_correction", "label: Input should be less than "),
         ),
         ({"image": ARRAY, "label": str(LABEL)}, (422, "bad_correction", "label: Input should be a valid integer")),
@@ -140,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_nothing_else_stops(service,
 
 
 def test_what_was_labelled_long_ago_is_looked_through_once(store, deployed, labelled, monkeypatch):
-    for label in range(MNIST.classes):
+    for label in range(SPEC.classes):
         (folder := labelled / str(label)).mkdir(parents=True)
         for number in range(20):
             (folder / f"{number}.png").write_bytes(b"")
@@ -155,7 +154,7 @@ def test_what_was_labelled_long_ago_is_looked_through_once(store, deployed, labe
     with Service(store, labelled) as service:
         for position, image in enumerate(TEST.images[:5]):
             waiting = correct(service, image.tolist(), LABEL)["waiting"]
-            assert waiting == service.client.get("/corrections").json()["waiting"] == 20 * MNIST.classes + position + 1
+            assert waiting == service.client.get("/corrections").json()["waiting"] == 20 * SPEC.classes + position + 1
     assert len(walks) == 1
 
 
@@ -224,7 +223,7 @@ def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
             f"review/labelled/{stored['id']}.json",
         ]
         assert correct(service)["status"] == 200
-        assert read_labelled(root, MNIST).images.labels.tolist() == [LABEL]
+        assert read_labelled(root, SPEC).images.labels.tolist() == [LABEL]
         service.client.delete(f"/corrections/{stored['id']}")
         assert listed(s3_bucket, s3_url) == []
 

@@ -18,12 +18,11 @@ from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.state import PRODUCTION
 from mnist_pipeline.stores.versions import MANIFEST
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.conftest import GOOD
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_predict import ARRAY, error
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 from mnist_pipeline_tests.versions import deploy, save
 
 MANY = {"images": [ARRAY] * 40}
@@ -129,7 +128,7 @@ def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on
     root = Path(store.base_path)
     with Service(store) as service:
         if damage == "not finite":
-            broken = to_onnx(Broken(), MNIST)
+            broken = to_onnx(Broken(), SPEC)
             second = save(store, trained, TrainingSettings(**TINY), onnx=broken).name
             deploy(store, second, weights)
         else:
@@ -158,7 +157,7 @@ class Broken(nn.Module):
     """Its outputs are not finite."""
 
     def forward(self, inputs):
-        return inputs.flatten(1)[:, : MNIST.classes] * float("nan")
+        return inputs.flatten(1)[:, : SPEC.classes] * float("nan")
 
 
 def deploy_over(store: LocalModelStore, root: Path, name: str) -> str:

@@ -26,10 +26,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mnist_pipeline.serve.settings import FORMATS
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.amounts import FUZZ_IMAGES, REFUSED_ROUNDS
 from mnist_pipeline_tests.serve.service import Service, process
 from mnist_pipeline_tests.task.drawing import DRAWN_CLASS, drawn, encode
+from mnist_pipeline_tests.task.examples import SPEC
 
 CHECKS = (
     not_a_server_error,
@@ -65,7 +65,7 @@ def wholes() -> list[bytes]:
         drawn(),
         drawn(mode="RGB", paper="white", ink="blue"),
         drawn().convert("P"),
-        drawn(size=MNIST.image_shape[:2], width=3),
+        drawn(size=SPEC.image_shape[:2], width=3),
     ]
     files = [
         encode(picture.convert("RGB") if form in ("WEBP", "JPEG") else picture, form)

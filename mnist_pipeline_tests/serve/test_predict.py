@@ -14,10 +14,9 @@ from PIL import Image
 
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.task.preprocessing import read_image
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.drawing import DRAWN_CLASS, drawn, encode
-from mnist_pipeline_tests.task.examples import embedded_images, png
+from mnist_pipeline_tests.task.examples import SPEC, embedded_images, png
 
 TEST = embedded_images().test
 ARRAY = TEST.images[0].tolist()
@@ -69,7 +68,7 @@ def test_probabilities_and_the_prepared_picture_on_request(service):
     assert (
         prediction["probabilities"][prediction["label"]] == prediction["confidence"] == max(prediction["probabilities"])
     )
-    assert np.array_equal(prediction["prepared"], read_image(file, MNIST))
+    assert np.array_equal(prediction["prepared"], read_image(file, SPEC))
 
 
 def test_needs_review_below_the_threshold(store, deployed):
@@ -159,7 +158,7 @@ def with_value(value: object) -> str:
         (json.dumps({"image": ["a" * 100_000] + [""] * 100_000}), (422, "bad_array", "another shape")),
         (with_value(True), (422, "bad_array", "fractions, words or other values")),
         (with_value("a" * 100_000), (422, "bad_array", "fractions, words or other values")),
-        (json.dumps({"image": np.zeros(MNIST.array_shape, int).tolist()}), (422, "bad_image", "blank")),
+        (json.dumps({"image": np.zeros(SPEC.array_shape, int).tolist()}), (422, "bad_image", "blank")),
         ('{"image": "' + "A" * (1 << 20) + '"}', (413, "too_large", "JSON may have 1 MiB")),
         (with_value(float("nan")), (422, "bad_array", "fractions, words or other values")),
         (with_value(0.5), (422, "bad_array", "fractions, words or other values")),

@@ -17,8 +17,7 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import ModelStore, ModelStoreError
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.overview import overview
-from mnist_pipeline.task.spec import MNIST
-from mnist_pipeline_tests.task.examples import TINY
+from mnist_pipeline_tests.task.examples import SPEC, TINY
 
 KEPT_VERSIONS = 3
 METRICS = EpochMetrics(
@@ -47,7 +46,7 @@ class Racer:
         return self.store.save(
             f"{self.seed} {self.saved}".encode() * 100,
             f"{self.saved} {self.seed}".encode() * 100,
-            task=MNIST,
+            task=SPEC,
             settings=TrainingSettings(**TINY),
             history=[METRICS],
             best_epoch=1,

@@ -1,4 +1,4 @@
-"""Digits as pictures and as strokes, and a hand that draws them on the page."""
+"""Drawings as pictures and as strokes, and a hand that draws them on the page."""
 
 import io
 import random

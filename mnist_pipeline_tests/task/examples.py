@@ -1,15 +1,15 @@
 """Real images of the task, a network that learns them within seconds, and files as a user has them."""
 
 import io
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
-from mnist_pipeline.task.sources import load_sample
+from mnist_pipeline_tests.task.sample import SPEC, embedded_images, variables_of, write_files
+
+__all__ = ["GOOD", "SPEC", "TINY", "embedded_images", "png", "small_dataset", "take", "variables_of", "write_files"]
 
 TINY: dict[str, Any] = {
     "conv_channels": [8, 8, 16],
@@ -33,12 +33,6 @@ GOOD: dict[str, Any] = {
 """A small network that hardly errs, if it learns from the whole sample."""
 
 
-@cache
-def embedded_images() -> Dataset:
-    """The sample that needs no file and no network."""
-    return load_sample("tests")
-
-
 def small_dataset(train: int = 80, test: int = 20) -> Dataset:
     """So many images of each class of the sample."""
     full = embedded_images()
@@ -57,15 +51,3 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def idx(array: np.ndarray) -> bytes:
-    """A uint8 array as an IDX file."""
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-
-
-def write_files(folder: Path, dataset: Dataset) -> None:
-    """Write a data set as the files that MNIST_DIR may name: four plain IDX files."""
-    for name, part in (("train", dataset.train), ("t10k", dataset.test)):
-        for kind, array in (("images-idx3", part.images), ("labels-idx1", part.labels)):
-            (folder / f"{name}-{kind}-ubyte").write_bytes(idx(array))

@@ -8,35 +8,24 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mnist_pipeline.task.catalog import KNOWN
+from mnist_pipeline.task.known import known
 from mnist_pipeline_tests.task.drawing import encode
-from mnist_pipeline_tests.task.examples import GOOD, idx
+from mnist_pipeline_tests.task.examples import GOOD
+from mnist_pipeline_tests.task.shapes import idx, sign
 
 SMALL: dict[str, Any] = GOOD | {"batch_size": 32, "epochs": 6, "precision": "float32"}
 """A network that learns these within seconds."""
 
 
-def sign(label: int, side: int, chance: np.random.Generator) -> Image.Image:
-    """A class as a pattern of 4x4 fields, light and grey on dark, near the middle."""
-    cell = max(2, side // 7)
-    fields = np.random.default_rng(label).integers(0, 2, (4, 4), np.uint8) * 190 + 60
-    picture = Image.new("L", (side, side))
-    top, left = (int(chance.integers(-1, 2)) + (side - 4 * cell) // 2 for _ in range(2))
-    picture.paste(Image.fromarray(fields).resize((4 * cell, 4 * cell), Image.Resampling.NEAREST), (left, top))
-    noise = chance.integers(0, 12, (side, side), np.uint8)  # no two alike
-    noise[[0, -1]] = noise[:, [0, -1]] = 0
-    return Image.fromarray(np.asarray(picture) + noise)
-
-
 def write_idx(folder: Path, name: str, *, train: int, test: int) -> None:
     """Write the four gzipped files of a known data set, with so many images a class."""
-    known, chance = KNOWN[name], np.random.default_rng(0)
+    data_set, chance = known(name), np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for images_file, labels_file, count in ((*known.files[:2], train), (*known.files[2:], test)):
-        labels = chance.permutation(np.repeat(np.arange(len(known.class_names)), count)).astype(np.uint8)
+    for images_file, labels_file, count in ((*data_set.files[:2], train), (*data_set.files[2:], test)):
+        labels = chance.permutation(np.repeat(np.arange(len(data_set.class_names)), count)).astype(np.uint8)
         images = np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels])
-        stored = images.swapaxes(1, 2) if known.transposed else images
-        for file, array in ((images_file, stored), (labels_file, labels + np.uint8(known.first_label))):
+        stored = images.swapaxes(1, 2) if data_set.transposed else images
+        for file, array in ((images_file, stored), (labels_file, labels + np.uint8(data_set.first_label))):
             (folder / f"{file}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
 
 

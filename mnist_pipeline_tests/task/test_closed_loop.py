@@ -18,11 +18,11 @@ from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.task.dataset import no_images
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline_tests.live import Deployment
 from mnist_pipeline_tests.serve.service import process
 from mnist_pipeline_tests.task.drawing import crossed_seven, draw
-from mnist_pipeline_tests.task.examples import small_dataset, write_files
+from mnist_pipeline_tests.task.examples import small_dataset, variables_of, write_files
 from mnist_pipeline_tests.task.test_page import Visit
 
 pytestmark = pytest.mark.live
@@ -64,7 +64,7 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     raw = tmp_path / "raw"
     raw.mkdir()
     write_files(raw, dataset)
-    deployment = Deployment(tmp_path / "deployment", settings={}, MNIST_SOURCE="directory", MNIST_DIR=str(raw))
+    deployment = Deployment(tmp_path / "deployment", settings={}, **variables_of(raw))
     deployment.launch("job", "full_pipeline_job", FIRST)
     storage = deployment.variables["STORAGE_ROOT"]
     store = LocalModelStore(base_path=f"{storage}/models")

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.task import download
-from mnist_pipeline.task.catalog import KNOWN, least_accuracy
 from mnist_pipeline.task.dataset import DatasetSettings
 from mnist_pipeline.task.download import DownloadError
+from mnist_pipeline.task.known import FILES, known, known_names, least_accuracy
 from mnist_pipeline.task.sources import load_dataset
-from mnist_pipeline_tests.task.examples import idx
 from mnist_pipeline_tests.task.others import write_idx
+from mnist_pipeline_tests.task.shapes import idx
 
-OTHERS = [name for name in KNOWN if name != "mnist"]
+OTHERS = [name for name in known_names() if name != "mnist"]
 DEAD = ["http://127.0.0.1:9/"]
 
 
@@ -31,30 +32,30 @@ def asked(name: str, directory: Path, source: str = "auto") -> DatasetSettings:
     return DatasetSettings(dataset=name, source=source, directory=str(directory))
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", known_names())
 def test_classes_and_addresses_are_torchvisions(name):
-    known = KNOWN[name]
-    described = getattr(datasets, known.torchvision)
-    if known.archive is None:
-        assert list(known.mirrors) == described.mirrors
-        assert [f"{file}.gz" for file in known.files] == [file for file, _ in described.resources]
+    data_set = known(name)
+    described = getattr(datasets, data_set.torchvision)
+    if data_set.archive is None:
+        assert list(data_set.mirrors) == described.mirrors
+        assert [f"{file}.gz" for file in data_set.files] == [file for file, _ in described.resources]
         classes = [text.split(" - ")[0] for text in described.classes]
     else:
-        assert f"{known.mirrors[0]}{known.archive.parts[0]}" == described.url
+        assert f"{data_set.mirrors[0]}{data_set.archive.parts[0]}" == described.url
         classes = [name for name in described.classes_split_dict[name.removeprefix("emnist_")] if name != "N/A"]
-    assert list(known.class_names) == classes
+    assert list(data_set.class_names) == classes
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_data_set_is_read_upright_with_labels_from_0_and_its_own_scale(name, tmp_path):
     write_idx(tmp_path, name, train=4, test=2)
-    dataset, known = load_dataset(asked(name, tmp_path)), KNOWN[name]
-    classes = len(known.class_names)
+    dataset, data_set = load_dataset(asked(name, tmp_path)), known(name)
+    classes = len(data_set.class_names)
     assert dataset.spec.name == name
     assert np.bincount(dataset.train.labels).tolist() == [4] * classes
     assert np.bincount(dataset.test.labels).tolist() == [2] * classes
-    stored = read_idx(tmp_path / f"{known.files[0]}.gz")
-    expected = np.stack([image.T for image in stored]) if known.transposed else stored
+    stored = read_idx(tmp_path / f"{data_set.files[0]}.gz")
+    expected = np.stack([image.T for image in stored]) if data_set.transposed else stored
     assert np.array_equal(dataset.train.images, expected)
     values = dataset.train.images / 255
     assert (*dataset.spec.mean, *dataset.spec.std) == pytest.approx((values.mean(), values.std()), abs=1e-4)
@@ -64,7 +65,7 @@ def test_emnist_looks_as_torchvision_says_it_is_to_be_turned(tmp_path):
     """Its pictures have to be transposed, see pytorch/vision issue 2630."""
     write_idx(tmp_path / "EMNIST" / "raw", "emnist_letters", train=4, test=2)
     ours = load_dataset(asked("emnist_letters", tmp_path)).train
-    for file in KNOWN["emnist_letters"].files:
+    for file in known("emnist_letters").files:
         path = tmp_path / "EMNIST" / "raw" / file
         array = read_idx(path.with_name(f"{file}.gz"))
         path.write_bytes(idx(array))
@@ -75,7 +76,7 @@ def test_emnist_looks_as_torchvision_says_it_is_to_be_turned(tmp_path):
 
 def test_a_label_before_the_first_is_refused(tmp_path):
     write_idx(tmp_path, "emnist_letters", train=4, test=2)
-    file = tmp_path / f"{KNOWN['emnist_letters'].files[1]}.gz"
+    file = tmp_path / f"{known('emnist_letters').files[1]}.gz"
     labels = read_idx(file)
     labels[0] = 0
     file.unlink()
@@ -166,7 +167,7 @@ def test_an_archive_is_downloaded_once_and_not_kept(served, tmp_path, monkeypatc
     assert len(load_dataset(asked("emnist_letters", target), mirrors).train.labels) == 104
     assert requests == ["/gzip.zip"]
     assert sorted(file.name for file in target.iterdir()) == sorted(
-        f"{file}.gz" for file in KNOWN["emnist_letters"].files
+        f"{file}.gz" for file in known("emnist_letters").files
     )
     load_dataset(asked("emnist_letters", target, "download"), mirrors)
     assert len(requests) == 1
@@ -182,7 +183,7 @@ def test_an_archive_that_is_not_the_one_is_refused(served, tmp_path, monkeypatch
     expected = "is not the archive that it should be" if damage == "a file is missing" else "expected MD5"
     with pytest.raises(DownloadError, match=expected):
         load_dataset(asked("emnist_letters", tmp_path / "raw"), mirrors)
-    assert not (tmp_path / "raw" / KNOWN["emnist_letters"].files[3]).with_suffix(".gz").exists()
+    assert not (tmp_path / "raw" / known("emnist_letters").files[3]).with_suffix(".gz").exists()
 
 
 def test_the_threshold_that_suits_a_data_set():
@@ -201,9 +202,32 @@ def test_the_threshold_that_suits_a_data_set():
         ({"dataset": "folder", "source": "download"}, "the source 'download' has no effect"),
         ({"dataset": "folder", "image_size": (0, 64)}, r"image_size must be in 1\.\.4096"),
         ({"dataset": "folder", "image_channels": 2}, "1 or 3"),
-        ({"dataset": "cifar"}, "'mnist', 'fashion_mnist'"),
+        ({"dataset": "cifar"}, "fashion_mnist, kmnist, mnist, folder, not 'cifar'"),
     ],
 )
 def test_what_would_be_ignored_or_is_out_of_range_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DatasetSettings(**settings)
+
+
+def test_a_data_set_of_ones_own_is_a_file_that_is_found_by_its_name(tmp_path, monkeypatch):
+    """Four IDX files of another shape, and nothing else is changed."""
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "stamps.py").write_text(
+        "from mnist_pipeline.task.known import Known\n"
+        "DATA_SET = Known('stamps', ('red', 'blue'), 'no', (), 0.6, image_shape=(8, 9, 1), pictures='cutouts')\n"
+    )
+    monkeypatch.setattr("mnist_pipeline.task.known.__path__", [str(tmp_path / "known")])
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    images, labels = np.arange(4 * 72, dtype=np.uint8).reshape(4, 8, 9), np.array([0, 1, 0, 1], np.uint8)
+    for file, array in zip(FILES, (images, labels, images[:2], labels[:2]), strict=True):
+        (raw / file).write_bytes(idx(array))
+    environment = Environment.read({"DATASET": "stamps", "DATASET_DIR": str(raw), "STORAGE_ROOT": str(tmp_path)})
+    dataset = load_dataset(environment.dataset_settings())
+    assert (dataset.spec.name, dataset.spec.image_shape, dataset.spec.pictures) == ("stamps", (8, 9, 1), "cutouts")
+    assert np.array_equal(dataset.train.images, images)
+    assert least_accuracy("stamps", labels) == 0.6
+    monkeypatch.undo()
+    with pytest.raises(EnvironmentInvalid, match="DATASET must be one of"):
+        Environment.read({"DATASET": "stamps"})

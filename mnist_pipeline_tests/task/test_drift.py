@@ -11,7 +11,8 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.plots import drift_histograms
 from mnist_pipeline.ml.records import DriftReference, DriftReport
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline.task.spec import MNIST, TaskSpec
+from mnist_pipeline.task.known.mnist import MNIST
+from mnist_pipeline.task.spec import TaskSpec
 from mnist_pipeline.task.statistics import light_statistics
 from mnist_pipeline_tests.task.examples import TINY, embedded_images
 

@@ -8,8 +8,8 @@ from mnist_pipeline.ml.model import ModelError, model_from_bytes
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.task.networks import build_network
-from mnist_pipeline.task.spec import MNIST, TaskSpec
-from mnist_pipeline_tests.task.examples import TINY, take
+from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests.task.examples import SPEC, TINY, take
 
 CHANGES = [
     {"conv_channels": [8, 8, 8]},
@@ -64,7 +64,7 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(splits, tm
 )
 def test_weights_of_another_architecture_are_refused(trained, change):
     with pytest.raises(ModelError, match="do not fit"):
-        model_from_bytes(trained.weights, settings(**change), MNIST)
+        model_from_bytes(trained.weights, settings(**change), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_more_convolutions_than_the_image_has_room_for_are_refused_before_anythi
 @pytest.mark.parametrize(("side", "more"), [(28, 0), (32, 0), (64, 1), (96, 2), (128, 2)])
 def test_the_network_grows_with_the_image_and_its_head_does_not(side, more):
     spec = TaskSpec(class_names=("a", "b"), image_shape=(side, side, 3), mean=(0.5,) * 3, std=(0.2,) * 3)
-    network, usual = (build_network(TrainingSettings(), each) for each in (spec, MNIST))
+    network, usual = (build_network(TrainingSettings(), each) for each in (spec, SPEC))
     layers = [sum(isinstance(layer, nn.Conv2d) for layer in each.modules()) for each in (network, usual)]
     assert layers == [3 + more, 3]
     assert network.eval()(torch.zeros(2, 3, side, side)).shape == (2, 2)

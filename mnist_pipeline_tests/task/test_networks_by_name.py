@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision import models
 
+from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.model import model_from_bytes, predict_logits, weights_to_bytes
@@ -21,11 +22,11 @@ from mnist_pipeline.task.image_folder import load_folder
 from mnist_pipeline.task.networks import TORCHVISION, build_network, known_networks
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests.conftest import Pipeline
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.drawing import encode
 from mnist_pipeline_tests.task.examples import TINY
 from mnist_pipeline_tests.task.others import photo, write_photos
-from mnist_pipeline_tests.task.test_other_tasks import Task, pipeline_of
 
 OWN = """
 from torch import nn
@@ -66,7 +67,8 @@ def test_resnet18_through_the_whole_life_of_a_colour_folder(tmp_path, instance):
     variables = {"DATASET": "folder", "DATASET_NAME": "shapes", "IMAGE_SIZE": "32"}
     recipe = {"network": "resnet18", "epochs": 4, "batch_size": 16, "learning_rate": 0.003, "precision": "float32"}
     picture = photo(2, np.random.default_rng(9))
-    pipeline = pipeline_of(Task(variables, recipe, 0.6, picture, 2), tmp_path, instance)
+    places = {"DATASET_DIR": str(tmp_path / "data"), "STORAGE_ROOT": str(tmp_path / "storage")}
+    pipeline = Pipeline(Environment.read(variables | places), instance)
     result = pipeline.run(digit_classifier=recipe, production_digit_classifier={"accuracy_threshold": 0.6})
     deployed = pipeline.store.production().version
     assert "_resnet18_" in deployed

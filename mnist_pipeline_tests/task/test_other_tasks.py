@@ -12,15 +12,16 @@ from PIL import Image
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.task.dataset import Dataset
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.preprocessing import prepare, read_image
-from mnist_pipeline.task.spec import MNIST
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.live import wait_until
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import files
 from mnist_pipeline_tests.serve.test_predict import error
 from mnist_pipeline_tests.task.drawing import encode
-from mnist_pipeline_tests.task.others import SMALL, photo, sign, write_idx, write_photos, write_signs
+from mnist_pipeline_tests.task.others import SMALL, photo, write_idx, write_photos, write_signs
+from mnist_pipeline_tests.task.shapes import sign
 
 SIGNS = {**SMALL, "mirrored": False, "conv_channels": [16, 32, 64], "epochs": 8, "rotation_degrees": 2.0}
 

@@ -9,7 +9,7 @@ from PIL import Image
 from mnist_pipeline.files import pictures
 from mnist_pipeline.files.pictures import ImageError
 from mnist_pipeline.task import preprocessing
-from mnist_pipeline.task.spec import MNIST
+from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline_tests.task.drawing import drawn, encode
 
 

@@ -20,9 +20,9 @@ from mnist_pipeline.files.arrays import read_idx
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.task import download
-from mnist_pipeline.task.catalog import FILES, KNOWN
 from mnist_pipeline.task.dataset import DatasetSettings
 from mnist_pipeline.task.download import DownloadError
+from mnist_pipeline.task.known import FILES, known
 from mnist_pipeline.task.sources import (
     FAILURE_COUNTS_SECONDS,
     FAILURE_NOTE,
@@ -51,11 +51,11 @@ def same(one, other) -> bool:
 
 
 def test_plain_gzipped_and_torchvisions_layout_give_the_same(folder, small_dataset, tmp_path):
-    assert same(load_directory(folder), small_dataset)
+    assert same(load_directory(folder, known("mnist")), small_dataset)
     compress(folder)
-    assert same(load_directory(folder), small_dataset)
+    assert same(load_directory(folder, known("mnist")), small_dataset)
     shutil.copytree(folder, tmp_path / "root" / "MNIST" / "raw")
-    assert same(load_directory(tmp_path / "root"), small_dataset)
+    assert same(load_directory(tmp_path / "root", known("mnist")), small_dataset)
 
 
 def test_torchvision_reads_the_same(folder, small_dataset, tmp_path):
@@ -99,10 +99,10 @@ def test_labels_out_of_range_and_counts_that_differ(folder):
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([10]))
     with pytest.raises(DataError, match=r"0\.\.9, but 10 occurs"):
-        load_directory(folder)
+        load_directory(folder, known("mnist"))
     path.write_bytes(good[:4] + (199).to_bytes(4, "big") + good[8:-1])
     with pytest.raises(DataError, match="200 images need as many"):
-        load_directory(folder)
+        load_directory(folder, known("mnist"))
 
 
 def test_the_sample(tmp_path):
@@ -193,7 +193,7 @@ def test_a_download_that_failed_is_tried_again_after_a_day_or_when_asked_for(mir
 
 
 def test_the_mirrors_are_those_of_torchvision_and_it_is_not_needed_to_find_none_answers(tmp_path):
-    assert list(KNOWN["mnist"].mirrors) == MNIST.mirrors
+    assert list(known("mnist").mirrors) == MNIST.mirrors
     code = (
         "import sys; from mnist_pipeline.task.sources import load_dataset\n"
         "from mnist_pipeline.task.dataset import DatasetSettings\n"

@@ -5,6 +5,7 @@ import pytest
 from mnist_pipeline.environment import Environment
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.presets import preset_config
+from mnist_pipeline_tests.task.examples import variables_of
 
 
 def run_quick(variables, instance):
@@ -14,7 +15,7 @@ def run_quick(variables, instance):
 
 
 def test_quick_deploys_a_model_of_the_sample(tmp_path, instance):
-    result = run_quick({"STORAGE_ROOT": str(tmp_path), "MNIST_SOURCE": "sample"}, instance)
+    result = run_quick({"STORAGE_ROOT": str(tmp_path), "DATASET_SOURCE": "sample"}, instance)
     assert metadata(result, "production_digit_classifier")["outcome"] == "promoted"
     assert metadata(result, "batch_digit_predictions")["images"] == 1000
 
@@ -23,8 +24,7 @@ def test_quick_deploys_a_model_of_the_sample(tmp_path, instance):
 def test_quick_on_everything(full_mnist_dir, tmp_path, instance):
     variables = {
         "STORAGE_ROOT": str(tmp_path),
-        "MNIST_SOURCE": "directory",
-        "MNIST_DIR": str(full_mnist_dir),
+        **variables_of(full_mnist_dir),
     }
     result = run_quick(variables, instance)
     assert {name for name, passed in check_results(result).items() if not passed} == set()

@@ -1,0 +1,173 @@
+"""Projects that are made of this one: `make new`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_pipeline_tests.task.others import write_idx, write_photos
+
+PROJECT = Path(__file__).parents[1]
+ASSETS = """
+import json
+from {package}.definitions import defs
+keys = defs.resolve_asset_graph().get_all_asset_keys()
+print(json.dumps(sorted(key.to_user_string() for key in keys)))
+"""
+
+
+def made(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "scaffold", name, *options]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def python(project: Path, *arguments: str, **variables: str) -> str:
+    """Run Python in a project, with nothing of this one, and return what it printed."""
+    kept = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "OMP_NUM_THREADS": "1"}
+    home = project / ".dagster_home"
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-W", "ignore", *arguments]
+    environment = kept | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(project)} | variables
+    ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    return ran.stdout
+
+
+def lines_with(project: Path, words: str) -> list[str]:
+    """The lines and the names of files that have one of the words."""
+    files = [path for path in project.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert len(files) > 150
+    found = [str(path.relative_to(project)) for path in files]
+    found += [f"{path}: {line}" for path in files for line in path.read_text().splitlines()]
+    return [line for line in found if re.search(words, line.removeprefix(str(project)), re.IGNORECASE)]
+
+
+def test_a_project_for_a_folder_of_images_has_no_trace_of_this_ones_data(tmp_path):
+    write_photos(tmp_path / "photos", ("daisy", "rose"), 3)
+    target = tmp_path / "made" / "street_flowers"
+    ran = made("street_flowers", "--to", str(target), "--dataset", "folder", "--dataset-dir", str(tmp_path / "photos"))
+    assert ran.returncode == 0, ran.stderr
+    assert f"cd {target}" in ran.stdout
+    assert lines_with(target, r"mnist|digit|benchmarks\b|@[A-Z]+@") == []
+    assert sorted(path.name for path in target.parent.iterdir()) == ["street_flowers"]
+    for command in (["check"], ["format", "--check"]):
+        python(target, "-m", "ruff", *command, "--no-cache", ".")
+    assert json.loads(python(target, "-c", ASSETS.format(package="street_flowers_pipeline"))) == [
+        "batch_street_flowers_predictions",
+        "labelled_street_flowers",
+        "model_evaluation",
+        "prediction_input",
+        "processed_street_flowers_data",
+        "production_street_flowers_classifier",
+        "raw_street_flowers_data",
+        "street_flowers_classifier",
+        "street_flowers_predictions",
+    ]
+    assert (target / ".env").read_text().endswith(f"DATASET_DIR={tmp_path / 'photos'}\n")
+    assert "StreetFlowersCNN" in (target / "street_flowers_pipeline/task/networks/street_flowers_cnn.py").read_text()
+    assert "/.env" in python(target, "-c", "import pathlib; print(*pathlib.Path.cwd().glob('.env'))")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "allowed"),
+    [
+        ("fashion_mnist", "FashionMNIST|fashion-mnist"),
+        ("kmnist", "KMNIST|Kuzushiji-MNIST"),
+        ("emnist_letters", "EMNIST|an extension of MNIST|letters and digits"),
+        ("emnist_balanced", "EMNIST|an extension of MNIST|letters and digits|digits and letters|string.digits"),
+    ],
+)
+def test_a_project_for_a_data_set_with_a_name_knows_that_one_alone(tmp_path, dataset, allowed):
+    ran = made("things", "--to", str(tmp_path / "things"), "--dataset", dataset)
+    assert ran.returncode == 0, ran.stderr
+    others = [
+        line for line in lines_with(tmp_path / "things", "mnist|digit") if not re.search(allowed, line, re.IGNORECASE)
+    ]
+    assert others == []
+    found = python(
+        tmp_path / "things",
+        "-c",
+        "from things_pipeline.task.known import known_names, known\n"
+        "from things_pipeline.environment import Environment\n"
+        "print(known_names(), known('things').name, Environment().dataset_settings().dataset)",
+    )
+    assert found == "['things'] things things\n"
+    python(tmp_path / "things", "-m", "ruff", "check", "--no-cache", ".")
+
+
+def test_a_project_for_digits_keeps_what_is_true_of_them(tmp_path):
+    ran = made("numbers", "--to", str(tmp_path / "numbers"))
+    assert ran.returncode == 0, ran.stderr
+    assert lines_with(tmp_path / "numbers", "mnist_pipeline|digit_classifier|raw_mnist_data|benchmarks/") == []
+    python(tmp_path / "numbers", "-m", "ruff", "check", "--no-cache", ".")
+    code = (
+        "from numbers_pipeline.environment import Environment; print(Environment.read({'MNIST_DIR': '/m'}).dataset_dir)"
+    )
+    assert python(tmp_path / "numbers", "-c", code) == "/m\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("2flowers", [], "NAME must be 1 to 31 small letters"),
+        ("Flowers", [], "NAME must be"),
+        ("class", [], "no word of Python"),
+        ("a" * 32, [], "NAME must be"),
+        ("my-flowers", [], "NAME must be"),
+        ("mnist_like", ["--dataset", "kmnist"], "reads like the data set of this project"),
+        ("flowers", ["--dataset", "cifar"], "DATASET must be one of"),
+        ("flowers", ["--dataset", "folder"], "needs DATASET_DIR"),
+        ("flowers", ["--dataset", "folder", "--dataset-dir", "/no/such/folder"], "there is no folder /no/such/folder"),
+        ("models", ["--dataset", "folder", "--dataset-dir", "."], "the task cannot be called 'models'"),
+        ("flowers", ["--to", "full"], "full is not an empty folder"),
+        ("flowers", ["--to", "full/file"], "full/file is not an empty folder"),
+        ("flowers", ["--to", str(PROJECT / "flowers")], "is inside of this project"),
+        ("flowers", ["--to", "full/file/below"], "cannot be written"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_made_is_refused_and_leaves_nothing(tmp_path, name, options, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    options = [str(tmp_path / option) if option.startswith("full") else option for option in options]
+    ran = made(name, *([] if "--to" in options else ["--to", str(tmp_path / "new")]), *options)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    ran = made("flowers", "--to", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "flowers_pipeline").is_dir()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("dataset", ["folder", "fashion_mnist"])
+def test_a_project_runs_and_passes_its_own_checks(tmp_path, dataset):
+    """A part of its tests: those of its own data, of its structure and of one model store."""
+    if dataset == "folder":
+        write_photos(tmp_path / "data", ("daisy", "rose", "tulip"), 30)
+    else:
+        write_idx(tmp_path / "data", dataset, train=30, test=10)
+    target = tmp_path / "flowers"
+    ran = made("flowers", "--to", str(target), "--dataset", dataset, "--dataset-dir", str(tmp_path / "data"))
+    assert ran.returncode == 0, ran.stderr
+    (target / "quick.yaml").write_text("ops: {flowers_classifier: {config: {epochs: 2, batch_size: 16}}}")
+    (target / ".dagster_home").mkdir()
+    (target / ".dagster_home" / "dagster.yaml").write_text((target / "dagster.yaml").read_text())
+    said = python(target, "-m", "flowers_pipeline", "run", "--config", "quick.yaml")
+    assert "deployed:          flowers_cnn_" in said
+    assert python(target, "-m", "mypy").startswith("Success")
+    tests = [f"flowers_pipeline_tests/{name}" for name in ("task", "test_structure.py", "test_definitions.py")]
+    passed = python(
+        target, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not live", *tests, "-k", "not resnet and not densenet"
+    )
+    assert re.search(r"\d{3} passed", passed)
+    assert " failed" not in passed
