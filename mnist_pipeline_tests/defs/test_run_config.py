@@ -115,7 +115,10 @@ def test_presets_can_be_the_defaults(environment, preset):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ops: {digit_clasifier: {config: {}}}", "configures digit_clasifier; the steps with settings are batch_digit"),
+        (
+            "ops: {digit_clasifier: {config: {}}}",
+            "configures digit_clasifier; the steps with settings are batch_digit_predictions",
+        ),
         ("ops: {digit_classifier: {config: {epoch: 3}}}", r"digit_classifier\.epoch: Extra inputs are not permitted"),
         ("ops: {digit_classifier: {config: {epochs: 0}}}", r"digit_classifier\.epochs: .* \(got 0; allowed: >= 1"),
         ("ops: {digit_classifier: {config: {epochs: many}}}", r"digit_classifier\.epochs: Input should be a valid int"),
