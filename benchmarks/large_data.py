@@ -11,7 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,8 @@ ASSETS = (
     "batch_digit_predictions",
     "digit_predictions",
 )
+T = TypeVar("T")
+
 SAMPLE_SECONDS = 0.02
 MIB = 1 << 20
 
@@ -68,7 +72,7 @@ def step(asset: str, variables: dict[str, str]) -> tuple[float, float]:
     return sampled(_anonymous_mib, lambda: steps.materialize(asset, variables))
 
 
-def sampled(value: Callable[[], float], work: Callable[[], float]) -> tuple[float, float]:
+def sampled(value: Callable[[], float], work: Callable[[], T]) -> tuple[T, float]:
     """What the work gives, and the largest of the values meanwhile."""
     done, found = threading.Event(), [value()]
 
@@ -115,14 +119,9 @@ def main() -> None:
             return (free - shutil.disk_usage(home).free) / MIB  # of the whole disk: nameless files count, too
 
         for asset in ASSETS:
-            results: list[tuple[float, float]] = []
-
-            def work(asset: str = asset, results: list[tuple[float, float]] = results) -> float:
-                results.append(measure(step, asset, variables).result)
-                return results[0][0]
-
-            seconds, disk = sampled(used_mib, work)
-            rows.append([asset, f"{seconds:.0f}", f"{results[0][1]:.0f}", f"{disk:,.0f}"])
+            cost, disk = sampled(used_mib, partial(measure, step, asset, variables))
+            seconds, anonymous = cost.result
+            rows.append([asset, f"{seconds:.0f}", f"{anonymous:.0f}", f"{disk:,.0f}"])
             print(rows[-1], flush=True)
     print_table(["step", "seconds", "RssAnon at most (MiB)", "disk in use at most (MiB)"], rows)
 

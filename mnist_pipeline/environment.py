@@ -110,9 +110,11 @@ class Environment(BaseModel):
         try:
             return cls(**present)
         except ValidationError as error:
-            problems = []
+            problems, given = [], {new: old for old, new in DATASET_OF_BEFORE.items() if old in present}
             for problem in error.errors():
-                name = f"{problem['loc'][0]}: ".upper() if problem["loc"] else ""
+                field = str(problem["loc"][0]) if problem["loc"] else ""
+                field = given.get(field, field)
+                name = f"{field}: ".upper() if field else ""
                 expected = "Input should be 'on' or 'off'" if problem["type"] == "bool_parsing" else problem["msg"]
                 problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None

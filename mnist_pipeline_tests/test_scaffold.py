@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from mnist_pipeline_tests.task.others import write_idx, write_photos
+from scaffold.project import _files
 
 PROJECT = Path(__file__).parents[1]
 ASSETS = """
@@ -20,9 +23,10 @@ print(json.dumps(sorted(key.to_user_string() for key in keys)))
 """
 
 
-def made(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+def made(name: str, *options: str, folder: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-m", "scaffold", name, *options]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    variables = os.environ | {"PYTHONPATH": str(PROJECT)}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 def python(project: Path, *arguments: str, **variables: str) -> str:
@@ -67,9 +71,12 @@ def test_a_project_for_a_folder_of_images_has_no_trace_of_this_ones_data(tmp_pat
         "street_flowers_classifier",
         "street_flowers_predictions",
     ]
-    assert (target / ".env").read_text().endswith(f"DATASET_DIR={tmp_path / 'photos'}\n")
     assert "StreetFlowersCNN" in (target / "street_flowers_pipeline/task/networks/street_flowers_cnn.py").read_text()
-    assert "/.env" in python(target, "-c", "import pathlib; print(*pathlib.Path.cwd().glob('.env'))")
+    for command in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=target, check=True)
+    staged = subprocess.run(["git", "ls-files"], cwd=target, check=True, capture_output=True, text=True).stdout.split()
+    assert ".env.example" in staged
+    assert ".env" not in staged
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,8 @@ def test_a_project_for_a_data_set_with_a_name_knows_that_one_alone(tmp_path, dat
         "print(known_names(), known('things').name, Environment().dataset_settings().dataset)",
     )
     assert found == "['things'] things things\n"
-    python(tmp_path / "things", "-m", "ruff", "check", "--no-cache", ".")
+    for command in (["check"], ["format", "--check"]):
+        python(tmp_path / "things", "-m", "ruff", *command, "--no-cache", ".")
 
 
 def test_a_project_for_digits_keeps_what_is_true_of_them(tmp_path):
@@ -122,7 +130,8 @@ def test_a_project_for_digits_keeps_what_is_true_of_them(tmp_path):
         ("flowers", ["--dataset", "cifar"], "DATASET must be one of"),
         ("flowers", ["--dataset", "folder"], "needs DATASET_DIR"),
         ("flowers", ["--dataset", "folder", "--dataset-dir", "/no/such/folder"], "there is no folder /no/such/folder"),
-        ("models", ["--dataset", "folder", "--dataset-dir", "."], "the task cannot be called 'models'"),
+        ("models", ["--dataset", "folder", "--dataset-dir", "."], "NAME=models is the name of something else"),
+        ("folder", ["--dataset", "kmnist"], "NAME=folder is the name of something else"),
         ("flowers", ["--to", "full"], "full is not an empty folder"),
         ("flowers", ["--to", "full/file"], "full/file is not an empty folder"),
         ("flowers", ["--to", str(PROJECT / "flowers")], "is inside of this project"),
@@ -142,10 +151,42 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(tmp_path, name, optio
     assert (tmp_path / "full" / "file").read_text() == "mine"
 
 
-def test_an_empty_folder_is_filled(tmp_path):
-    ran = made("flowers", "--to", str(tmp_path))
+def test_an_empty_folder_is_filled_and_paths_begin_where_the_command_does(tmp_path):
+    photos = tmp_path / "it's #1 $HOME \\ photos"
+    write_photos(photos, ("daisy", "rose"), 1)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "here").mkdir()
+    options = ("--dataset", "folder", "--dataset-dir", f"../{photos.name}")
+    ran = made("flowers", "--to", "../new", *options, folder=tmp_path / "here")
     assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "flowers_pipeline").is_dir()
+    assert (tmp_path / "new" / "flowers_pipeline").is_dir()
+    assert dotenv_values(tmp_path / "new" / ".env") == {"DATASET_DIR": str(photos)}
+
+
+def test_only_files_that_belong_to_the_project_are_taken_along(tmp_path):
+    """Nothing that lies about in its folders: data, secrets, what an editor or a Finder leaves."""
+    clone = tmp_path / "clone"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    for name in filter(None, files.split("\0") if files else [str(path) for path in _files()]):
+        if (PROJECT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            (clone / name).write_bytes((PROJECT / name).read_bytes())
+    for stray in (".DS_Store", ".env", "__pycache__/x.pyc"):
+        (clone / "mnist_pipeline" / stray).parent.mkdir(exist_ok=True)
+        (clone / "mnist_pipeline" / stray).write_bytes(b"\xff\xfe secret")
+    command = [sys.executable, "-W", "ignore", "-m", "scaffold", "flowers", "--to", str(tmp_path / "flowers")]
+    for in_git in (False, True):
+        if in_git:
+            (clone / "mnist_pipeline" / "weights.bin").write_bytes(b"\xff\xfe large")
+            shutil.rmtree(tmp_path / "flowers")
+            subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
+            subprocess.run(["git", "add", *(name for name in files.split("\0") if name)], cwd=clone, check=True)
+        variables = os.environ | {"PYTHONPATH": str(clone)}
+        ran = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert not [
+            path for path in (tmp_path / "flowers").rglob("*") if path.is_file() and b"\xff" in path.read_bytes()
+        ]
 
 
 @pytest.mark.live
@@ -156,9 +197,9 @@ def test_a_project_runs_and_passes_its_own_checks(tmp_path, dataset):
         write_photos(tmp_path / "data", ("daisy", "rose", "tulip"), 30)
     else:
         write_idx(tmp_path / "data", dataset, train=30, test=10)
-    target = tmp_path / "flowers"
-    ran = made("flowers", "--to", str(target), "--dataset", dataset, "--dataset-dir", str(tmp_path / "data"))
-    assert ran.returncode == 0, ran.stderr
+    target = tmp_path / "my flowers"
+    variables = [f"TO={target}", f"DATASET={dataset}", f"DATASET_DIR={tmp_path / 'data'}"]
+    subprocess.run(["make", "new", "NAME=flowers", *variables], cwd=PROJECT, check=True)
     (target / "quick.yaml").write_text("ops: {flowers_classifier: {config: {epochs: 2, batch_size: 16}}}")
     (target / ".dagster_home").mkdir()
     (target / ".dagster_home" / "dagster.yaml").write_text((target / "dagster.yaml").read_text())

@@ -153,15 +153,11 @@ OTHER_DATA: Edits = {
             "        present = {name: variables[name.upper()] for name in names if",
             "        present = {name: variables[name.upper()] for name in cls.model_fields if",
         ),
-        ("or task_name(Path(absolute(self.dataset_dir)))", "or DEFAULT_TASK"),
-        ("DatasetSettings, Source, dataset_names, task_name\n", "DatasetSettings, Source, dataset_names\n"),
-        ("import TASK_NAME, Pictures", "import DEFAULT_TASK, TASK_NAME, Pictures"),
         (
-            '        if self.dataset == "folder" and not (self.dataset_dir or self.dataset_name):\n'
-            '            raise ValueError("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")\n',
-            "",
+            "            problems, given = [], {new: old for old, new in DATASET_OF_BEFORE.items() if old in present}\n",
+            "            problems = []\n",
         ),
-        ('if not directory and self.dataset != "folder":', "if not directory:"),
+        ("                field = given.get(field, field)\n", ""),
         (
             'self.local_place("dataset_dir", "raw" if self._task_folder else "mnist")',
             'self.local_place("dataset_dir", "raw")',
@@ -175,10 +171,37 @@ OTHER_DATA: Edits = {
         (r"(\.task\.known\.mnist)?|(raw|processed)_mnist_data|", "|(raw|processed)_@NAME@_data|"),
         ("mnist_(source|dir)|^mnist$|", "^@NAME@$|"),
         ("|mnist_(requests|", "|@NAME@_(requests|"),
-        ('THE_TASK = "digit|mnist"', 'THE_TASK = "@NAME@"'),
+        ('THE_TASK = "digit|mnist"', 'THE_TASK = "(?!)"  # words that nothing outside of task/ should have: none yet'),
     ],
 }
 """The edits of each file, in order; the keys are the paths in this project."""
+
+FOLDER: Edits = {
+    "mnist_pipeline/environment.py": [
+        ("or task_name(Path(absolute(self.dataset_dir)))", "or DEFAULT_TASK"),
+        ("DatasetSettings, Source, dataset_names, task_name\n", "DatasetSettings, Source, dataset_names\n"),
+        ("import TASK_NAME, Pictures", "import DEFAULT_TASK, TASK_NAME, Pictures"),
+        (
+            '        if self.dataset == "folder" and not (self.dataset_dir or self.dataset_name):\n'
+            '            raise ValueError("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")\n',
+            "",
+        ),
+        ('if not directory and self.dataset != "folder":', "if not directory:"),
+        ("the name of the task; else the folder's.", "the name of the task; else @NAME@."),
+    ],
+    ".env.example": [
+        (
+            "# DATASET_DIR=                  folder of its files; downloads go there ($STORAGE_ROOT/raw)\n",
+            "# DATASET_DIR=                  folder of its files ($STORAGE_ROOT/raw)\n",
+        ),
+        (
+            "# Of a data set with a name: auto (the first that works), directory or download.\n# DATASET_SOURCE=auto\n",
+            "",
+        ),
+        ("# With DATASET=folder: the name of the task (the folder's);", "# The name of the task (@NAME@);"),
+    ],
+}
+"""The edits for a project whose data set is a folder of images."""
 
 CUT: dict[str, list[tuple[str, str, str]]] = {
     "mnist_pipeline/environment.py": [
@@ -203,8 +226,8 @@ CUT: dict[str, list[tuple[str, str, str]]] = {
 def edited(path: str, text: str, plan: "Plan") -> str:
     """Return the text of a file with the edits that the plan asks for. Raises LookupError for one that does not fit."""
     pairs = ALWAYS.get(path, []) + ([] if plan.for_digits else OTHER_DATA.get(path, []))
-    if path == f"mnist_pipeline/task/known/{plan.dataset}.py" and not plan.for_digits:
-        pairs = [*pairs, (f'name="{plan.dataset}"', f'name="{plan.default_dataset}"')]
+    if plan.dataset == "folder":
+        pairs = pairs + FOLDER.get(path, [])
     values = {"@NAME@": plan.name, "@DATASET@": plan.default_dataset, "@DATASETS@": plan.datasets}
     for old, new in pairs:
         if old not in text:

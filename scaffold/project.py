@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.environment import TAKEN_NAMES, Environment, EnvironmentInvalid
 from mnist_pipeline.task.known import known
 from scaffold import edits
 
@@ -32,7 +33,6 @@ METRICS = (
 )
 
 NAME = r"[a-z][a-z0-9_]{0,30}"
-LEFT_OUT = {"__pycache__", ".hypothesis"}
 
 
 class NotMade(ValueError):
@@ -58,14 +58,18 @@ class Plan(NamedTuple):
             )
         if any(word in name for word in ("mnist", "digit")) and dataset != "mnist":
             raise NotMade(f"NAME={name} reads like the data set of this project, and DATASET={dataset} is another one")
-        to = (to or PROJECT.parent / name).expanduser().absolute()
+        to = (to or PROJECT.parent / name).expanduser().resolve()
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise NotMade(f"{to} is not an empty folder: name another one by TO")
         if to.is_relative_to(PROJECT):
             raise NotMade(f"{to} is inside of this project: name a folder outside by TO")
-        directory = dataset_dir.expanduser().absolute() if dataset_dir else None
+        directory = dataset_dir.expanduser().resolve() if dataset_dir else None
         if directory and not directory.is_dir():
             raise NotMade(f"DATASET_DIR: there is no folder {directory}")
+        if directory and (not str(directory).isprintable() or "${" in str(directory)):
+            raise NotMade(f"DATASET_DIR: {str(directory)!r} cannot stand in a file of variables")
+        if name in TAKEN_NAMES or name in ("folder", "none"):
+            raise NotMade(f"NAME={name} is the name of something else: choose another one")
         if dataset == "folder" and not directory:
             raise NotMade("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")
         variables = {"DATASET": dataset} | ({"DATASET_DIR": str(directory)} if directory else {})
@@ -97,12 +101,14 @@ class Plan(NamedTuple):
 
 
 def make(plan: Plan) -> int:
-    """Write the project and return the number of its files. Raises NotMade, and leaves nothing, if it cannot be."""
+    """Write the project and return the number of its files. Raises NotMade, and writes none, if it cannot be made."""
     try:
         plan.to.parent.mkdir(parents=True, exist_ok=True)
         return _make(plan)
     except OSError as error:
         raise NotMade(f"{plan.to} cannot be written: {error}") from error
+    except LookupError as error:
+        raise NotMade(f"{error.args[0]}: it was changed, and the edit was not") from error
 
 
 def _make(plan: Plan) -> int:
@@ -127,13 +133,18 @@ def _make(plan: Plan) -> int:
 
 
 def _files() -> list[Path]:
-    """The files to take along, relative to the project."""
-    found: list[Path] = []
-    for name in TAKEN_ALONG:
-        path = PROJECT / name
-        inside = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
-        found += [file.relative_to(PROJECT) for file in inside if not LEFT_OUT & set(file.parts)]
-    return found
+    """The files to take along, relative to the project: those that git knows, else all that are not hidden."""
+    command = ["git", "ls-files", "-z", "--", *TAKEN_ALONG]
+    with suppress(OSError):
+        listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.split("\0")
+        if found := [Path(name) for name in listed if name and (PROJECT / name).is_file()]:
+            return found
+    paths = [PROJECT / name for name in TAKEN_ALONG]
+    inside = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*")) if file.is_file()]
+    named = [file.relative_to(PROJECT) for file in (*filter(Path.is_file, paths), *inside)]
+    return [
+        file for file in named if file.suffix != ".pyc" and not any(part.startswith(".") for part in file.parts[1:])
+    ]
 
 
 def left_out(path: Path, plan: Plan) -> bool:
@@ -172,7 +183,8 @@ def _write_anew(made: Path, plan: Plan) -> None:
     """The files that are not taken along but written: README, .env, and the pictures of the tests."""
     task = known(plan.dataset) if plan.dataset != "folder" else None
     readme = (TEMPLATES / "README.md").read_text()
-    where = f"DATASET_DIR={plan.dataset_dir}\n" if plan.dataset_dir else ""
+    quoted = str(plan.dataset_dir).replace("\\", "\\\\").replace("'", "\\'")
+    where = f"DATASET_DIR='{quoted}'\n" if plan.dataset_dir else ""
     lines = {
         "DATA": "your folder of images" if not task else f"the data set `{plan.default_dataset}`",
         "TITLE": plan.name.replace("_", " "),

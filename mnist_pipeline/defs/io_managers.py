@@ -15,17 +15,24 @@ class _SafetensorsIOManager(dg.UPathIOManager):
     extension = ".safetensors"
 
     def dump_to_path(self, context: dg.OutputContext, obj: Dataset | Splits, path: UPath) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import save, save_file
 
         from mnist_pipeline.ml.data import to_arrays
 
         arrays, texts = to_arrays(obj)
-        context.add_output_metadata({"bytes_stored": sum(array.nbytes for array in arrays.values())})
         if is_in_memory(path):
-            write_bytes(path, save(arrays, texts))
+            data = save(arrays, texts)
+            write_bytes(path, data)
+            size = len(data)
         else:
             with replacing(path) as file:
-                save_file(arrays, file, texts)
+                try:
+                    save_file(arrays, file, texts)
+                except SafetensorError as error:
+                    raise OSError(f"{path} cannot be written: {error}") from error
+                size = file.stat().st_size
+        context.add_output_metadata({"bytes_stored": size})
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Dataset | Splits:
         from safetensors.numpy import load
@@ -38,7 +45,7 @@ class _SafetensorsIOManager(dg.UPathIOManager):
             arrays, texts = load(data), header_texts(data)
         else:
             with on_disk(path) as file:  # a copy is removed, and its content stays as long as the arrays
-                arrays, texts = mapped(file)
+                arrays, texts = mapped(file, str(path))
         wanted = _wanted_type(context)
         if wanted is Splits:
             return splits_from_arrays(arrays, texts)

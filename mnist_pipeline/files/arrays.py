@@ -99,7 +99,7 @@ def read_idx(path: Path | UPath) -> np.ndarray:
     """
     try:
         with stored_arrays(path) as [array]:
-            whole = np.empty(array.shape, np.uint8)
+            whole = np.empty(array.shape, array.dtype)
             for start, part in zip(range(0, len(whole), PART_ROWS), array.parts(PART_ROWS), strict=True):
                 whole[start : start + PART_ROWS] = part
             return whole

@@ -15,6 +15,9 @@ from mnist_pipeline.files import atomic, cloud
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+PART_BYTES = 64 << 20
+"""An object is fetched in parts of this size: a request ends after cloud.ONE_REQUEST_SECONDS, however much is left."""
+
 
 def storage_path(address: str, endpoint_url: str | None = None) -> UPath:
     """Return a folder, `s3://`, `gs://`, `az://` or `memory://` address as a path object; `~` is the home folder.
@@ -109,8 +112,15 @@ def on_disk(path: Path | UPath) -> Iterator[Path]:
     bucket, key = bucket_of(path)
     with tempfile.NamedTemporaryFile() as fetched:
         with cloud.sentences(str(path)):
-            for chunk in obstore.get(bucket, key).stream():
-                fetched.write(chunk)
+            whole = obstore.get(bucket, key)  # its content comes when it is asked for
+            size, tag = whole.meta["size"], whole.meta["e_tag"]
+            if size <= PART_BYTES:
+                fetched.write(whole.bytes())
+            for start in range(0, size if size > PART_BYTES else 0, PART_BYTES):  # each has the time of a request
+                part = obstore.get(bucket, key, options={"range": (start, min(start + PART_BYTES, size))})
+                if part.meta["e_tag"] != tag:
+                    raise OSError(f"{path} was replaced while it was read: try again")
+                fetched.write(part.bytes())
         fetched.flush()
         yield Path(fetched.name)
 

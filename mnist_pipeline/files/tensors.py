@@ -29,23 +29,23 @@ def header_texts(data: bytes) -> dict[str, str]:
     return texts
 
 
-def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def mapped(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the arrays of uint8 in a safetensors file, which are read from there when they are used, and its texts.
 
     They need no memory of their own until they are written to, which does not change the file, and outlive its removal.
-    Raises DataError if it is no whole safetensors file, or one of other numbers; OSError if it cannot be read.
+    Raises DataError, with `name`, if it is no whole safetensors file, or one of other numbers; OSError if it cannot be
+    read.
     """
-    try:
-        with safe_open(path, "numpy") as file:  # sees that the header is sound and that the file is as long as it says
-            texts = file.metadata() or {}
-    except SafetensorError as error:
-        raise DataError(f"{path} is damaged: {error}. Materialize the asset that it is of again") from error
     with path.open("rb") as file:
+        try:
+            safe_open(f"/dev/fd/{file.fileno()}", "numpy")  # is the header sound, and the file as long as it says?
+        except SafetensorError as error:
+            raise DataError(f"{name} is damaged: {error}. Materialize the asset that it is of again") from error
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         tensors: dict[str, Any] = json.loads(file.read(length))
-        tensors.pop("__metadata__", None)
+        texts: dict[str, str] = tensors.pop("__metadata__", {})
         if others := sorted({tensor["dtype"] for tensor in tensors.values()} - {"U8"}):
-            raise DataError(f"{path} holds numbers of the kinds {', '.join(others)}, not of U8 only")
+            raise DataError(f"{name} holds numbers of the kinds {', '.join(others)}, not of U8 only")
         begin = LENGTH_BYTES + length
         return {
             name: _mapping(file, begin + tensor["data_offsets"][0], tuple(tensor["shape"]))

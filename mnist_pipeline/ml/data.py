@@ -72,15 +72,14 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
         train=LabelledImages(
             _chosen(images, train, extra_train.images), np.concatenate([labels[train], extra_train.labels])
         ),
-        validation=LabelledImages(_chosen(images, validation), labels[validation]),
+        validation=LabelledImages(_chosen(images, validation, images[:0]), labels[validation]),
         test=dataset.test,
         spec=dataset.spec,
     )
 
 
-def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray | None = None) -> np.ndarray:
+def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:
     """The images at the positions, and then some more, also of those that are larger than memory."""
-    more = images[:0] if more is None else more
     found = scratch((len(positions) + len(more), *images.shape[1:]))
     for start in range(0, len(positions), PART):
         part = positions[start : start + PART]

@@ -15,7 +15,7 @@ from mnist_pipeline.task.spec import TaskSpec
 
 BATCH_SIZE = 256
 BATCH_BYTES = 1 << 18
-"""Images that are predicted together, and their bytes at most: what is in work stays in a processor's cache."""
+"""Images that are predicted together, and their bytes on a CPU: what is in work stays in its cache."""
 
 INPUT, OUTPUT = "images", "probabilities"
 """The one input and the one output of a model: uint8 (N, H, W, C), and float32 (N, classes)."""
@@ -117,7 +117,8 @@ class Predictor:
         if not len(images):
             raise ValueError("there is no image to predict")
         images = images.reshape(-1, *self.spec.image_shape)  # (N, H, W) -> (N, H, W, 1)
-        size = max(1, min(BATCH_SIZE, BATCH_BYTES // images[0].nbytes))
+        on_cpu = self._session.get_providers()[0] == PROVIDERS["cpu"]
+        size = max(1, min(BATCH_SIZE, BATCH_BYTES // images[0].nbytes)) if on_cpu else BATCH_SIZE
         if len(images) <= size:
             probabilities = self._run(images)
         else:

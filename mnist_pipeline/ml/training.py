@@ -188,8 +188,13 @@ def _run_epoch(
 
 
 def _near(images: Tensor, device: torch.device) -> Tensor:
-    """The images on the device; those that would fill a GPU stay where they are, and go there by batches."""
-    if device.type == "cuda" and images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    """The images on the device; those that would fill a GPU stay where they are, and go there by batches.
+
+    So do all where the GPU has no memory of its own.
+    """
+    if device.type == "mps" or (
+        device.type == "cuda" and images.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    ):
         return images
     return images.to(device)
 

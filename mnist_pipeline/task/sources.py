@@ -42,8 +42,10 @@ def load_dataset(settings: DatasetSettings, mirrors: Sequence[str] | None = None
         if not files.sample:
             raise DataError(f"there is no sample of {files.name}: DATASET_SOURCE is directory or download")
         return files.sample("DATASET_SOURCE is 'sample'")
-    if source == "directory" or (source == "auto" and _is_complete(files, directory)):
+    if source == "directory" or (source == "auto" and (not files.torchvision or _is_complete(files, directory))):
         return load_directory(directory, files)
+    if not files.torchvision:
+        raise DataError(f"it is not known where {files.name} could be downloaded: DATASET_SOURCE is directory")
     note = directory / FAILURE_NOTE
     if source == "auto" and files.sample and _is_recent(note):
         log.info("no mirror gave the files within a day (%s); DATASET_SOURCE=download asks at once", note)
@@ -64,43 +66,44 @@ def load_dataset(settings: DatasetSettings, mirrors: Sequence[str] | None = None
     return load_directory(directory, files)
 
 
-def load_directory(directory: Path, known: Known) -> Dataset:
+def load_directory(directory: Path, data_set: Known) -> Dataset:
     """Read the four IDX files, gzipped or not, in `directory` or in torchvision's layout below it.
 
     Raises DataError with the file's name if one is missing, truncated or not what its name says.
     """
-    folder = _find_folder(known, directory)
+    folder = _find_folder(data_set, directory)
     if folder is None:
         raise DataError(
-            f"no files of {known.name} in {directory}: expected {', '.join(known.files)}, each plain or with .gz, "
-            f"there or in {known.torchvision}/raw. Set DATASET_DIR to the folder that has them, or DATASET_SOURCE to "
-            f"{'download or sample' if known.sample else 'download'}"
+            f"no files of {data_set.name} in {directory}: expected {', '.join(data_set.files)}, each plain or with "
+            f".gz, there or in {Path(data_set.torchvision) / 'raw'}. Set DATASET_DIR to the folder that has them, or "
+            "DATASET_SOURCE to "
+            f"{'download or sample' if data_set.sample else 'download'}"
         )
-    files = (_plain_or_gz(folder, name) for name in known.files)
+    files = (_plain_or_gz(folder, name) for name in data_set.files)
     train_images, train_labels, test_images, test_labels = (read_idx(file) for file in files)
-    train, test = _as_known(train_images, train_labels, known), _as_known(test_images, test_labels, known)
-    spec = _spec(known, train.images)
-    for part, name in ((train, known.files[0]), (test, known.files[2])):
+    train, test = _as_known(train_images, train_labels, data_set), _as_known(test_images, test_labels, data_set)
+    spec = _spec(data_set, train.images)
+    for part, name in ((train, data_set.files[0]), (test, data_set.files[2])):
         validate(part, str(folder / name), spec)
     return Dataset(train, test, f"IDX files in {folder}", is_sample=False, spec=spec)
 
 
-def _as_known(images: np.ndarray, labels: np.ndarray, known: Known) -> LabelledImages:
+def _as_known(images: np.ndarray, labels: np.ndarray, data_set: Known) -> LabelledImages:
     """Images upright, labels counted from 0; a label below the first one becomes 255, which `validate` refuses."""
-    upright = np.ascontiguousarray(images.swapaxes(1, 2)) if known.transposed and images.ndim == 3 else images
-    return LabelledImages(upright, labels - labels.dtype.type(known.first_label))
+    upright = np.ascontiguousarray(images.swapaxes(1, 2)) if data_set.transposed and images.ndim == 3 else images
+    return LabelledImages(upright, labels - labels.dtype.type(data_set.first_label))
 
 
-def _spec(known: Known, train_images: np.ndarray) -> TaskSpec:
-    if known.spec:
-        return known.spec
+def _spec(data_set: Known, train_images: np.ndarray) -> TaskSpec:
+    if data_set.spec:
+        return data_set.spec
     spec = TaskSpec(
-        name=known.name,
-        pictures=known.pictures,
-        class_names=known.class_names,
-        image_shape=known.image_shape,
-        mean=(0.0,) * known.image_shape[2],
-        std=(1.0,) * known.image_shape[2],
+        name=data_set.name,
+        pictures=data_set.pictures,
+        class_names=data_set.class_names,
+        image_shape=data_set.image_shape,
+        mean=(0.0,) * data_set.image_shape[2],
+        std=(1.0,) * data_set.image_shape[2],
     )
     if train_images.dtype != np.uint8 or train_images.shape[1:] != spec.array_shape or not len(train_images):
         return spec  # `validate` says what is wrong
@@ -112,15 +115,15 @@ def _is_recent(note: Path) -> bool:
     return note.exists() and 0 <= time.time() - note.stat().st_mtime < FAILURE_COUNTS_SECONDS
 
 
-def _is_complete(known: Known, directory: Path) -> bool:
-    folder = _find_folder(known, directory)
-    return folder is not None and all(_plain_or_gz(folder, name).exists() for name in known.files)
+def _is_complete(data_set: Known, directory: Path) -> bool:
+    folder = _find_folder(data_set, directory)
+    return folder is not None and all(_plain_or_gz(folder, name).exists() for name in data_set.files)
 
 
-def _find_folder(known: Known, directory: Path) -> Path | None:
+def _find_folder(data_set: Known, directory: Path) -> Path | None:
     """The folder that has at least one of the files, also where torchvision puts them; None if none has."""
-    for folder in (directory, directory / known.torchvision / "raw"):
-        if any(_plain_or_gz(folder, name).exists() for name in known.files):
+    for folder in (directory, directory / data_set.torchvision / "raw"):
+        if any(_plain_or_gz(folder, name).exists() for name in data_set.files):
             return folder
     return None
 

@@ -186,3 +186,9 @@ def test_an_idx_file_is_an_array_that_can_be_written_to(tmp_path):
     array[0] = 0
     (tmp_path / "x").write_bytes(idx(IMAGES[:0]))
     assert read_idx(tmp_path / "x").shape == (0, 3, 2)
+
+
+def test_numbers_stay_what_they_are(tmp_path):
+    """A label of 256 must not become 0: those who read it refuse other numbers than uint8."""
+    (tmp_path / "labels-idx1-ubyte").write_bytes(npy(np.array([1, 256, -1])))
+    assert read_idx(tmp_path / "labels-idx1-ubyte").tolist() == [1, 256, -1]

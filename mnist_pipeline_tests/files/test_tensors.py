@@ -19,7 +19,7 @@ def test_arrays_stay_in_their_file(tmp_path):
     save_file({"images": large, "none": large[:0], "labels": large[:, 0, 0].copy()}, file, {"spec": "a task"})
     tracemalloc.start()
     try:
-        arrays, texts = mapped(file)
+        arrays, texts = mapped(file, "images of")
         assert arrays["images"][1234:1300].sum() == large[1234:1300].sum()
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
@@ -27,7 +27,7 @@ def test_arrays_stay_in_their_file(tmp_path):
     assert texts == {"spec": "a task"}
     assert arrays["none"].shape == (0, 5, 6)
     arrays["images"][0] = 7  # torch wants arrays that it may write to
-    assert (mapped(file)[0]["images"][0] == large[0]).all()
+    assert (mapped(file, "images of")[0]["images"][0] == large[0]).all()
     file.unlink()
     assert np.array_equal(arrays["images"][1:], large[1:])
     assert np.array_equal(arrays["labels"], large[:, 0, 0])
@@ -40,14 +40,14 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     whole = file.read_bytes()
     damaged = {"truncated": whole[:-1], "longer": whole + b"0", "empty": b""}
     file.write_bytes(damaged.get(damage, b"\xff" * 100))
-    with pytest.raises(DataError, match=r"a\.safetensors is damaged: .*Materialize the asset"):
-        mapped(file)
+    with pytest.raises(DataError, match=r"images of is damaged: .*Materialize the asset"):
+        mapped(file, "images of")
 
 
 def test_other_numbers_are_refused(tmp_path):
     save_file({"images": IMAGES.astype(np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match="the kinds F32, not of U8 only"):
-        mapped(tmp_path / "a.safetensors")
+        mapped(tmp_path / "a.safetensors", "images of")
 
 
 def test_what_is_put_together_is_in_a_file_when_it_is_large(tmp_path, monkeypatch):

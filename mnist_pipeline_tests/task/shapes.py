@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from mnist_pipeline.task.dataset import LabelledImages
+
 
 def sign(label: int, side: int, chance: np.random.Generator) -> Image.Image:
     """A class as a pattern of 4x4 fields, light and grey on dark, near the middle."""
@@ -14,6 +16,12 @@ def sign(label: int, side: int, chance: np.random.Generator) -> Image.Image:
     noise = chance.integers(0, 12, (side, side), np.uint8)  # no two alike
     noise[[0, -1]] = noise[:, [0, -1]] = 0
     return Image.fromarray(np.asarray(picture) + noise)
+
+
+def signs(classes: int, per_class: int, chance: np.random.Generator) -> LabelledImages:
+    """So many signs of 28x28 pixels of each class, class by class."""
+    labels = np.repeat(np.arange(classes), per_class).astype(np.uint8)
+    return LabelledImages(np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels]), labels)
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -215,7 +215,7 @@ def test_a_data_set_of_ones_own_is_a_file_that_is_found_by_its_name(tmp_path, mo
     (tmp_path / "known").mkdir()
     (tmp_path / "known" / "stamps.py").write_text(
         "from mnist_pipeline.task.known import Known\n"
-        "DATA_SET = Known('stamps', ('red', 'blue'), 'no', (), 0.6, image_shape=(8, 9, 1), pictures='cutouts')\n"
+        "DATA_SET = Known(('red', 'blue'), 0.6, image_shape=(8, 9, 1), pictures='cutouts')\n"
     )
     monkeypatch.setattr("mnist_pipeline.task.known.__path__", [str(tmp_path / "known")])
     raw = tmp_path / "raw"
@@ -228,6 +228,13 @@ def test_a_data_set_of_ones_own_is_a_file_that_is_found_by_its_name(tmp_path, mo
     assert (dataset.spec.name, dataset.spec.image_shape, dataset.spec.pictures) == ("stamps", (8, 9, 1), "cutouts")
     assert np.array_equal(dataset.train.images, images)
     assert least_accuracy("stamps", labels) == 0.6
+    (raw / FILES[3]).unlink()
+    for source, message in (
+        ("auto", rf"{FILES[3]}.* is missing"),
+        ("download", "not known where stamps could"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_dataset(asked("stamps", raw, source))
     monkeypatch.undo()
     with pytest.raises(EnvironmentInvalid, match="DATASET must be one of"):
         Environment.read({"DATASET": "stamps"})

@@ -83,5 +83,5 @@ def test_an_empty_name_of_before_counts_as_absent_and_a_wrong_value_is_refused()
     environment = Environment.read({"STORAGE_ROOT": "/s", "MNIST_SOURCE": "sample", "MNIST_DIR": ""})
     assert environment.dataset_settings().directory == "/s/mnist"
     assert Environment(storage_root="/s", mnist_source="sample").dataset_source == "sample"
-    with pytest.raises(EnvironmentInvalid, match="DATASET_SOURCE: Input should be 'auto', 'directory'"):
+    with pytest.raises(EnvironmentInvalid, match="MNIST_SOURCE: Input should be 'auto', 'directory'"):
         Environment.read({"MNIST_SOURCE": "web"})

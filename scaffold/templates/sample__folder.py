@@ -9,22 +9,17 @@ from PIL import Image
 from mnist_pipeline.task.dataset import Dataset, LabelledImages, scale
 from mnist_pipeline.task.spec import TaskSpec
 from mnist_pipeline_tests.task.drawing import encode
-from mnist_pipeline_tests.task.shapes import sign
+from mnist_pipeline_tests.task.shapes import signs
 
 CLASSES = 10
 USUAL = 80
 """So many images a class the tests write as raw data; the scale is that of these."""
 
 
-def _signs(per_class: int, chance: np.random.Generator) -> LabelledImages:
-    labels = np.repeat(np.arange(CLASSES), per_class).astype(np.uint8)
-    return LabelledImages(np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels]), labels)
-
-
 @cache
 def _drawn() -> tuple[LabelledImages, LabelledImages]:
     chance = np.random.default_rng(0)
-    return _signs(400, chance), _signs(100, chance)
+    return signs(CLASSES, 400, chance), signs(CLASSES, 100, chance)
 
 
 def _spec() -> TaskSpec:

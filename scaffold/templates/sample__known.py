@@ -8,7 +8,7 @@ import numpy as np
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, Dataset, LabelledImages, scale
 from mnist_pipeline.task.known import known
 from mnist_pipeline.task.spec import TaskSpec
-from mnist_pipeline_tests.task.shapes import idx, sign
+from mnist_pipeline_tests.task.shapes import idx, signs
 
 DATA_SET = known(DEFAULT_DATASET)
 CLASSES = len(DATA_SET.class_names)
@@ -16,15 +16,10 @@ USUAL = 80
 """So many images a class the tests write as raw data; the scale is that of these."""
 
 
-def _signs(per_class: int, chance: np.random.Generator) -> LabelledImages:
-    labels = np.repeat(np.arange(CLASSES), per_class).astype(np.uint8)
-    return LabelledImages(np.stack([np.asarray(sign(int(label), 28, chance)) for label in labels]), labels)
-
-
 @cache
 def _drawn() -> tuple[LabelledImages, LabelledImages]:
     chance = np.random.default_rng(0)
-    return _signs(400, chance), _signs(100, chance)
+    return signs(CLASSES, 400, chance), signs(CLASSES, 100, chance)
 
 
 def _spec() -> TaskSpec:

@@ -25,16 +25,16 @@ FILES = (
 
 
 class Known(NamedTuple):
-    """A data set of four IDX files, as torchvision knows it too."""
+    """A data set of four IDX files."""
 
-    name: str
     class_names: tuple[str, ...]
-    torchvision: str
-    """The class in torchvision.datasets, which has the checksums, and names the folder that it downloads to."""
-    mirrors: tuple[str, ...]
-    """Base URLs, torchvision's; a test compares them, since importing torchvision takes seconds."""
     least_accuracy: float
     """The accuracy_threshold where none is set: what a plain network of this kind reaches easily, 0..1."""
+    torchvision: str = ""
+    """The class in torchvision.datasets, which has the checksums, and names the folder that it downloads to; without it
+    nothing is downloaded."""
+    mirrors: tuple[str, ...] = ()
+    """Base URLs, torchvision's; a test compares them, since importing torchvision takes seconds."""
     files: tuple[str, str, str, str] = FILES
     """Images and labels to train on, and to test with; each file may also be compressed, with .gz."""
     image_shape: tuple[int, int, int] = (28, 28, 1)
@@ -50,6 +50,8 @@ class Known(NamedTuple):
     """The spec with the scale that everybody uses; None: the scale is computed from the training images."""
     sample: "Callable[[str], Dataset] | None" = None
     """The maker of a small part that needs no file and no network; it is told why that stands in for the data set."""
+    name: str = ""
+    """The name of the file, filled in by `known`."""
 
 
 def known_names() -> list[str]:
@@ -62,7 +64,7 @@ def known(name: str) -> Known:
     if name not in known_names():
         raise KeyError(name)
     found: Known = import_module(f"{__name__}.{name}").DATA_SET
-    return found
+    return found._replace(name=name)
 
 
 def least_accuracy(name: str, labels: "np.ndarray") -> float:

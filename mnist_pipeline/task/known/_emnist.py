@@ -5,14 +5,13 @@ from pathlib import PurePosixPath
 from mnist_pipeline.task.known import Known
 
 
-def part(split: str, name: str, class_names: str, least_accuracy: float, first_label: int = 0) -> Known:
-    """Return the data set `name`, a split of the one archive that all are in."""
+def part(split: str, class_names: str, least_accuracy: float, first_label: int = 0) -> Known:
+    """Return a split of the one archive that all are in."""
     kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
     (train_images, train_labels), (test_images, test_labels) = (
         [f"emnist-{split}-{use}-{kind}" for kind in kinds] for use in ("train", "test")
     )
     return Known(
-        name=name,
         class_names=tuple(class_names),
         torchvision="EMNIST",
         mirrors=("https://biometrics.nist.gov/cs_links/EMNIST/",),

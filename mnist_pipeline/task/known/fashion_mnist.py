@@ -3,7 +3,6 @@
 from mnist_pipeline.task.known import Known
 
 DATA_SET = Known(
-    name="fashion_mnist",
     class_names=(
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

@@ -3,7 +3,6 @@
 from mnist_pipeline.task.known import Known
 
 DATA_SET = Known(
-    name="kmnist",
     class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     torchvision="KMNIST",
     mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),

@@ -45,7 +45,6 @@ def load_sample(why: str) -> "Dataset":
 
 
 DATA_SET = Known(
-    name=MNIST.name,
     class_names=MNIST.class_names,
     torchvision="MNIST",
     mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
