@@ -22,7 +22,7 @@ dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1
 
 .PHONY: serve
-serve: install ## Serve what is deployed, and a page to draw on, on http://127.0.0.1:8000 (options: make serve ARGS="--port 9000")
+serve: install ## Serve what is deployed, and its pages, on http://127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	$(BIN)/python -m mnist_pipeline.serve $(ARGS)
 
 .PHONY: bench
@@ -39,7 +39,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
 .PHONY: test
-test: install ## Run the tests, about 5 minutes (MNIST_DIR=folder adds those that need all 70,000 images)
+test: install ## Run the tests, 10 to 15 minutes (MNIST_DIR=folder adds those that need all 70,000 images)
 	$(PYTEST) $(TWO_AT_A_TIME) -m "not live"
 
 .PHONY: test-live
@@ -54,8 +54,9 @@ test-long: install ## Run the tests of races, kills, load and noise with larger 
 
 .PHONY: new
 new: install ## Write a project of your own: make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]
-	@test -n "$(NAME)" || { echo "make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]" >&2; exit 1; }
-	@$(BIN)/python -m scaffold "$(NAME)" $(if $(TO),--to "$(TO)") $(if $(DATASET),--dataset "$(DATASET)") $(if $(DATASET_DIR),--dataset-dir "$(DATASET_DIR)")
+	@test -n "$$NAME" || { echo "make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]" >&2; exit 1; }
+	@$(BIN)/python -m scaffold "$$NAME" $${TO:+--to "$$TO"} $${DATASET:+--dataset "$$DATASET"} \
+		$${DATASET_DIR:+--dataset-dir "$$DATASET_DIR"}
 
 .PHONY: lint
 lint: install ## Check style and types

@@ -51,12 +51,14 @@ def lines_with(project: Path, words: str) -> list[str]:
 
 
 def test_a_project_for_a_folder_of_images_has_no_trace_of_this_ones_data(tmp_path):
-    write_photos(tmp_path / "photos", ("daisy", "rose"), 3)
+    write_photos(tmp_path / "mnist_photos", ("daisy", "rose"), 3)  # a path may be called as it likes
     target = tmp_path / "made" / "street_flowers"
-    ran = made("street_flowers", "--to", str(target), "--dataset", "folder", "--dataset-dir", str(tmp_path / "photos"))
+    options = ("--dataset", "folder", "--dataset-dir", str(tmp_path / "mnist_photos"))
+    ran = made("street_flowers", "--to", str(target), *options)
     assert ran.returncode == 0, ran.stderr
     assert f"cd {target}" in ran.stdout
-    assert lines_with(target, r"mnist|digit|benchmarks\b|@[A-Z]+@") == []
+    traces = [line for line in lines_with(target, r"mnist|digit|benchmarks\b|@[A-Z]+@") if "DATASET_DIR='" not in line]
+    assert traces == []
     assert sorted(path.name for path in target.parent.iterdir()) == ["street_flowers"]
     for command in (["check"], ["format", "--check"]):
         python(target, "-m", "ruff", *command, "--no-cache", ".")
@@ -126,12 +128,16 @@ def test_a_project_for_digits_keeps_what_is_true_of_them(tmp_path):
         ("class", [], "no word of Python"),
         ("a" * 32, [], "NAME must be"),
         ("my-flowers", [], "NAME must be"),
-        ("mnist_like", ["--dataset", "kmnist"], "reads like the data set of this project"),
+        ("mnist_like", ["--dataset", "kmnist"], "choose one without mnist and digit"),
+        ("my_pipeline", [], "NAME=my_pipeline is a word for other things"),
+        ("batch", [], "NAME=batch is a word for other things"),
+        ("flowers", ["--dataset-dir", "."], "DATASET_DIR without DATASET"),
+        ("flowers", ["--dataset", "folder", "--dataset-dir", str(PROJECT / "presets")], "presets has 0 folders"),
         ("flowers", ["--dataset", "cifar"], "DATASET must be one of"),
         ("flowers", ["--dataset", "folder"], "needs DATASET_DIR"),
         ("flowers", ["--dataset", "folder", "--dataset-dir", "/no/such/folder"], "there is no folder /no/such/folder"),
-        ("models", ["--dataset", "folder", "--dataset-dir", "."], "NAME=models is the name of something else"),
-        ("folder", ["--dataset", "kmnist"], "NAME=folder is the name of something else"),
+        ("models", ["--dataset", "folder", "--dataset-dir", "."], "NAME=models is a word for other things"),
+        ("folder", ["--dataset", "kmnist"], "NAME=folder is a word for other things"),
         ("flowers", ["--to", "full"], "full is not an empty folder"),
         ("flowers", ["--to", "full/file"], "full/file is not an empty folder"),
         ("flowers", ["--to", str(PROJECT / "flowers")], "is inside of this project"),
@@ -177,6 +183,7 @@ def test_only_files_that_belong_to_the_project_are_taken_along(tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "scaffold", "flowers", "--to", str(tmp_path / "flowers")]
     for in_git in (False, True):
         if in_git:
+            (clone / ".gitignore").write_text((clone / ".gitignore").read_text() + "*.bin\n")
             (clone / "mnist_pipeline" / "weights.bin").write_bytes(b"\xff\xfe large")
             shutil.rmtree(tmp_path / "flowers")
             subprocess.run(["git", "init", "--quiet"], cwd=clone, check=True)
@@ -187,6 +194,11 @@ def test_only_files_that_belong_to_the_project_are_taken_along(tmp_path):
         assert not [
             path for path in (tmp_path / "flowers").rglob("*") if path.is_file() and b"\xff" in path.read_bytes()
         ]
+    (clone / "mnist_pipeline" / "known.orig").write_bytes(b"\xff\xfe")
+    shutil.rmtree(tmp_path / "flowers")
+    ran = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
+    assert "known.orig is no text: remove it, or let git ignore it" in ran.stderr
+    assert not (tmp_path / "flowers").exists()
 
 
 @pytest.mark.live

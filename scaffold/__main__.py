@@ -13,7 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scaffold", description=__doc__)
     parser.add_argument("name", help="what the project is about, in small letters: flowers")
     parser.add_argument("--to", type=Path, help="a folder that is empty or not there yet; default: beside this project")
-    parser.add_argument("--dataset", default="mnist", help=f"{', '.join(dataset_names())}; default: mnist")
+    parser.add_argument("--dataset", help=f"{', '.join(dataset_names())}; default: mnist")
     parser.add_argument("--dataset-dir", type=Path, help="the folder of its files: of `folder`, a folder a class")
     options = parser.parse_args()
     try:

@@ -73,7 +73,7 @@ OTHER_DATA: Edits = {
             "a class.\n# DATASET=mnist\n# DATASET_DIR=                  folder of its files; downloads go there "
             "($STORAGE_ROOT/mnist, or <task>/raw)\n# Of a data set with a name: auto (the first that works), directory, "
             "download, and of mnist sample (5,000 embedded digits).\n",
-            "# Raw data: @DATASETS@: your own images, a folder a class.\n# DATASET=@DATASET@\n"
+            "# Raw data: @DATASETS@; folder is your own images, a folder a class.\n# DATASET=@DATASET@\n"
             "# DATASET_DIR=                  folder of its files; downloads go there ($STORAGE_ROOT/raw)\n"
             "# Of a data set with a name: auto (the first that works), directory or download.\n",
         ),
@@ -104,8 +104,10 @@ OTHER_DATA: Edits = {
         ("return 7 if spec.class_names == MNIST.class_names else 0", "return spec.classes - 1"),
     ],
     "mnist_pipeline/task/preprocessing.py": [
-        ("MNIST digits were scaled to fit 20x20", "Handwriting is scaled to fit 20x20"),
-        ("then centred by mass in 28x28 (Y. LeCun).", "then centred by mass in 28x28 (as Y. LeCun's)."),
+        (
+            "MNIST digits were scaled to fit 20x20, keeping their shape, then centred by mass in 28x28 (Y. LeCun).",
+            "Handwriting is scaled to fit 20 of 28 pixels, keeping its shape, and centred by mass, as Y. LeCun did.",
+        ),
         ("- handwriting, as MNIST was made: grey", "- handwriting: grey"),
         ("- cutouts, as Fashion-MNIST was made: grey", "- cutouts: grey"),
     ],

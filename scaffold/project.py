@@ -27,6 +27,13 @@ TAKEN_ALONG = (
 )
 """The files and folders that a project is made of."""
 
+FILES = """Of `DATASET={dataset}`, the default, it holds {files}, plain or with `.gz`;
+where they are missing they are downloaded (`DATASET_SOURCE`), by the addresses in `task/known/`.
+"""
+
+TAKEN = TAKEN_NAMES | {"folder", "none", "pipeline", "raw", "processed", "batch", "production", "model", "test"}
+MIN_CLASSES = 2
+
 METRICS = (
     r"requests|request_seconds|errors|batch_images|confidence|predictions"
     r"|needs_review|corrections|deployments|model_info"
@@ -49,15 +56,22 @@ class Plan(NamedTuple):
     dataset_dir: Path | None
 
     @classmethod
-    def of(cls, name: str, to: Path | None, dataset: str, dataset_dir: Path | None) -> "Plan":
+    def of(cls, name: str, to: Path | None, dataset: str | None, dataset_dir: Path | None) -> "Plan":
         """Return the plan with its defaults. Raises NotMade if a name, a folder or a data set will not do."""
         if not re.fullmatch(NAME, name) or name.endswith("_") or keyword.iskeyword(name):
             raise NotMade(
                 f"NAME must be 1 to 31 small letters, figures and underscores, a letter first, and no word of Python: "
                 f"flowers, street_signs; not {name!r}"
             )
+        if name in TAKEN or name.endswith("_pipeline"):
+            raise NotMade(f"NAME={name} is a word for other things here: say what is in the pictures, such as flowers")
+        if dataset_dir and not dataset:
+            raise NotMade(
+                "DATASET_DIR without DATASET: say what is there, DATASET=folder for a folder of images a class"
+            )
+        dataset = dataset or "mnist"
         if any(word in name for word in ("mnist", "digit")) and dataset != "mnist":
-            raise NotMade(f"NAME={name} reads like the data set of this project, and DATASET={dataset} is another one")
+            raise NotMade(f"NAME={name} is like the names that are replaced here: choose one without mnist and digit")
         to = (to or PROJECT.parent / name).expanduser().resolve()
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise NotMade(f"{to} is not an empty folder: name another one by TO")
@@ -68,10 +82,12 @@ class Plan(NamedTuple):
             raise NotMade(f"DATASET_DIR: there is no folder {directory}")
         if directory and (not str(directory).isprintable() or "${" in str(directory)):
             raise NotMade(f"DATASET_DIR: {str(directory)!r} cannot stand in a file of variables")
-        if name in TAKEN_NAMES or name in ("folder", "none"):
-            raise NotMade(f"NAME={name} is the name of something else: choose another one")
         if dataset == "folder" and not directory:
             raise NotMade("DATASET=folder needs DATASET_DIR, a folder with a folder of images for each class")
+        if dataset == "folder" and directory and len(classes := _folders(directory)) < MIN_CLASSES:
+            raise NotMade(
+                f"DATASET_DIR: {directory} has {len(classes)} folders, and needs one for each of 2 classes or more"
+            )
         variables = {"DATASET": dataset} | ({"DATASET_DIR": str(directory)} if directory else {})
         try:
             Environment.read(variables | ({"DATASET_NAME": name} if dataset == "folder" else {}))
@@ -100,6 +116,11 @@ class Plan(NamedTuple):
         return self.dataset == "mnist"
 
 
+def _folders(directory: Path) -> list[Path]:
+    divided = directory / "train"
+    return [path for path in (divided if divided.is_dir() else directory).iterdir() if path.is_dir()]
+
+
 def make(plan: Plan) -> int:
     """Write the project and return the number of its files. Raises NotMade, and writes none, if it cannot be made."""
     try:
@@ -107,6 +128,8 @@ def make(plan: Plan) -> int:
         return _make(plan)
     except OSError as error:
         raise NotMade(f"{plan.to} cannot be written: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise NotMade(f"{' '.join(error.cmd)} failed: make install has ruff") from error
     except LookupError as error:
         raise NotMade(f"{error.args[0]}: it was changed, and the edit was not") from error
 
@@ -120,7 +143,7 @@ def _make(plan: Plan) -> int:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(PROJECT / path, target)
                 shutil.copymode(PROJECT / path, target)
-                target.write_text(renamed(edits.edited(str(path), target.read_text(), plan), plan))
+                target.write_text(renamed(edits.edited(str(path), _text(PROJECT / path), plan), plan))
         _write_anew(made, plan)
         _format(made)
         if traces := remaining_traces(made, plan):
@@ -133,18 +156,26 @@ def _make(plan: Plan) -> int:
 
 
 def _files() -> list[Path]:
-    """The files to take along, relative to the project: those that git knows, else all that are not hidden."""
-    command = ["git", "ls-files", "-z", "--", *TAKEN_ALONG]
-    with suppress(OSError):
-        listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.split("\0")
-        if found := [Path(name) for name in listed if name and (PROJECT / name).is_file()]:
-            return found
-    paths = [PROJECT / name for name in TAKEN_ALONG]
-    inside = [file for path in paths if path.is_dir() for file in sorted(path.rglob("*")) if file.is_file()]
-    named = [file.relative_to(PROJECT) for file in (*filter(Path.is_file, paths), *inside)]
-    return [
-        file for file in named if file.suffix != ".pyc" and not any(part.startswith(".") for part in file.parts[1:])
-    ]
+    """The files to take along, relative to the project: what git does not ignore, and nothing hidden."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *TAKEN_ALONG]
+    listed = ""
+    with suppress(OSError):  # without git, or outside of a repository, all that is there
+        listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    paths = [path for name in TAKEN_ALONG for path in (PROJECT / name, *(PROJECT / name).rglob("*"))]
+    names = listed.split("\0") if listed else sorted(str(path.relative_to(PROJECT)) for path in paths)
+    hidden = re.compile(r"/\.|\.pyc$")
+    return [Path(name) for name in names if name and _is_own(PROJECT / name) and not hidden.search(name)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise NotMade(f"{path} is no text: remove it, or let git ignore it") from error
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def left_out(path: Path, plan: Plan) -> bool:
@@ -188,7 +219,8 @@ def _write_anew(made: Path, plan: Plan) -> None:
     lines = {
         "DATA": "your folder of images" if not task else f"the data set `{plan.default_dataset}`",
         "TITLE": plan.name.replace("_", " "),
-        "PICTURES": task.pictures if task else "photos",
+        "WHERE": " (`.env` names that of this machine)" if plan.dataset_dir else "",
+        "FILES": FILES.format(dataset=plan.default_dataset, files=", ".join(task.files)) if task else "",
     }
     for key, value in lines.items():
         readme = readme.replace(f"@{key}@", value)
@@ -218,7 +250,7 @@ def remaining_traces(made: Path, plan: Plan) -> list[str]:
     return [
         f"{path.relative_to(made)}:{number}: {line.strip()}"
         for path in sorted(made.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".env"  # which has the path of the data
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if re.search("mnist|digit", allowed.sub("", line), re.IGNORECASE)
     ]

@@ -37,6 +37,7 @@ class _SafetensorsIOManager(dg.UPathIOManager):
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Dataset | Splits:
         from safetensors.numpy import load
 
+        from mnist_pipeline.files.errors import DataError
         from mnist_pipeline.files.tensors import header_texts, mapped
         from mnist_pipeline.ml.data import dataset_from_arrays, splits_from_arrays
 
@@ -47,10 +48,14 @@ class _SafetensorsIOManager(dg.UPathIOManager):
             with on_disk(path) as file:  # a copy is removed, and its content stays as long as the arrays
                 arrays, texts = mapped(file, str(path))
         wanted = _wanted_type(context)
-        if wanted is Splits:
-            return splits_from_arrays(arrays, texts)
-        if wanted is Dataset:
-            return dataset_from_arrays(arrays, texts)
+        try:
+            if wanted is Splits:
+                return splits_from_arrays(arrays, texts)
+            if wanted is Dataset:
+                return dataset_from_arrays(arrays, texts)
+        except (KeyError, ValueError) as error:
+            said = f"{path} is no {wanted.__name__} ({error}). Materialize the asset that it is of again"
+            raise DataError(said) from error
         raise TypeError(f"{path} holds images; annotate the input as Dataset or Splits, not {wanted}")
 
 

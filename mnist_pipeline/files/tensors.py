@@ -43,7 +43,7 @@ def mapped(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]
             raise DataError(f"{name} is damaged: {error}. Materialize the asset that it is of again") from error
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         tensors: dict[str, Any] = json.loads(file.read(length))
-        texts: dict[str, str] = tensors.pop("__metadata__", {})
+        texts: dict[str, str] = tensors.pop("__metadata__", None) or {}
         if others := sorted({tensor["dtype"] for tensor in tensors.values()} - {"U8"}):
             raise DataError(f"{name} holds numbers of the kinds {', '.join(others)}, not of U8 only")
         begin = LENGTH_BYTES + length
@@ -61,16 +61,16 @@ def scratch(shape: tuple[int, ...]) -> np.ndarray:
     size = math.prod(shape)
     if size < SCRATCH_BYTES:
         return np.zeros(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:
-        try:
+    try:
+        with tempfile.TemporaryFile() as file:
             if hasattr(os, "posix_fallocate"):  # else a full disk would end the process at some later write
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-        except OSError as error:
-            said = f"no room in {tempfile.gettempdir()} (TMPDIR) for {size:,} bytes of images"
-            raise OSError(error.errno, said) from error
-        return _mapping(file, 0, shape, "r+")
+            return _mapping(file, 0, shape, "r+")
+    except OSError as error:
+        said = f"no room in {tempfile.gettempdir()} (TMPDIR) for {size:,} bytes of images: {error.strerror}"
+        raise OSError(error.errno, said) from error
 
 
 def _mapping(file: Any, offset: int, shape: tuple[int, ...], mode: Any = "c") -> np.ndarray:

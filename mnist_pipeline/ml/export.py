@@ -94,6 +94,7 @@ def to_onnx(network: nn.Module, spec: TaskSpec, temperature: float = 1.0) -> byt
     example = torch.zeros((2, *spec.image_shape), dtype=torch.uint8)
     with EXPORTING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the exporter; see above
+        warnings.filterwarnings("ignore", "torch.tensor results are registered as constants")
         torch.onnx.export(
             _Served(network, spec, temperature).eval(),
             (example,),

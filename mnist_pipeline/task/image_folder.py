@@ -204,7 +204,7 @@ def _decoded(
     count = 0
     for number, file in enumerate(files, 1):
         try:
-            image = read_image((root / file.name).read_bytes(), spec)
+            image = read_image(_as_before(root, file), spec)
             other = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), file)
             if other is file:
                 images[count], labels[count] = image, spec.class_names.index(file.class_name)
@@ -212,11 +212,22 @@ def _decoded(
             else:
                 _require_same_class(other, file)
                 skipped[file.name] = f"it looks the same as {printable(other.name)}"
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             skipped[file.name] = str(error)
         if number % PROGRESS_FILES == 0:
             log.info("%d of %d files read", number, len(files))
     return LabelledImages(images[:count], labels[:count])
+
+
+def _as_before(root: Path, file: _File) -> bytes:
+    """The content of a file, which has been looked at before: classes, sizes and duplicates were told by that."""
+    try:
+        data = (root / file.name).read_bytes()
+    except OSError as error:
+        raise DataError(f"{root} changed while it was read: {printable(file.name)} is gone ({error})") from error
+    if hashlib.sha256(data).hexdigest() != file.digest:
+        raise DataError(f"{root} changed while it was read: {printable(file.name)} is another image now. Run again")
+    return data
 
 
 def _require_same_class(other: _File, file: _File) -> None:

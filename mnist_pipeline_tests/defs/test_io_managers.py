@@ -4,9 +4,11 @@ import tracemalloc
 
 import dagster as dg
 import numpy as np
+import pytest
 
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_data_checks
 from mnist_pipeline.defs.io_managers import SafetensorsIOManager
+from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.data import split
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
@@ -65,3 +67,22 @@ def test_no_step_holds_all_images_in_memory(tmp_path, monkeypatch):
         tracemalloc.stop()
     assert len(most) == 5
     assert {step: held for step, held in most.items() if held > 18 << 20} == {}  # half of the images
+
+
+def test_a_file_of_something_else_is_an_error_that_names_it(tmp_path):
+    @dg.asset(io_manager_key="files", dagster_type=dg.PythonObjectDagsterType(Dataset))
+    def raw() -> Dataset:
+        labels = np.arange(2, dtype=np.uint8)
+        part = LabelledImages(np.zeros((2, 64, 64, 3), np.uint8), labels)
+        return Dataset(part, part, "", False, PHOTOS)
+
+    @dg.asset
+    def read_again(raw: Splits) -> None:
+        raise AssertionError("it is none")
+
+    manager = SafetensorsIOManager(base_path=str(tmp_path), endpoint_url=None)
+    with pytest.raises(DataError, match=r"raw\.safetensors is no Splits \('validation.images'\)\. Materialize"):
+        dg.materialize([raw, read_again], resources={"files": manager})
+    (tmp_path / "raw.safetensors").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"raw\.safetensors is damaged"):
+        dg.materialize([raw, read_again], resources={"files": manager}, selection=["read_again"])

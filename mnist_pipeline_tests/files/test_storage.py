@@ -1,13 +1,24 @@
 """Files at an address of any kind are written whole, read, and kept apart from secrets."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pyarrow.parquet as pq
 import pytest
 
 from mnist_pipeline.files.cloud import StorageError, options, parse_address
-from mnist_pipeline.files.storage import delete, exists, read_bytes, reading, storage_path, write_bytes, writing
+from mnist_pipeline.files.storage import (
+    delete,
+    exists,
+    is_in_memory,
+    read_bytes,
+    reading,
+    storage_path,
+    write_bytes,
+    writing,
+)
 from mnist_pipeline.ml.inference import find_inputs, inputs_digest, read_batches
 from mnist_pipeline_tests.files.test_folders import place  # noqa: F401  (a fixture)
 from mnist_pipeline_tests.task.examples import png
@@ -27,6 +38,28 @@ def test_a_file_is_written_and_read(place):  # noqa: F811
         assert file.read() == b"ne"
     delete(path)
     assert not exists(path)
+
+
+def test_a_large_object_comes_in_parts_and_never_of_two_contents(place, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("mnist_pipeline.files.storage.PART_BYTES", 300)
+    for size in (0, 299, 300, 301, 1000):
+        content = bytes(range(256)) * 4
+        write_bytes(place / "large.bin", content[:size])
+        with reading(place / "large.bin") as file:
+            assert file.read() == content[:size]
+    if isinstance(place, Path) or is_in_memory(place):
+        return  # read where they are
+    get = obstore.get
+
+    def replaced_meanwhile(store: Any, key: str, **options: Any) -> Any:
+        found = get(store, key, **options)
+        if not options:
+            obstore.put(store, key, b"new" * 500)
+        return found
+
+    monkeypatch.setattr(obstore, "get", replaced_meanwhile)
+    with pytest.raises(OSError, match=r"large\.bin was replaced while it was read"), reading(place / "large.bin"):
+        raise AssertionError("it was opened")
 
 
 def test_a_file_that_is_not_finished_is_not_there(place):  # noqa: F811

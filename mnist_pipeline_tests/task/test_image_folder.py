@@ -9,6 +9,7 @@ from PIL import Image
 
 from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.ml.plots import class_grid
+from mnist_pipeline.task import image_folder
 from mnist_pipeline.task.dataset import Dataset, DatasetSettings
 from mnist_pipeline.task.image_folder import load_folder
 from mnist_pipeline_tests.task.drawing import encode
@@ -239,3 +240,29 @@ def test_without_training_images_the_reason_is_said(tmp_path):
     shutil.rmtree(tmp_path / "signs" / "train")
     with pytest.raises(DataError, match=r"there is no train/<class>/<image> that can be read; test/sign"):
         load(tmp_path / "signs")
+
+
+@pytest.mark.parametrize("change", ["gone", "another image"])
+def test_a_folder_that_changes_while_it_is_read_is_an_error(folder, monkeypatch, change):
+    """A label must not be that of another file, and classes must not shrink unnoticed."""
+    file = folder / "box" / "0003.png"
+
+    def changed(*arguments):
+        file.unlink()
+        if change != "gone":
+            file.write_bytes((folder / "cross" / "0001.jpg").read_bytes())
+        return looked_at(*arguments)
+
+    looked_at = image_folder._spec  # right after all files were looked at
+    monkeypatch.setattr(image_folder, "_spec", changed)
+    [file.rename(folder / "box" / "0003.png") for file in folder.glob("box/0003.*")]
+    with pytest.raises(DataError, match=f"changed while it was read: box/0003.png is {change}"):
+        load(folder)
+
+
+def test_every_image_that_is_put_together_in_a_file_is_the_same(folder, monkeypatch):
+    usual = load(folder)
+    monkeypatch.setattr("mnist_pipeline.files.tensors.SCRATCH_BYTES", 1)
+    large = load(folder)
+    assert np.array_equal(large.train.images, usual.train.images)
+    assert np.array_equal(large.test.images, usual.test.images)

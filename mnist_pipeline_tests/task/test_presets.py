@@ -1,4 +1,4 @@
-"""The preset `quick` keeps its promises; the README has the figures of full trainings."""
+"""The preset `quick` keeps its promises."""
 
 import pytest
 
