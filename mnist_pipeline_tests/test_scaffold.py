@@ -212,7 +212,10 @@ def test_a_project_runs_and_passes_its_own_checks(tmp_path, dataset):
     target = tmp_path / "my flowers"
     variables = [f"TO={target}", f"DATASET={dataset}", f"DATASET_DIR={tmp_path / 'data'}"]
     subprocess.run(["make", "new", "NAME=flowers", *variables], cwd=PROJECT, check=True)
-    (target / "quick.yaml").write_text("ops: {flowers_classifier: {config: {epochs: 2, batch_size: 16}}}")
+    (target / "quick.yaml").write_text(
+        "ops: {flowers_classifier: {config: {epochs: 2, batch_size: 16}},"
+        " production_flowers_classifier: {config: {accuracy_threshold: 0.05}}}"
+    )
     (target / ".dagster_home").mkdir()
     (target / ".dagster_home" / "dagster.yaml").write_text((target / "dagster.yaml").read_text())
     said = python(target, "-m", "flowers_pipeline", "run", "--config", "quick.yaml")

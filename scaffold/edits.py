@@ -197,8 +197,8 @@ FOLDER: Edits = {
             "# DATASET_DIR=                  folder of its files ($STORAGE_ROOT/raw)\n",
         ),
         (
-            "# Of a data set with a name: auto (the first that works), directory or download.\n# DATASET_SOURCE=auto\n",
-            "",
+            "# Of a data set with a name: auto (the first that works), directory or download.\n",
+            "# Of a data set that you put into task/known: auto (the first that works), directory or download.\n",
         ),
         ("# With DATASET=folder: the name of the task (the folder's);", "# The name of the task (@NAME@);"),
     ],

@@ -25,5 +25,8 @@ def write_files(folder: Path, dataset: Dataset) -> None:
 
 
 def variables_of(folder: Path | str) -> dict[str, str]:
-    """Return the variables of a deployment whose raw data are the files that `write_files` wrote."""
-    return {"DATASET_SOURCE": "directory", "DATASET_DIR": str(folder)}
+    """Return the variables of a deployment whose raw data are the files that `write_files` wrote.
+
+    MNIST_DIR, which names the full data set for the tests, is another name of DATASET_DIR for what they start.
+    """
+    return {"DATASET_SOURCE": "directory", "DATASET_DIR": str(folder), "MNIST_DIR": ""}
