@@ -38,7 +38,7 @@ def run(executor: str, epochs: int, data: Path | None) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
-        kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+        kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES and name != "MNIST_DIR"}
         own = environment(Path(home), data)
         variables = kept | own | {"PYTHONPATH": str(PROJECT), "BENCHMARK_EXECUTOR": executor}
         config = Path(home) / "config.json"  # JSON is YAML
