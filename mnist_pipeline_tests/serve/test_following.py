@@ -194,7 +194,7 @@ def test_on_s3_and_when_s3_is_out_of_reach(s3_bucket, good):
             "problems": ["the model store cannot be reached"],
         }
         assert service.client.post("/predict", json=MANY).status_code == 200
-        assert service.metric('mnist_deployments_total{outcome="store_error"}') == 1
+        assert service.metric('mnist_deployments_total{outcome="store_error"}') >= 1  # one for each look at it
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
         server.start()
         wait_until(lambda: not service.client.get("/readyz").json()["problems"], "the store to be back")
