@@ -1,5 +1,7 @@
 """Each amount of the augmentation, by what it does to a dot and to a bar."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ from mnist_pipeline_tests.task.examples import SPEC
 def test_augmentation_warps_by_the_amounts_it_was_given():
     dot = torch.zeros(200, 1, 28, 28)
     dot[..., 13:15, 13:15] = 255
-    none = {"rotation_degrees": 0.0, "scaling_fraction": 0.0, "shear_degrees": 0.0, "translation_pixels": 0.0}
+    amounts = ("rotation_degrees", "scaling_fraction", "shear_degrees", "translation_pixels")
+    none: dict[str, Any] = {**dict.fromkeys(amounts, 0.0), "mirrored": False}
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(augment(dot, AugmentationSettings(**none), SPEC, generator), dot)
     shifted = augment(dot, AugmentationSettings(**{**none, "translation_pixels": 3.0}), SPEC, generator)

@@ -22,7 +22,7 @@ CHANGES = [
     {"translation_pixels": 3.0},
     {"scaling_fraction": 0.0},
     {"shear_degrees": 0.0},
-    {"mirrored": True},
+    {"mirrored": SPEC.pictures == "handwriting"},  # by default all others are
 ]
 
 
