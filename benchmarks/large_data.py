@@ -5,7 +5,6 @@
 
 import argparse
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -19,20 +18,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import steps
-from benchmarks.processes import measure
+from benchmarks.processes import measure, memory_mib
 from benchmarks.tables import print_table
+from mnist_pipeline_tests.live import CHAIN
 
 SIDE = 64
 CLASSES = ("circle", "cross", "frame", "stripes")
-ASSETS = (
-    "raw_mnist_data",
-    "processed_mnist_data",
-    "digit_classifier",
-    "model_evaluation",
-    "production_digit_classifier",
-    "batch_digit_predictions",
-    "digit_predictions",
-)
+ASSETS = (*CHAIN, "digit_predictions")
 T = TypeVar("T")
 
 SAMPLE_SECONDS = 0.02
@@ -69,7 +61,7 @@ def write_photos(folder: Path, images: int) -> None:
 
 def step(asset: str, variables: dict[str, str]) -> tuple[float, float]:
     """The seconds of an asset's step, and the most anonymous memory (RssAnon) of this process, in MiB."""
-    return sampled(_anonymous_mib, lambda: steps.materialize(asset, variables))
+    return sampled(partial(memory_mib, "RssAnon"), lambda: steps.materialize(asset, variables))
 
 
 def sampled(value: Callable[[], float], work: Callable[[], T]) -> tuple[T, float]:
@@ -88,11 +80,6 @@ def sampled(value: Callable[[], float], work: Callable[[], T]) -> tuple[T, float
         done.set()
         thread.join()
     return given, found[0]
-
-
-def _anonymous_mib() -> float:
-    [kib] = re.findall(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kib) / 1024
 
 
 def main() -> None:

@@ -39,10 +39,13 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
     began = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - began
-    sender.send((seconds, _peak_mib(), result))
+    sender.send((seconds, memory_mib("VmHWM"), result))
 
 
-def _peak_mib() -> float:
-    """Of this process alone: getrusage would tell the parent's, if that was larger when it started this one."""
-    [kib] = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+def memory_mib(field: str) -> float:
+    """A field of /proc/self/status, which is of this process alone: VmHWM is the largest resident set.
+
+    getrusage would tell the parent's, if that was larger when it started this one.
+    """
+    [kib] = re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(kib) / 1024

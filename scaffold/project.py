@@ -141,9 +141,8 @@ def _make(plan: Plan) -> int:
             target = made / renamed(str(path), plan)
             if not left_out(path, plan):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(PROJECT / path, target)
-                shutil.copymode(PROJECT / path, target)
                 target.write_text(renamed(edits.edited(str(path), _text(PROJECT / path), plan), plan))
+                shutil.copymode(PROJECT / path, target)
         _write_anew(made, plan)
         _format(made)
         if traces := remaining_traces(made, plan):
