@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.gate_slices import lost, simulated_slices
 from benchmarks.tables import print_table
-from mnist_pipeline.ml.gate import P_BETTER, Evidence, holds, weigh
+from mnist_pipeline.ml.comparison import Evidence, weigh
+from mnist_pipeline.ml.gate import P_BETTER, holds
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 Rule = Callable[[int, int, int, int], Evidence]
@@ -32,6 +34,8 @@ class TestSet(NamedTuple):
     margin: float
     wrong: float = 0.5
     """The probability that a usual model labels a hard image wrongly."""
+    slices: bool = False
+    """True where slices of a suite are looked at, too: see `benchmarks.gate_slices`."""
 
     @property
     def margin_images(self) -> float:
@@ -49,15 +53,24 @@ class Quality(NamedTuple):
 
 
 class Models(NamedTuple):
-    """One model in each of the years: its mistakes on the hard images, (years, hard images), and how many others."""
+    """One model in each of the years: its mistakes on the hard images, (years, hard images), and how many others.
+
+    `beyond` are those on the hard images of the suite that are no test images, where there is one.
+    """
 
     hard: np.ndarray
     new: np.ndarray
+    beyond: np.ndarray
 
     @property
     def mistakes(self) -> np.ndarray:
         """The number of wrongly labelled images in each year."""
         return self.hard.sum(1) + self.new
+
+    @property
+    def everywhere(self) -> np.ndarray:
+        """The mistakes on all hard images, bool (years, hard images of the suite)."""
+        return np.concatenate([self.hard, self.beyond], 1)
 
 
 class Years(NamedTuple):
@@ -82,10 +95,12 @@ def simulate(
 ) -> Years:
     """Run the gate for so many years, in which the candidate of a week is as good as `candidate(week)` says."""
     chance, cache = np.random.default_rng(seed), {}
+    slices = simulated_slices(test_set.images, test_set.hard_images) if test_set.slices else None
 
     def model(quality: Quality) -> Models:
         hard = chance.random((years, test_set.hard_images)) < quality.wrong
-        return Models(hard, chance.poisson(quality.new, years))
+        new, beyond = chance.poisson(quality.new, years), len(slices.member) - test_set.hard_images if slices else 0
+        return Models(hard, new, chance.random((years, beyond), np.float32) < quality.wrong)
 
     def evidence(new: Models, other: Models) -> list[tuple[bool, bool, bool]]:
         """Whether the comparison holds, whether there are too few images, whether the new one beats the other."""
@@ -108,6 +123,8 @@ def simulate(
         new = model(quality)
         against = [np.array(evidence(new, other)) for other in (incumbent, reference)]
         promoted[week] = against[0][:, 0] & against[1][:, 0]
+        if slices:
+            promoted[week] &= ~lost(new.everywhere, [incumbent.everywhere, reference.everywhere], slices, policy)
         too_few[week] = against[0][:, 1] | against[1][:, 1]
         better = promoted[week] & against[1][:, 2]
         incumbent, reference = _replaced(incumbent, new, promoted[week]), _replaced(reference, new, better)
@@ -118,7 +135,11 @@ def simulate(
 
 
 def _replaced(old: Models, new: Models, where: np.ndarray) -> Models:
-    return Models(np.where(where[:, None], new.hard, old.hard), np.where(where, new.new, old.new))
+    return Models(
+        np.where(where[:, None], new.hard, old.hard),
+        np.where(where, new.new, old.new),
+        np.where(where[:, None], new.beyond, old.beyond),
+    )
 
 
 def equal(test_set: TestSet, week: int) -> Quality:
@@ -184,8 +205,10 @@ TEST_SETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--years", type=int, default=2000, help="simulated years (default: %(default)s)")
-    years = parser.parse_args().years
-    rates = [error_rates(test_set, DeploymentSettings(max_regression=test_set.margin), years) for test_set in TEST_SETS]
+    parser.add_argument("--slices", action="store_true", help="with the slices of the evaluation suite")
+    options = parser.parse_args()
+    sets = [test_set._replace(slices=options.slices) for test_set in TEST_SETS]
+    rates = [error_rates(one, DeploymentSettings(max_regression=one.margin), options.years) for one in sets]
     header = ["", *(f"{test_set.images:,} images, {test_set.margin}" for test_set in TEST_SETS)]
     print_table(header, [[name, *(f"{rate[name]:.1%}" for rate in rates)] for name in rates[0]])
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.mnist import add_data_option
 from benchmarks.tables import print_table
-from mnist_pipeline.ml.gate import Contender, decide
+from mnist_pipeline.ml.comparison import Contender
+from mnist_pipeline.ml.gate import decide
 from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings, SplitSettings, TrainingSettings
 from mnist_pipeline.task.dataset import LabelledImages

@@ -9,7 +9,7 @@ from scipy import stats
 
 from benchmarks.gate import TEST_SETS, Rule, TestSet, equal, ever_worse, simulate, worse_by_hard, worse_by_new
 from benchmarks.tables import print_table
-from mnist_pipeline.ml.gate import Evidence, weigh
+from mnist_pipeline.ml.comparison import Evidence, weigh
 from mnist_pipeline.ml.settings import DeploymentSettings
 
 FEW_HARD = TestSet(10_000, 40, 0.003)

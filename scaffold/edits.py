@@ -17,7 +17,13 @@ LEFT_OUT_TESTS = (
 
 TESTS_OF_DIGITS = (
     *("task/conftest.py", "task/sample.py", "task/test_sources.py", "task/test_datasets.py", "task/test_page.py"),
-    *("task/test_closed_loop.py", "task/test_uploads.py", "task/test_preprocessing.py", "task/test_drift.py"),
+    *(
+        "task/test_slices.py",
+        "task/test_closed_loop.py",
+        "task/test_uploads.py",
+        "task/test_preprocessing.py",
+        "task/test_drift.py",
+    ),
     *("task/test_other_pages.py", "task/test_other_tasks.py", "task/test_presets.py", "task/test_variables.py"),
 )
 """The tests that are about pictures of digits; `templates` has those that come in their place."""

@@ -11,7 +11,7 @@ from mnist_pipeline.files.errors import DataError
 from mnist_pipeline.files.tensors import scratch
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
-from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.dataset import Dataset, LabelledImages, no_images
 from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -46,12 +46,14 @@ def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
     return np.bincount(labels, minlength=spec.classes).tolist()
 
 
-def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings) -> Splits:
-    """Divide the training images into stratified splits; `extra_train` joins the training split only.
+def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -> Splits:
+    """Divide the training images into stratified splits; `labelled` joins training, but for what is held out of it.
 
     Raises DataError if a class has too few images to be in both splits.
     """
     from sklearn.model_selection import train_test_split  # a second that no other step has to spend
+
+    from mnist_pipeline.ml.holding_out import held_out
 
     images, labels = dataset.train
     counts = class_counts(labels, dataset.spec)
@@ -68,14 +70,23 @@ def split(dataset: Dataset, extra_train: LabelledImages, settings: SplitSettings
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=settings.validation_fraction, random_state=settings.seed, stratify=labels
     )
+    held = held_out(labelled.images, settings) & ~_stand_in(dataset, labelled)
+    more = LabelledImages(labelled.images[~held], labelled.labels[~held])
     return Splits(
-        train=LabelledImages(
-            _chosen(images, train, extra_train.images), np.concatenate([labels[train], extra_train.labels])
-        ),
+        train=LabelledImages(_chosen(images, train, more.images), np.concatenate([labels[train], more.labels])),
         validation=LabelledImages(_chosen(images, validation, images[:0]), labels[validation]),
         test=dataset.test,
         spec=dataset.spec,
+        held_out=LabelledImages(labelled.images[held], labelled.labels[held]),
     )
+
+
+def _stand_in(dataset: Dataset, labelled: LabelledImages) -> np.ndarray:
+    """Return bool (N,): which labelled images are training images of the data set, too, and so cannot be held out."""
+    if not len(labelled.labels):
+        return np.zeros(0, bool)
+    known = set(map(_digest, dataset.train.images))
+    return np.array([_digest(image) in known for image in labelled.images])
 
 
 def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -125,7 +136,10 @@ def to_arrays(value: Dataset | Splits) -> tuple[dict[str, np.ndarray], dict[str,
 def splits_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Splits:
     """Invert `to_arrays` for Splits."""
     train, validation, test = (_part(arrays, name) for name in ("train", "validation", "test"))
-    return Splits(train, validation, test, _spec(texts))
+    spec = _spec(texts)
+    # Files from before there was such a split have none.
+    held_out = _part(arrays, "held_out") if "held_out.images" in arrays else no_images(spec)
+    return Splits(train, validation, test, spec, held_out)
 
 
 def dataset_from_arrays(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Dataset:

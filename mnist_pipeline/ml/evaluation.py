@@ -26,8 +26,6 @@ class SplitScores(NamedTuple):
     evaluation: SplitEvaluation
     mistakes: list[Mistake]
     """The surest come first."""
-    predicted: np.ndarray
-    """int64 (N,), the label predicted for each image."""
 
 
 def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSettings) -> SplitScores:
@@ -54,7 +52,7 @@ def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSe
         ],
     )
     mistakes = [Mistake(int(i), int(split.labels[i]), int(predicted[i]), float(confidences[i])) for i in worst]
-    return SplitScores(evaluation, mistakes, predicted)
+    return SplitScores(evaluation, mistakes)
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -1,67 +1,21 @@
 """The deployment gate: a pure function from paired results and a policy to a verdict in words and numbers."""
 
-from math import sqrt
-from statistics import NormalDist
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
-
+from mnist_pipeline.ml.comparison import Contender, Evidence, compare, compare_slices, holm
 from mnist_pipeline.ml.manifest import Comparison
-from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings
-
-CONFIDENCE = 0.95
-"""The one-sided level of the interval of the regression."""
-
-POWER = 0.8
-"""The least probability that an equal model is promoted; below it there are too few images (Cohen 1988, Statistical
-Power Analysis for the Behavioral Sciences)."""
-
-TOLERANCE = 1e-9
-"""The distance kept from the ends of the range of regressions, where the score is not defined."""
+from mnist_pipeline.ml.suite import HELD_OUT, LEAST_IMAGES, Slice
 
 P_WORSE = 0.025
 """The p-value up to which a candidate counts as worse where there are too few images for the margin."""
 
+P_SLICES = 0.025
+"""The level, of all slices together, up to which a candidate counts as worse on one of them (Holm 1979)."""
+
 P_BETTER = 0.001
 """The p-value up to which a candidate counts as better than the reference, and becomes it."""
-
-
-class Contender(NamedTuple):
-    """A model version and its results on the current test images."""
-
-    name: str
-    digests: Digests
-    correct: np.ndarray
-    """bool (N,): whether the label it predicts for each test image is the true one."""
-    unknown: np.ndarray | None = None
-    """bool (N,): whether the true class of each image is one that it does not know; None: it knows all."""
-
-    @property
-    def accuracy(self) -> float:
-        """The share of the images of classes that it knows which it labels correctly, 0..1."""
-        return float((self.correct if self.unknown is None else self.correct[~self.unknown]).mean())
-
-    def shares_classes(self, other: "Contender") -> bool:
-        """Return whether there is an image of a class that both know."""
-        return bool((~_unknown(self) & ~_unknown(other)).any())
-
-
-class Evidence(NamedTuple):
-    """Conclusions from the images on which two models disagree. Regressions and margins are shares of all, 0..1."""
-
-    p_better: float
-    """The exact McNemar p-value, one-sided: the probability of so many fixed images if the models were equal."""
-    p_worse: float
-    """The same of so many broken images."""
-    regression_low: float
-    """The lower end of the interval of the regression; a negative regression is a gain."""
-    regression_high: float
-    """The upper end of the interval of the regression."""
-    margin_held: float
-    """The smallest margin within which these images show an equal model to be, in a share POWER of cases."""
 
 
 class Verdict(NamedTuple):
@@ -70,6 +24,10 @@ class Verdict(NamedTuple):
     outcome: Literal["promoted", "waiting", "refused", "unchanged"]
     reason: str
     comparisons: tuple[Comparison, ...] = ()
+    slices: tuple[Comparison, ...] = ()
+    """The comparisons on each slice that both models know an image of, with the incumbent and with the reference."""
+    lost_slices: tuple[Comparison, ...] = ()
+    """Those for which the candidate was refused."""
     too_few_images: bool | None = None
     """True where the images cannot hold the margin; None where it was not asked."""
     becomes_reference: bool = False
@@ -88,6 +46,7 @@ def decide(
     policy: DeploymentSettings,
     rolled_back_because: str | None = None,
     same_task: bool = True,
+    slices: Sequence[Slice] = (),
 ) -> Verdict:
     """Decide whether `candidate` takes the place of `incumbent`, all scored on the same test images.
 
@@ -108,6 +67,10 @@ def decide(
       disagreements as there are with an equal model that shares half of them. It depends on nothing that the
       candidate did, so that a bad candidate cannot earn itself the milder rule. `when_too_few` then decides: `promote`
       unless the exact McNemar test says worse (one-sided p at most 0.025), or `keep`.
+    - No slice of the suite pays for the rest: a candidate is refused that is worse than the incumbent or the reference
+      on a slice of at least LEAST_IMAGES images by more than `max_slice_regression` of them, where the exact McNemar
+      test says so of all slices together at the level of 2.5% (one-sided, adjusted by Holm 1979, A simple sequentially
+      rejective multiple test procedure).
     - The reference is the last deployed version that beat the reference before it (exact McNemar, one-sided p at most
       0.001) or was chosen by hand, also by a rollback. It keeps small regressions from adding up.
 
@@ -124,86 +87,65 @@ def decide(
     """
     if incumbent and same_task and candidate.digests.same(incumbent.digests):
         return Verdict("unchanged", f"{incumbent.name}, with the same weights, is deployed already")
-    rivals: dict[Literal["incumbent", "reference"], Contender | None] = {
-        "incumbent": incumbent,
-        "reference": reference,
-    }
-    comparisons = tuple(compare(candidate, rival, role) for role, rival in rivals.items() if rival)
+    comparisons, on_slices = _compared(candidate, incumbent, reference, slices)
     match policy.strategy:
-        case "manual":
-            return Verdict("promoted", policy.reason or "chosen by hand", comparisons, becomes_reference=True)
-        case "force":
-            return Verdict("promoted", str(policy.reason), comparisons, becomes_reference=True)
+        case "manual" | "force":
+            reason = policy.reason or "chosen by hand"
+            return Verdict("promoted", reason, comparisons, on_slices, becomes_reference=True)
         case "quality" | "approval":
-            return _by_quality(candidate, comparisons, policy, rolled_back_because)
+            verdict = _by_quality(candidate, comparisons, policy, rolled_back_because)
+            return _by_slices(verdict, on_slices, policy)
         case "observe":
             raise ValueError("the strategy 'observe' decides nothing")
 
 
-def compare(candidate: Contender, rival: Contender, role: Literal["incumbent", "reference"]) -> Comparison:
-    """Return the comparison of two models on the same images, in the same order, of the classes that both know.
+def _compared(
+    candidate: Contender, incumbent: Contender | None, reference: Contender | None, slices: Sequence[Slice]
+) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+    """Return the comparisons with whom there is, on the test images and on the slices."""
+    roles: tuple[tuple[Literal["incumbent", "reference"], Contender | None], ...] = (
+        ("incumbent", incumbent),
+        ("reference", reference),
+    )
+    rivals = [(role, rival) for role, rival in roles if rival]
+    on_slices = [one for role, rival in rivals for one in compare_slices(candidate, rival, role, slices)]
+    return tuple(compare(candidate, rival, role) for role, rival in rivals), tuple(on_slices)
 
-    There must be such images.
-    """
-    known = ~_unknown(candidate) & ~_unknown(rival)
-    ours, theirs = candidate.correct[known], rival.correct[known]
-    fixed, broken, images = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(theirs)
-    evidence = weigh(fixed, broken, images, mistakes=int((~theirs).sum()))
-    return Comparison(
-        role=role,
-        version=rival.name,
-        test_accuracy=float(theirs.mean()),
-        images=images,
-        images_of_other_classes=len(known) - images,
-        fixed=fixed,
-        broken=broken,
-        regression=(broken - fixed) / images,
-        **evidence._asdict(),
+
+def lost_slices(comparisons: Sequence[Comparison], policy: DeploymentSettings) -> tuple[Comparison, ...]:
+    """Return the comparisons on slices for which a candidate is refused, as `decide` says."""
+    counted = [comparison for comparison in comparisons if comparison.images >= LEAST_IMAGES]
+    adjusted = holm([comparison.p_worse for comparison in counted])
+    return tuple(
+        comparison
+        for comparison, p in zip(counted, adjusted, strict=True)
+        if p <= P_SLICES and comparison.regression > policy.max_slice_regression
     )
 
 
-def _unknown(contender: Contender) -> np.ndarray:
-    return np.zeros(len(contender.correct), bool) if contender.unknown is None else contender.unknown
+def _by_slices(verdict: Verdict, on_slices: tuple[Comparison, ...], policy: DeploymentSettings) -> Verdict:
+    """Refuse what would be promoted and loses a slice; say what became of the held-out labels."""
+    verdict = verdict._replace(slices=on_slices)
+    if verdict.outcome == "refused":
+        return verdict
+    lost = lost_slices(on_slices, policy)
+    if lost:
+        said = "; ".join(_slice_in_words(comparison) for comparison in sorted(lost, key=lambda one: one.p_worse))
+        margin = f"max_slice_regression {policy.max_slice_regression:g}"
+        reason = f"{verdict.reason}; but worse by more than {margin} on {said}"
+        return verdict._replace(outcome="refused", reason=reason, lost_slices=lost, becomes_reference=False)
+    held_out = [comparison for comparison in on_slices if comparison.slice == HELD_OUT]
+    return verdict._replace(reason="; ".join([verdict.reason, *map(_slice_in_words, held_out)]))
 
 
-def weigh(fixed: int, broken: int, images: int, mistakes: int) -> Evidence:
-    """Return what follows from the disagreements with a model that makes `mistakes` on `images`; see `decide`."""
-    disagreements = fixed + broken
-    equal = max(mistakes, 1)
-    broken_by_an_equal = int(stats.binom.ppf(POWER, equal, 0.5))  # type: ignore[attr-defined]
-    return Evidence(
-        p_better=_p_of_so_many(fixed, disagreements),
-        p_worse=_p_of_so_many(broken, disagreements),
-        regression_low=-regression_bound(broken, fixed, images),
-        regression_high=regression_bound(fixed, broken, images),
-        margin_held=regression_bound(equal - broken_by_an_equal, broken_by_an_equal, images),
+def _slice_in_words(comparison: Comparison) -> str:
+    """Return the comparison on a slice, for a line of a message."""
+    ours = comparison.test_accuracy - comparison.regression
+    return (
+        f"{comparison.slice}: {comparison.test_accuracy:.4f} of the {comparison.role} to {ours:.4f} "
+        f"(fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images:,}, a change by "
+        f"{-comparison.regression_high:+.4f} to {-comparison.regression_low:+.4f}, p = {comparison.p_worse:.2g})"
     )
-
-
-def _p_of_so_many(images: int, disagreements: int) -> float:
-    """The probability of so many or more on one side, if both sides were equally likely."""
-    return float(stats.binomtest(images, disagreements, alternative="greater").pvalue) if disagreements else 1.0
-
-
-def regression_bound(fixed: int, broken: int, images: int) -> float:
-    """Return the upper end of Tango's one-sided interval of the regression, at the level CONFIDENCE."""
-    if broken == images:
-        return 1.0
-    critical = NormalDist().inv_cdf(CONFIDENCE)
-    least = max((broken - fixed) / images, -1 + TOLERANCE) + TOLERANCE
-    return float(brentq(lambda regression: _score(regression, fixed, broken, images) + critical, least, 1 - TOLERANCE))
-
-
-def _score(regression: float, fixed: int, broken: int, images: int) -> float:
-    """Tango's score statistic of a hypothetical regression, under which `expected` is the likeliest share to fix.
-
-    It falls from 0, where that is the observed regression, and is a standard normal variable where it is the true one.
-    """
-    a = 2 * images
-    b = (2 * images - broken + fixed) * regression - broken - fixed
-    c = -fixed * regression * (1 - regression)
-    expected = (sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    return (broken - fixed - images * regression) / sqrt(images * (2 * expected + regression * (1 - regression)))
 
 
 def holds(evidence: Evidence | Comparison, policy: DeploymentSettings) -> bool:
@@ -227,7 +169,7 @@ def _by_quality(
         return Verdict("refused", reason, comparisons)
     if accuracy < threshold:
         reason = f"test accuracy {accuracy:.4f} is below the threshold {threshold:.4f}"
-        return Verdict("refused", reason, comparisons, too_few)
+        return Verdict("refused", reason, comparisons, too_few_images=too_few)
     promoted: Literal["promoted", "waiting"] = "promoted" if policy.strategy == "quality" else "waiting"
     if not comparisons:
         reason = f"test accuracy {accuracy:.4f} reaches {threshold:.4f}; nothing was deployed before"
@@ -238,7 +180,9 @@ def _by_quality(
     )
     # Where there is no comparison with a reference, it is the incumbent.
     better = comparisons[-1].p_better <= P_BETTER
-    return Verdict("refused" if failed else promoted, said, comparisons, too_few, becomes_reference=better)
+    return Verdict(
+        "refused" if failed else promoted, said, comparisons, too_few_images=too_few, becomes_reference=better
+    )
 
 
 def _in_words(comparison: Comparison, policy: DeploymentSettings) -> str:

@@ -126,12 +126,13 @@ class ModelManifest(Record):
 
 
 class Comparison(BaseModel, frozen=True, extra="allow"):
-    """A candidate beside another version, image by image on the same test images; see `ml.gate` for the statistics."""
+    """A candidate beside another version, image by image on the same images; see `ml.gate` for the statistics."""
 
     role: str = Field(description="incumbent or reference: what the other version was at that time.")
+    slice: str | None = Field(None, description="The slice of the suite (`ml.suite`) that it is about; None: the test.")
     version: str = Field(description="The other version.")
-    test_accuracy: float = Field(description="0..1, of the other version.")
-    images: int = Field(description="Test images of the classes that both know.")
+    test_accuracy: float = Field(description="0..1, of the other version on these images.")
+    images: int = Field(description="Images of the classes that both know.")
     images_of_other_classes: int = Field(0, description="Test images left out: one does not know their class.")
     fixed: int = Field(description="Images that only the candidate labels correctly.")
     broken: int = Field(description="Images that only the other version labels correctly.")
@@ -177,6 +178,9 @@ class Decision(LenientRecord):
     test_digest: str | None = Field(None, description="Content digest of the test images and labels.")
     earlier_decisions: int | None = Field(None, description="How often these test images had decided before.")
     comparisons: tuple[Comparison, ...] = Field((), description="With the incumbent, and the reference if another.")
+    slices: tuple[Comparison, ...] = Field(
+        (), description="On the held-out labels, and on the slices for which it was refused."
+    )
     max_regression: float | None = Field(None, description="The margin that was asked for, 0..1.")
     too_few_images: bool | None = Field(None, description="True: the test images cannot hold that margin.")
     reference_version: str | None = Field(

@@ -13,6 +13,7 @@ from mnist_pipeline.ml.records import (
     DriftReference,
     DriftReport,
     EpochMetrics,
+    Evaluation,
     Prediction,
     SplitEvaluation,
 )
@@ -98,6 +99,23 @@ def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
     _name_ticks(axes.set_xticks, spec)
     _name_ticks(axes.set_yticks, spec, slanted=False)
     axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
+    return _png(figure)
+
+
+def slice_accuracies(evaluation: Evaluation) -> bytes:
+    """Draw the accuracy on each slice with its interval, beside that on the whole test split."""
+    scores = evaluation.slices[::-1]  # the first one on top
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(scores)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    accuracies = np.array([score.accuracy for score in scores])
+    ends = np.array([[score.accuracy - score.low, score.high - score.accuracy] for score in scores]).reshape(-1, 2)
+    axes.errorbar(accuracies, range(len(scores)), xerr=ends.clip(0).T, fmt=".", color="tab:blue", ecolor="lightgray")
+    axes.axvline(evaluation.test.accuracy, color="gray", linestyle=":", label="test")
+    names = [score.name.replace("$", r"\$") for score in scores]
+    axes.set_yticks(range(len(scores)), [f"{name} ({s.images:,})" for name, s in zip(names, scores, strict=True)])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel="accuracy, 95% interval", ylim=(-0.7, len(scores) - 0.3))
+    axes.legend(loc="lower left")
     return _png(figure)
 
 

@@ -16,11 +16,14 @@ class Splits(NamedTuple):
     validation: LabelledImages
     test: LabelledImages
     spec: TaskSpec
+    held_out: LabelledImages
+    """Those that never train of the images that people labelled; see `ml.holding_out`."""
 
     @property
     def parts(self) -> dict[str, LabelledImages]:
-        """The three splits by their names."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}
+        """The splits by their names, that of the held-out labels where there are any."""
+        held_out = {"held_out": self.held_out} if len(self.held_out.labels) else {}
+        return {"train": self.train, "validation": self.validation, "test": self.test} | held_out
 
 
 NO_LABEL, UNKNOWN = -1, -2
@@ -146,6 +149,16 @@ class SplitEvaluation(Record):
     per_class: list[ClassMetrics]
 
 
+class SliceScore(Record):
+    """The accuracy on some images of the evaluation suite; see `ml.suite`."""
+
+    name: str
+    images: int
+    accuracy: float = Field(description="0..1.")
+    low: float = Field(description="Lower end of the 95% interval of the accuracy (Wilson 1927).")
+    high: float = Field(description="Upper end of it.")
+
+
 class Evaluation(Record):
     """The scores of exactly one candidate."""
 
@@ -153,6 +166,7 @@ class Evaluation(Record):
     validation: SplitEvaluation
     test: SplitEvaluation
     test_digest: str = Field(description="Content digest of the test images and labels that were scored.")
+    slices: list[SliceScore] = Field([], description="None in records from before there was a suite.")
 
 
 class Prediction(Record):

@@ -35,6 +35,13 @@ class SplitSettings(Settings):
         0.2, gt=0, lt=1, description="Share of the training images held out for validation (0..1, exclusive)."
     )
     seed: int = Field(42, ge=0, description="Seed of the stratified split.")
+    held_out_fraction: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of the labelled images that never train and show whether the others helped (0..1); their "
+        "content decides which.",
+    )
 
 
 class RecipeSettings(Settings):
@@ -178,6 +185,13 @@ class DeploymentSettings(Settings):
         description="With quality and approval: the margin (0..1). A candidate is promoted if it can be shown that its "
         "test accuracy is lower by no more than this. A margin of 0 is strict only with when_too_few='keep'.",
     )
+    max_slice_regression: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="With quality and approval: a candidate is refused that is shown to be worse on a slice of the "
+        "evaluation suite, by more than this share of its images (0..1); 1: slices refuse nothing.",
+    )
     when_too_few: Literal["promote", "keep"] = Field(
         "promote",
         description="With quality and approval: where there are too few test images to show that margin, promote what "
@@ -201,7 +215,7 @@ class DeploymentSettings(Settings):
         if self.reason is not None and self.strategy not in ("force", "manual"):
             raise ValueError(f"reason has an effect only with strategy='force' or 'manual', not {self.strategy!r}")
         if self.strategy in ("manual", "force"):
-            for name in ("accuracy_threshold", "max_regression", "when_too_few"):
+            for name in ("accuracy_threshold", "max_regression", "max_slice_regression", "when_too_few"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
                         f"{name} has an effect only with strategy='quality' or 'approval', not {self.strategy!r}"

@@ -6,18 +6,21 @@ from typing import NamedTuple
 import numpy as np
 
 from mnist_pipeline.files.errors import DataError
+from mnist_pipeline.ml.comparison import Contender
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.errors import ModelError
-from mnist_pipeline.ml.gate import Contender, Verdict, decide
-from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Decision
+from mnist_pipeline.ml.gate import Verdict, decide
+from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Comparison, Decision
 from mnist_pipeline.ml.records import UNKNOWN, Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
+from mnist_pipeline.ml.suite import HELD_OUT, Suite, suite
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.task.known import least_accuracy
+from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class CannotDecide(Exception):
 
 
 class Scored(NamedTuple):
-    """A version with its results on the test images."""
+    """A version with its results on the suite."""
 
     contender: Contender
     labels: np.ndarray
@@ -41,6 +44,8 @@ class Decided(NamedTuple):
     """A decision, and the results that it is about."""
 
     decision: Decision
+    slices: tuple[Comparison, ...]
+    """The comparisons on all slices; the decision keeps those that it speaks of."""
     candidate: Scored
     incumbent: Scored | None
     """It is None where nothing that can be compared with was deployed."""
@@ -49,7 +54,7 @@ class Decided(NamedTuple):
 def decide_and_deploy(
     store: ModelStore, policy: DeploymentSettings, evaluation: Evaluation, splits: Splits, actor: str
 ) -> Decided:
-    """Compare candidate, incumbent and reference on `splits.test`, decide by `policy`, deploy if so decided.
+    """Compare candidate, incumbent and reference on the suite of `splits`, decide by `policy`, deploy if so decided.
 
     The candidate is the version that `policy` names, else the one of `evaluation`. Every decision is recorded. Raises
     CannotDecide where models or scores are damaged or missing, and PromotionConflict where somebody else deployed in
@@ -62,14 +67,15 @@ def decide_and_deploy(
         raise CannotDecide(
             "the evaluation was made on other test images than there are now: materialize model_evaluation again"
         )
+    images = suite(splits, digest)
     try:
         state = store.state()
-        candidate = _score(store, policy.model_name or evaluation.model.name, splits, digest)
+        candidate = _score(store, policy.model_name or evaluation.model.name, images, splits.spec)
         earlier = store.earlier_decisions(state, digest)
     except UNUSABLE as error:
         raise CannotDecide(str(error)) from error
     deployed, waiting = state.deployed, state.waiting
-    incumbent, reference = _rivals(store, deployed, policy, splits, digest, candidate)
+    incumbent, reference = _rivals(store, deployed, policy, images, splits.spec, candidate)
     verdict = decide(
         candidate.contender,
         incumbent.contender if incumbent else None,
@@ -77,10 +83,11 @@ def decide_and_deploy(
         policy,
         state.rolled_back_because(candidate.contender.digests),
         same_task=incumbent is None or _same_task(store, candidate, incumbent),
+        slices=images.slices,
     )
     if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
         store.record(waiting)  # a kill may have kept it out of the audit trail
-        return Decided(waiting, candidate, incumbent)
+        return Decided(waiting, verdict.slices, candidate, incumbent)
     decision = new_decision(
         outcome=verdict.outcome,
         strategy=policy.strategy,
@@ -95,12 +102,13 @@ def decide_and_deploy(
         test_digest=digest,
         earlier_decisions=earlier,
         comparisons=verdict.comparisons,
+        slices=(*verdict.lost_slices, *(one for one in verdict.slices if one.slice == HELD_OUT)),
         max_regression=policy.max_regression if verdict.by_evidence else None,
         too_few_images=verdict.too_few_images,
         reference_version=None if verdict.becomes_reference or not deployed else deployed.reference,
     )
     _carry_out(store, decision, state)
-    return Decided(decision, candidate, incumbent)
+    return Decided(decision, verdict.slices, candidate, incumbent)
 
 
 def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:
@@ -136,8 +144,8 @@ def _rivals(
     store: ModelStore,
     deployed: Decision | None,
     policy: DeploymentSettings,
-    splits: Splits,
-    digest: str,
+    images: Suite,
+    spec: TaskSpec,
     candidate: Scored,
 ) -> tuple[Scored | None, Scored | None]:
     """Return incumbent and reference with their results.
@@ -153,7 +161,7 @@ def _rivals(
             found.append(None)
             continue
         try:
-            rival = _score(store, name, splits, digest)
+            rival = _score(store, name, images, spec)
             if not candidate.contender.shares_classes(rival.contender):
                 raise ModelError(f"{name} and {candidate.contender.name} have no class in common")
             found.append(rival)
@@ -167,6 +175,9 @@ def _rivals(
     return found[0], found[1]
 
 
-def _score(store: ModelStore, name: str, splits: Splits, digest: str) -> Scored:
-    digests, labels = predicted_labels(store, name, splits.test, splits.spec, digest)
-    return Scored(Contender(name, digests, labels == splits.test.labels, labels == UNKNOWN), labels)
+def _score(store: ModelStore, name: str, images: Suite, spec: TaskSpec) -> Scored:
+    digests, answers = predicted_labels(store, name, images.sets, spec)
+    everything = np.concatenate(answers)
+    correct, unknown, tested = everything == images.labels, everything == UNKNOWN, slice(images.test_images)
+    in_suite = Contender(name, digests, correct, unknown)
+    return Scored(Contender(name, digests, correct[tested], unknown[tested], in_suite), everything[tested])

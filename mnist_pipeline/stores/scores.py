@@ -6,6 +6,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.predictor import Predictor, require_task
 from mnist_pipeline.ml.records import NO_LABEL, UNKNOWN, Digests
+from mnist_pipeline.ml.suite import ImageSet
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
-from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -27,25 +28,42 @@ SHA256_BYTES = 32
 
 
 def predicted_labels(
-    store: ModelStore, name: str, split: LabelledImages, spec: TaskSpec, digest: str
-) -> tuple[Digests, np.ndarray]:
-    """Return the digests of a version, and the label of `spec` that it predicts for each image of `split`.
+    store: ModelStore, name: str, sets: Sequence[ImageSet], spec: TaskSpec
+) -> tuple[Digests, list[np.ndarray]]:
+    """Return the digests of a version, and the label of `spec` that it predicts for each image of each set.
 
-    `digest` is the content digest of the images; the labels are int64 (N,), NO_LABEL for a class that is none of
-    `spec`, UNKNOWN where the version does not know the true one. A version predicts them once; then they are read, in
-    one request, and the version is verified when it is deployed. Raises what `store.load_onnx` and `Predictor` raise
-    for a version that cannot be used, and ModelError for one of another task, or that knows none of the classes.
+    The labels are int64 (N,), NO_LABEL for a class that is none of `spec`, UNKNOWN where the version does not know the
+    true one. A version predicts a set once; then they are read, in one request, and the version is verified when it is
+    deployed. Raises what `store.load_onnx` and `Predictor` raise for a version that cannot be used, and ModelError for
+    one of another task, or that knows none of the classes of the first set.
     """
-    if (kept := _read(store, name, digest, spec)) is not None:
-        return kept
+    kept = [_read(store, name, images.digest, spec) for images in sets]
+    digests = {found[0] for found in kept if found}
+    if all(kept) and len(digests) == 1:
+        return digests.pop(), [found[1] for found in kept if found]
     manifest, onnx = store.load_onnx(name)
     require_task(manifest, spec.name)
     # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
-    predicted = Predictor(manifest, onnx, device="cpu").predict(split.images).argmax(1)
+    predictor = Predictor(manifest, onnx, device="cpu")
+    answers = []
+    for images, found in zip(sets, kept, strict=True):
+        if found and found[0].same(manifest.digests):
+            answers.append(found[1])
+        else:
+            answers.append(predict_labels(store, predictor, images, spec))
+    if (answers[0] == UNKNOWN).all():
+        raise ModelError(f"{manifest.name} knows none of the classes of the test images")
+    return manifest.digests, answers
+
+
+def predict_labels(store: ModelStore, predictor: Predictor, images: ImageSet, spec: TaskSpec) -> np.ndarray:
+    """Return what `predicted_labels` does about one set, predicted now, and keep it."""
+    manifest = predictor.manifest
+    predicted = np.concatenate([predictor.predict(part).argmax(1) for part in images.parts()])
     if manifest.task.class_names != spec.class_names:
-        predicted = _by_name(predicted, manifest, split.labels, spec)
-    keep_predicted_labels(store, manifest, digest, spec, predicted)
-    return manifest.digests, predicted
+        predicted = _by_name(predicted, manifest, images.labels, spec)
+    keep_predicted_labels(store, manifest, images.digest, spec, predicted)
+    return predicted
 
 
 def _by_name(predicted: np.ndarray, manifest: ModelManifest, labels: np.ndarray, spec: TaskSpec) -> np.ndarray:
@@ -53,8 +71,6 @@ def _by_name(predicted: np.ndarray, manifest: ModelManifest, labels: np.ndarray,
     label_now = {name: label for label, name in enumerate(spec.class_names)}
     named = np.array([label_now.get(name, NO_LABEL) for name in manifest.task.class_names])[predicted]
     knows = np.isin(spec.class_names, manifest.task.class_names)
-    if not knows[labels].any():
-        raise ModelError(f"{manifest.name} knows none of the classes of the test images")
     return np.where(knows[labels], named, UNKNOWN)
 
 

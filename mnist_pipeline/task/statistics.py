@@ -31,10 +31,11 @@ def light_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def stroke_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return four float64 arrays (N,) for grey uint8 images (N, H, W), 0 background to 255 ink.
+    """Return five float64 arrays (N,) for grey uint8 images (N, H, W), 0 background to 255 ink.
 
     `ink` is the mean intensity, 0..1; `stroke_width` is in pixels; `centre_x` and `centre_y` are the centre of mass
-    in pixels from the left and the top edge (the middle of an empty image).
+    in pixels from the left and the top edge (the middle of an empty image); `slant` is how far the ink moves to the
+    left from one row to the next, in pixels (0 for a single row).
     """
     height, width = images.shape[1:]
     # Products of integers, not of floats: those start BLAS threads, which get in the way of torch's.
@@ -50,9 +51,15 @@ def stroke_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     )
     something = ink > 0
     centre_x, centre_y = np.full_like(ink, (width - 1) / 2), np.full_like(ink, (height - 1) / 2)
+    np.divide(columns @ np.arange(width), ink, out=centre_x, where=something)
+    np.divide(rows @ np.arange(height), ink, out=centre_y, where=something)
+    # Of the ink: the covariance of column and row over the variance of the row, both times the ink.
+    spread = rows @ np.arange(height) ** 2 - ink * centre_y**2  # (N,)
+    together = (images @ np.arange(width, dtype=np.uint32)) @ np.arange(height) - ink * centre_x * centre_y  # (N,)
     return {
         "ink": ink / (255 * height * width),
         "stroke_width": np.divide(2 * ink, outline, out=np.zeros_like(ink), where=something),
-        "centre_x": np.divide(columns @ np.arange(width), ink, out=centre_x, where=something),
-        "centre_y": np.divide(rows @ np.arange(height), ink, out=centre_y, where=something),
+        "centre_x": centre_x,
+        "centre_y": centre_y,
+        "slant": np.divide(-together, spread, out=np.zeros_like(ink), where=spread > 1),
     }

@@ -51,7 +51,7 @@ def test_raw_data(small_dataset):
 
 def processed(splits: Splits, small: Dataset) -> list[str | None]:
     """The names of the checks that fail."""
-    results = processed_data_checks(processed_mnist_data=splits, raw_mnist_data=small)
+    results = processed_data_checks(processed_mnist_data=splits, raw_mnist_data=small, labelled=splits.held_out)
     return [name for name, passed in outcomes(results).items() if not passed]
 
 
@@ -61,7 +61,7 @@ def join(*parts: LabelledImages) -> LabelledImages:
 
 def test_processed_data(splits, small_dataset):
     assert processed(splits, small_dataset) == []
-    train, validation, test, _ = splits
+    train, validation, test, *_ = splits
     assert processed(splits._replace(train=join(train, LabelledImages(*(a[:3] for a in test)))), small_dataset) == [
         "no_leakage"
     ]

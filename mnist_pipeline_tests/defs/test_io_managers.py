@@ -46,7 +46,7 @@ def test_no_step_holds_all_images_in_memory(tmp_path, monkeypatch):
         note("the raw data is stored and read")
         splits = split(raw, no_images(PHOTOS), SplitSettings())
         note("the data is divided")
-        assert all(result.passed for result in processed_data_checks(splits, raw))
+        assert all(result.passed for result in processed_data_checks(splits, raw, splits.held_out))
         note("the splits are checked")
         return splits
 

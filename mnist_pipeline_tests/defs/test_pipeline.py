@@ -247,7 +247,7 @@ def test_a_damaged_incumbent_is_compared_with_by_the_labels_that_are_kept(pipeli
     pipeline.run()
     damaged = pipeline.store.production().version
     pipeline.store.delete_object(f"{damaged}/{ONNX}")
-    gate = {"accuracy_threshold": 0.3, "max_regression": 1.0}
+    gate = {"accuracy_threshold": 0.3, "max_regression": 1.0, "max_slice_regression": 1.0}
     assert pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=gate).success
     decision = pipeline.store.production()
     assert (decision.incumbent_version, decision.comparisons[0].version) == (damaged, damaged)
@@ -258,16 +258,22 @@ def test_labelled_digits_join_the_training_split_only(pipeline, small_dataset, t
     folder = tmp_path / "storage" / "labelled"
     for label in (1, 2):
         (folder / str(label)).mkdir(parents=True)
-    (folder / "1" / "one.png").write_bytes(png(255 - small_dataset.test.images[0].repeat(3, 0).repeat(3, 1)))
+    for number, image in enumerate(small_dataset.test.images[::10]):  # of each class two, on white paper
+        (folder / "1" / f"{number}.png").write_bytes(png(255 - image.repeat(3, 0).repeat(3, 1)))
     (folder / "2" / "broken.png").write_bytes(b"not a picture")
     (folder / "stray.png").write_bytes(b"")
     result = pipeline.run("processed_mnist_data")
     after = result.output_for_node("processed_mnist_data")
-    assert len(after.train.labels) == len(before.train.labels) + 1
-    assert after.train.labels[-1] == 1
+    told = metadata(result, "processed_mnist_data")
+    assert len(after.train.labels) == len(before.train.labels) + told["labelled_digits_joined"]
+    assert len(after.held_out.labels) == told["labelled_digits_held_out"] == 20 - told["labelled_digits_joined"]
+    assert 1 <= len(after.held_out.labels) <= 9
+    assert set(after.held_out.labels) == {after.train.labels[-1]} == {1}
+    assert check_results(result)["nothing_lost"] and check_results(result)["no_leakage"]
+    assert [row.data for row in told["classes"].records][1]["held_out"] == len(after.held_out.labels)
     assert np.array_equal(after.validation.images, before.validation.images)
     assert np.array_equal(after.test.images, before.test.images)
-    skipped = [record.data["file"] for record in metadata(result, "processed_mnist_data")["skipped_files"].records]
+    skipped = [record.data["file"] for record in told["skipped_files"].records]
     assert sorted(skipped) == ["2/broken.png", "stray.png"]
 
 

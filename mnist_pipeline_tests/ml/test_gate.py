@@ -7,7 +7,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
-from mnist_pipeline.ml.gate import CONFIDENCE, Contender, compare, decide, regression_bound, weigh
+from mnist_pipeline.ml.comparison import CONFIDENCE, Contender, compare, regression_bound, weigh
+from mnist_pipeline.ml.gate import decide
 from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.ml.settings import DeploymentSettings
 

@@ -34,8 +34,8 @@ def photos(count):
 tensors.SCRATCH_BYTES = 1
 spec = TaskSpec(class_names=("cat", "dog"), image_shape=(64, 64, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
 settings = TrainingSettings(conv_channels=[4, 4, 4], hidden_units=[8], epochs=1, batch_size=32)
-train(settings, Splits(photos(600), photos(600), photos(2), spec))
-splits, most = Splits(photos(10_000), photos(10_000), photos(2), spec), []
+train(settings, Splits(photos(600), photos(600), photos(2), spec, photos(0)))
+splits, most = Splits(photos(10_000), photos(10_000), photos(2), spec, photos(0)), []
 before = held()
 train(settings, splits, lambda metrics: most.append(held()))
 print(most[0] - before, splits.train.images.nbytes >> 20)

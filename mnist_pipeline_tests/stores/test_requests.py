@@ -15,6 +15,7 @@ from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
+from mnist_pipeline.ml.suite import suite
 from mnist_pipeline.stores import MemoryModelStore, S3ModelStore
 from mnist_pipeline.stores.cloud import CloudModelStore
 from mnist_pipeline.stores.deployment import decide_and_deploy
@@ -84,7 +85,8 @@ def fill(store, like, decisions: int, versions: int = 0) -> None:
 def gate(store, candidate, splits: Splits, strategy: str = "quality") -> Decision:
     """Let the gate decide about a candidate, whose labels are kept, as `model_evaluation` leaves them."""
     digest = content_digest(splits.test)
-    keep_predicted_labels(store, candidate, digest, splits.spec, splits.test.labels.astype(int))
+    [images] = suite(splits, digest).sets
+    keep_predicted_labels(store, candidate, images.digest, splits.spec, images.labels.astype(int))
     model = ModelRecord(
         name=candidate.name,
         weights_sha256=candidate.weights_sha256,

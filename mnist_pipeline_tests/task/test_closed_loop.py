@@ -28,7 +28,7 @@ from mnist_pipeline_tests.task.test_page import Visit
 pytestmark = pytest.mark.live
 
 HELD_OUT = 20
-CORRECTIONS = 30
+CORRECTIONS = 60
 """In a round; most often one round is enough."""
 
 ROUNDS = 3
@@ -111,4 +111,12 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     assert deployed.test_accuracy >= first.test_accuracy
     assert deployed.test_accuracy >= unaided - 0.01  # a sampling error of 1,000 images is 0.005
     joined = deployment.built("processed_mnist_data")[-1]["labelled_digits_joined"]
-    assert joined % CORRECTIONS == 0 and joined >= CORRECTIONS
+    held_out = deployment.built("processed_mnist_data")[-1]["labelled_digits_held_out"]
+    assert (joined + held_out) % CORRECTIONS == 0 and joined >= CORRECTIONS / 2
+    # What never trained shows that the others helped, and the reason for the promotion says so.
+    helped = next(entry for entry in store.decisions() if isinstance(entry, Decision) and entry.slices)
+    [comparison] = helped.slices
+    print(helped.reason)
+    assert (helped.outcome, comparison.slice) == ("promoted", "held-out labels")
+    assert comparison.regression_high < 0  # a gain, and so is its interval
+    assert f"fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images}" in helped.reason

@@ -43,7 +43,7 @@ def compare(reference: DriftReference, predict, images: np.ndarray, parts: int =
 
 
 def blurred(images: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(images.astype(float), (0, 1, 1)).astype(np.uint8)  # type: ignore[attr-defined]
+    return ndimage.gaussian_filter(images.astype(float), (0, 1, 1)).astype(np.uint8)
 
 
 def noise(images: np.ndarray) -> np.ndarray:

@@ -98,7 +98,8 @@ def test_the_whole_life(make, tmp_path, instance):
         assert files(place) == [f"{spec.class_folders[corrected]}/{stored}.png"]
         stale = wrong | {"class": spec.class_names[task.label]}  # of a page that was opened when classes were others
         assert error(service.client.post("/corrections", json=stale))[:2] == (409, "other_classes")
-    assert metadata(pipeline.run("processed_mnist_data"), "processed_mnist_data")["labelled_digits_joined"] == 1
+    joined = pipeline.run("processed_mnist_data", processed_mnist_data={"held_out_fraction": 0})
+    assert metadata(joined, "processed_mnist_data")["labelled_digits_joined"] == 1
     again = pipeline.run("digit_classifier", "model_evaluation", "production_digit_classifier", **steps)
     assert metadata(again, "digit_classifier")["model"] != metadata(result, "digit_classifier")["model"]
 

@@ -1,6 +1,7 @@
 """The scores of a candidate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -9,6 +10,9 @@ from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    from mnist_pipeline.ml.evaluation import Mistake
 
 ROUNDING = 1e-9
 
@@ -20,7 +24,7 @@ class ModelEvaluationConfig(dg.Config, EvaluationSettings):
 @dg.asset(
     group_name="model_pipeline",
     kinds={"scikitlearn"},
-    code_version="1",
+    code_version="2",
     io_manager_key="record_io_manager",
     automation_condition=eager_if_data_changed(),
     dagster_type=dg.PythonObjectDagsterType(Evaluation),
@@ -38,12 +42,15 @@ def model_evaluation(
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
 ) -> Iterator[dg.Output[Evaluation] | dg.AssetCheckResult]:
-    """The scores of exactly the candidate that was just trained, on validation and on test."""
+    """The scores of exactly the candidate that was just trained, on validation, on test, and on slices of the suite:
+    classes, the ends of what drift watches, corrupted test images, and labelled images that never train."""
+    import numpy as np
+
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.evaluation import evaluate
-    from mnist_pipeline.ml.plots import confusion, mistake_grid
     from mnist_pipeline.ml.predictor import Predictor
-    from mnist_pipeline.stores.scores import keep_predicted_labels
+    from mnist_pipeline.ml.suite import slice_scores, suite
+    from mnist_pipeline.stores.scores import predict_labels
 
     manifest, onnx = model_store.load_onnx(digit_classifier.name)
     if not manifest.digests.same(digit_classifier.digests):
@@ -51,16 +58,19 @@ def model_evaluation(
             f"{manifest.name} in the store has other files than the candidate that was trained", allow_retries=False
         )
     # On the CPU, as the gate scores the incumbent: two devices could differ by an image.
-    predictor, spec = Predictor(manifest, onnx, device="cpu"), manifest.task
+    predictor = Predictor(manifest, onnx, device="cpu")
     validation = evaluate(predictor, processed_mnist_data.validation, config).evaluation
-    test, mistakes, predicted = evaluate(predictor, processed_mnist_data.test, config)
+    test, mistakes = evaluate(predictor, processed_mnist_data.test, config)
     test_digest = content_digest(processed_mnist_data.test)
-    keep_predicted_labels(model_store, manifest, test_digest, spec, predicted)  # the gate compares image by image
+    images = suite(processed_mnist_data, test_digest)
+    # They are kept: the gate compares image by image.
+    predicted = np.concatenate([predict_labels(model_store, predictor, one, manifest.task) for one in images.sets])
     evaluation = Evaluation(
         model=digit_classifier,
         validation=validation,
         test=test,
         test_digest=test_digest,
+        slices=slice_scores(images, predicted == images.labels),
     )
     yield dg.Output(
         evaluation,
@@ -68,22 +78,36 @@ def model_evaluation(
         data_version=dg.DataVersion(
             f"{manifest.weights_sha256[:16]}-{str(manifest.onnx_sha256)[:16]}-{evaluation.digest(exclude={'model'})[:16]}"
         ),
-        metadata={
-            "model": manifest.name,
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-            "test_expected_calibration_error": test.expected_calibration_error,
-            "validation_accuracy": validation.accuracy,
-            "validation_loss": validation.loss,
-            "test_images": test.images,
-            "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in test.per_class]),
-            "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
-            "worst_mistakes": picture(
-                mistake_grid(processed_mnist_data.test, mistakes, spec), "worst mistakes on test"
-            ),
-        },
+        metadata=_metadata(evaluation, mistakes, processed_mnist_data),
     )
     yield scores_agree(evaluation)
+
+
+def _metadata(
+    evaluation: Evaluation, mistakes: "Sequence[Mistake]", splits: Splits
+) -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.plots import confusion, mistake_grid, slice_accuracies
+
+    test, validation, spec = evaluation.test, evaluation.validation, splits.spec
+    shown: dict[str, dg.RawMetadataValue] = {
+        "model": evaluation.model.name,
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_expected_calibration_error": test.expected_calibration_error,
+        "validation_accuracy": validation.accuracy,
+        "validation_loss": validation.loss,
+        "test_images": test.images,
+        "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in test.per_class]),
+        "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
+        "worst_mistakes": picture(mistake_grid(splits.test, mistakes, spec), "worst mistakes on test"),
+    }
+    if evaluation.slices:  # of very few test images there are none
+        shown |= {
+            "lowest_slice_accuracy": min(score.accuracy for score in evaluation.slices),
+            "slices": table([score.model_dump() for score in evaluation.slices]),
+            "slice_accuracies": picture(slice_accuracies(evaluation), "accuracy on each slice, with 95% intervals"),
+        }
+    return shown
 
 
 def scores_agree(model_evaluation: Evaluation) -> dg.AssetCheckResult:

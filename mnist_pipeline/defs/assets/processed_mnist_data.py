@@ -11,7 +11,7 @@ from mnist_pipeline.defs.resources.folders import LabelledImagesResource
 from mnist_pipeline.files.folders import printable
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
-from mnist_pipeline.task.dataset import Dataset
+from mnist_pipeline.task.dataset import Dataset, LabelledImages
 
 MAX_CLASS_SHARE_DIFFERENCE = 0.02
 """Labelled images may move the training shares up to here, and rounding those of validation by an image more."""
@@ -24,14 +24,16 @@ CHECKS = [
     dg.AssetCheckSpec(
         "nothing_lost",
         asset="processed_mnist_data",
-        description="Every raw image is in one split.",
+        description="Every raw and every labelled image is in one split.",
     ),
     dg.AssetCheckSpec(
         "split_proportions",
         asset="processed_mnist_data",
         description="Warns of an unusually small or large validation split.",
     ),
-    dg.AssetCheckSpec("no_leakage", asset="processed_mnist_data", description="No validation or test image in train."),
+    dg.AssetCheckSpec(
+        "no_leakage", asset="processed_mnist_data", description="No validation, test or held-out image in train."
+    ),
 ]
 
 
@@ -55,7 +57,8 @@ def processed_mnist_data(
     raw_mnist_data: Dataset,
     labelled_digits_dir: LabelledImagesResource,
 ) -> Iterator[dg.Output[Splits] | dg.AssetCheckResult]:
-    """Train, validation (stratified) and test; labelled images join train only. Images stay uint8, 0..255."""
+    """Train, validation (stratified) and test; labelled images join train, but for those that are held out, which show
+    whether the others help. Images stay uint8, 0..255."""
     from mnist_pipeline.files.errors import DataError
     from mnist_pipeline.ml.data import class_counts, data_version, split
     from mnist_pipeline.ml.labelled import read_labelled
@@ -73,7 +76,8 @@ def processed_mnist_data(
     digest = data_version(spec, *splits.parts.values())
     metadata: dict[str, dg.RawMetadataValue] = {
         **{f"{name}_images": len(part) for name, part in labels.items()},
-        "labelled_digits_joined": len(labelled.images.labels),
+        "labelled_digits_joined": len(labelled.images.labels) - len(splits.held_out.labels),
+        "labelled_digits_held_out": len(splits.held_out.labels),
         "labelled_digits_skipped": len(labelled.skipped),
         "sha256": digest,
         "classes": class_table(spec, {name: class_counts(part, spec) for name, part in labels.items()}),
@@ -84,16 +88,18 @@ def processed_mnist_data(
     if len(labelled.images.labels):
         metadata["labelled_digits"] = picture(class_grid(labelled.images, spec), "images labelled by people")
     yield dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)
-    yield from processed_data_checks(splits, raw_mnist_data)
+    yield from processed_data_checks(splits, raw_mnist_data, labelled.images)
 
 
-def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset) -> Iterator[dg.AssetCheckResult]:
+def processed_data_checks(
+    processed_mnist_data: Splits, raw_mnist_data: Dataset, labelled: LabelledImages
+) -> Iterator[dg.AssetCheckResult]:
     """Yield the results of CHECKS."""
     import numpy as np
 
     from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, shared_images
 
-    train, validation, test, spec = processed_mnist_data
+    train, validation, test, spec, held_out = processed_mnist_data
     shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
     difference = float(np.abs(shares[0] - shares[1]).max())
     allowed = MAX_CLASS_SHARE_DIFFERENCE + 1 / len(validation.labels)
@@ -103,14 +109,20 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
         description=f"the share of a class differs by up to {difference:.4f}, allowed {allowed:.4f}",
         metadata={"largest_difference": difference},
     )
-    # Labelled images may add to train; nothing may be missing, and test is handed on untouched.
+    # Labelled images add to train or are held out; nothing may be missing, and test is handed on untouched.
     missing = missing_images(raw_mnist_data.train, [train, validation])
+    unlabelled = missing_images(labelled, [train, held_out])
     untouched = content_digest(test) == content_digest(raw_mnist_data.test)
     yield dg.AssetCheckResult(
         check_name="nothing_lost",
-        passed=not missing and untouched,
-        description=f"{missing} training images are missing; test is {'untouched' if untouched else 'not the raw one'}",
-        metadata={"missing_training_images": missing, "test_untouched": untouched},
+        passed=not missing and not unlabelled and untouched,
+        description=f"{missing} training images and {unlabelled} labelled ones are missing; test is "
+        f"{'untouched' if untouched else 'not the raw one'}",
+        metadata={
+            "missing_training_images": missing,
+            "missing_labelled_images": unlabelled,
+            "test_untouched": untouched,
+        },
     )
     fraction = len(validation.labels) / len(raw_mnist_data.train.labels)
     low, high = USUAL_VALIDATION_FRACTION
@@ -121,10 +133,11 @@ def processed_data_checks(processed_mnist_data: Splits, raw_mnist_data: Dataset)
         description=f"{fraction:.3f} of the training images validate; usual is {low} to {high}",
         metadata={"validation_fraction": fraction},
     )
-    in_test, in_validation = shared_images(train, test), shared_images(train, validation)
+    others = {"test": test, "validation": validation, "held-out": held_out}
+    found = {name: shared_images(train, part) for name, part in others.items()}
     yield dg.AssetCheckResult(
         check_name="no_leakage",
-        passed=not in_test and not in_validation,
-        description=f"{in_test} test and {in_validation} validation images stand in train too",
-        metadata={"test_images_in_train": in_test, "validation_images_in_train": in_validation},
+        passed=not any(found.values()),
+        description=", ".join(f"{count} {name}" for name, count in found.items()) + " images stand in train too",
+        metadata={f"{name.replace('-', '_')}_images_in_train": count for name, count in found.items()},
     )

@@ -194,6 +194,8 @@ def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> 
         measures = next(iter(columns.values()))
         rows = [{"measure": name} | {role: told[name] for role, told in columns.items()} for name in measures]
         shown["comparisons"] = table(rows)
+    if decided and decided.slices:
+        shown["slices"] = table([_slice_row(comparison) for comparison in decided.slices])
     if decided and decided.incumbent and (decided.candidate.labels != decided.incumbent.labels).any():
         grid = disagreement_grid(splits.test, decided.candidate.labels, decided.incumbent.labels, splits.spec)
         shown["fixed_and_broken"] = picture(grid, "test images that the candidate fixes and breaks")
@@ -213,6 +215,21 @@ def _in_words(comparison: Comparison) -> dict[str, str]:
         "p: worse by chance (exact McNemar)": f"{comparison.p_worse:.2g}",
         "p: better by chance": f"{comparison.p_better:.2g}",
         "smallest margin that the images hold": f"{comparison.margin_held:.4f}",
+    }
+
+
+def _slice_row(comparison: Comparison) -> dict[str, str | int | float]:
+    """One row of the table of slices."""
+    return {
+        "slice": str(comparison.slice),
+        "beside": comparison.role,
+        "images": comparison.images,
+        "its accuracy": comparison.test_accuracy,
+        "candidate's accuracy": comparison.test_accuracy - comparison.regression,
+        "fixed": comparison.fixed,
+        "broken": comparison.broken,
+        "change": f"{-comparison.regression_high:+.4f} to {-comparison.regression_low:+.4f}",
+        "p: worse by chance": comparison.p_worse,
     }
 
 
