@@ -41,7 +41,7 @@ def main() -> None:
     for seed in range(options.seeds):
         settings = TrainingSettings(seed=seed, epochs=options.epochs)
         weights = train(settings, splits).weights
-        exported = export(weights, settings, splits.spec, splits.validation)
+        exported = export(weights, settings, splits)
         network = model_from_bytes(weights, settings, splits.spec)
         logits = predict_logits(network, splits.test.images, splits.spec)
         (error, loss), (error_after, loss_after) = (

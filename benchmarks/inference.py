@@ -40,8 +40,8 @@ def trained_model(dataset: Dataset) -> tuple[ModelManifest, bytes, bytes]:
     settings = TrainingSettings(epochs=1)
     few = splits._replace(train=LabelledImages(*(part[:10_000] for part in splits.train)))
     result = train(settings, few)
-    exported = export(result.weights, settings, splits.spec, splits.validation)
-    reference = drift.reference(splits.validation.images, exported.probabilities, splits.spec)
+    exported = export(result.weights, settings, splits)
+    reference = drift.reference(splits.validation.images, exported.answers.probabilities, splits.spec)
     manifest = ModelManifest(
         name="benchmark",
         weights_sha256="",

@@ -131,7 +131,7 @@ def _store_command(store: ModelStore, options: argparse.Namespace) -> None:
         case "show":
             print(
                 store.manifest(store.resolve(options.version)).model_dump_json(
-                    indent=2, exclude={"training": {"drift_reference"}}
+                    indent=2, exclude={"training": {"drift_reference", "coverage"}}
                 )
             )
         case "production":

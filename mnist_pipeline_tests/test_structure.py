@@ -37,7 +37,7 @@ NO_DAGSTER = ("files", "task", "ml", "stores", "serve", "environment")
 KEPT_NAMES = re.compile(
     r"mnist_pipeline(\.task\.known\.mnist)?|(raw|processed)_mnist_data|labelled_digits|(production_)?digit_classifier|(batch_)?digit_predictions"
     "|mnist_(source|dir)|^mnist$|mnist-token|mnist_`|mnist_(requests|request_seconds|errors|batch_images|confidence|predictions"
-    "|needs_review|corrections|deployments|model_info)",
+    "|needs_review|unlike_training_data|corrections|deployments|model_info)",
     re.IGNORECASE,
 )
 """The package, assets, resources, variables, the folder of raw data, and the metrics that dashboards ask for."""

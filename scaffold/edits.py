@@ -20,6 +20,8 @@ TESTS_OF_DIGITS = (
     *(
         "task/test_slices.py",
         "task/test_closed_loop.py",
+        "task/test_unlike.py",
+        "task/strange.py",
         "task/test_uploads.py",
         "task/test_preprocessing.py",
         "task/test_drift.py",

@@ -36,7 +36,7 @@ MIN_CLASSES = 2
 
 METRICS = (
     r"requests|request_seconds|errors|batch_images|confidence|predictions"
-    r"|needs_review|corrections|deployments|model_info"
+    r"|needs_review|unlike_training_data|corrections|deployments|model_info"
 )
 
 NAME = r"[a-z][a-z0-9_]{0,30}"

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from mnist_pipeline.ml.coverage import coverage_curve
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.records import ClassMetrics, SplitEvaluation
+from mnist_pipeline.ml.records import ClassMetrics, CoverageCurve, SplitEvaluation
 from mnist_pipeline.ml.settings import EvaluationSettings
 from mnist_pipeline.task.dataset import LabelledImages
 
@@ -26,6 +27,9 @@ class SplitScores(NamedTuple):
     evaluation: SplitEvaluation
     mistakes: list[Mistake]
     """The surest come first."""
+    curve: CoverageCurve
+    reliability: list[tuple[float, float, int]]
+    """Mean confidence, accuracy and number of the images in each bin of confidence that has any."""
 
 
 def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSettings) -> SplitScores:
@@ -52,7 +56,12 @@ def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSe
         ],
     )
     mistakes = [Mistake(int(i), int(split.labels[i]), int(predicted[i]), float(confidences[i])) for i in worst]
-    return SplitScores(evaluation, mistakes)
+    bin_of = _bins(confidences, settings.calibration_bins)
+    reliability = [
+        (float(confidences[inside].mean()), float(correct[inside].mean()), int(inside.sum()))
+        for inside in (bin_of == number for number in np.unique(bin_of))
+    ]
+    return SplitScores(evaluation, mistakes, coverage_curve(confidences, correct), reliability)
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -66,8 +75,13 @@ def expected_calibration_error(confidences: np.ndarray, correct: np.ndarray, bin
 
     Equation 3 of Guo et al. 2017, On Calibration of Modern Neural Networks.
     """
-    bin_of = np.minimum((confidences * bins).astype(int), bins - 1)
+    bin_of = _bins(confidences, bins)
     gap = np.bincount(bin_of, weights=confidences, minlength=bins) - np.bincount(
         bin_of, weights=correct, minlength=bins
     )
     return float(np.abs(gap).sum() / len(confidences))
+
+
+def _bins(confidences: np.ndarray, bins: int) -> np.ndarray:
+    """Return the bin of each confidence, integers (N,) from 0."""
+    return np.minimum((confidences * bins).astype(int), bins - 1)

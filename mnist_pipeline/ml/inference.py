@@ -28,6 +28,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("label", pa.uint8(), nullable=False),
         pa.field("class", pa.dictionary(pa.uint8(), pa.string()), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("unlike_training_data", pa.bool_()),  # null of a model from before this was told
         pa.field("model", pa.string(), nullable=False),
     ]
 )
@@ -158,6 +159,8 @@ class BatchResult(NamedTuple):
     error_count: int
     label_counts: list[int]
     mean_confidence: float | None
+    unlike: int | None
+    """The number of images unlike the training images; None where nothing was read or the model does not tell."""
     drift: DriftReport | None
     """The comparison with the reference; None where no image was read or the model has no reference."""
 
@@ -172,6 +175,7 @@ def predict_to_parquet(
     reference = predictor.manifest.training.drift_reference
     monitor = DriftMonitor(reference, predictor.spec) if reference else None
     counts, total_confidence, error_count = np.zeros(predictor.spec.classes, np.int64), 0.0, 0
+    unlike_count: int | None = None
     listed: list[InputError] = []
     names = pa.array(predictor.spec.class_names)
     with (
@@ -184,8 +188,10 @@ def predict_to_parquet(
                 listed += [batch] if len(listed) < MAX_LISTED_ERRORS else []
                 error_writer.write_table(pa.table([[batch.source], [batch.error]], schema=ERRORS_SCHEMA))
                 continue
-            probabilities = predictor.predict(batch.images)
+            probabilities, unlike = predictor.answer(batch.images)
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
+            if unlike is not None:
+                unlike_count = (unlike_count or 0) + int(unlike.sum())
             if monitor:
                 monitor.add(batch.images, probabilities)
             counts += class_counts(labels, predictor.spec)
@@ -196,6 +202,7 @@ def predict_to_parquet(
                 labels,
                 pa.DictionaryArray.from_arrays(labels, names),
                 confidences,
+                pa.nulls(len(labels), pa.bool_()) if unlike is None else unlike,
                 [predictor.version] * len(labels),
             ]
             writer.write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA))
@@ -206,6 +213,7 @@ def predict_to_parquet(
         error_count=error_count,
         label_counts=counts.tolist(),
         mean_confidence=total_confidence / images if images else None,
+        unlike=unlike_count,
         drift=monitor.report() if monitor and images else None,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from mnist_pipeline.ml.records import Digests, DriftReference, Record
+from mnist_pipeline.ml.records import CoverageCurve, Digests, DriftReference, Record
 from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
@@ -61,6 +61,7 @@ class TrainingRecord(LenientRecord):
     created_at: datetime | None = Field(None, description="UTC.")
     drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
     temperature: float | None = Field(None, description="The number that model.onnx divides the logits by.")
+    coverage: CoverageCurve | None = Field(None, description="None in versions from before it was kept.")
 
     def best(self, metric: str) -> float | None:
         """Return a metric of the best epoch; None if it was not recorded."""

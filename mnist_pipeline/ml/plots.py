@@ -1,7 +1,7 @@
 """Plots for people: each function returns a PNG, small enough to be kept as metadata."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.spec import TaskSpec
 
 if TYPE_CHECKING:  # pictures of data need no scikit-learn
-    from mnist_pipeline.ml.evaluation import Mistake
+    from mnist_pipeline.ml.evaluation import Mistake, SplitScores
 
 DPI = 80
 GRID_COLUMNS = 10
@@ -119,6 +119,26 @@ def slice_accuracies(evaluation: Evaluation) -> bytes:
     return _png(figure)
 
 
+def calibration_and_coverage(scores: "Mapping[str, SplitScores]", target_error: float, threshold: float) -> bytes:
+    """Draw, of each split, accuracy against confidence, and the error among answers against how many are given."""
+    figure = Figure(figsize=(11, 3.6), dpi=DPI, layout="constrained")
+    reliability, coverage = figure.subplots(1, 2)
+    for name, found in scores.items():
+        sure, right, _ = zip(*found.reliability, strict=True)
+        error = f"{found.evaluation.expected_calibration_error:.4f}"
+        reliability.plot(sure, right, marker=".", label=f"{name} (expected calibration error {error})")
+        answered, mistakes = np.array(found.curve.answered), np.array(found.curve.mistakes)
+        coverage.plot(answered / found.curve.images, mistakes / answered, marker=".", markersize=3, label=name)
+    reliability.plot([0, 1], [0, 1], color="gray", linestyle=":")
+    reliability.set(title="calibration", xlabel="mean confidence", ylabel="accuracy")
+    coverage.axhline(target_error, color="gray", linestyle=":", label=f"target_error {target_error:g}")
+    said = f"below a confidence of {threshold:.3f} an answer needs review"
+    coverage.set(title=said, xlabel="share answered without review", ylabel="error among them", ylim=(0, None))
+    for axes in figure.axes:
+        axes.legend(fontsize=8)
+    return _png(figure)
+
+
 def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: TaskSpec) -> bytes:
     """Draw the images of `mistakes` with true label, predicted label and confidence."""
     names = _names(spec)
@@ -148,10 +168,19 @@ def disagreement_grid(
 
 
 def predicted_images(images: np.ndarray, predictions: Sequence[Prediction], spec: TaskSpec) -> bytes:
-    """Draw each image as the model sees it, with label and confidence; at most the first 100."""
-    names = _names(spec)
-    titles = [f"{names[p.label]}{'?' if p.needs_review else ''}\n{p.confidence:.3f}" for p in predictions]
-    return _titled_grid(images[:100], titles[:100], spec)
+    """Draw each image as the model sees it, with label and confidence; at most the first 100.
+
+    What is unlike the training images is named so, in red.
+    """
+    names, shown = _names(spec), predictions[:100]
+    titles = [
+        f"unlike all\n({names[p.label]} {p.confidence:.2f})"
+        if p.unlike_training_data
+        else f"{names[p.label]}{'?' if p.needs_review else ''}\n{p.confidence:.3f}"
+        for p in shown
+    ]
+    colours = ["tab:red" if p.unlike_training_data else "black" for p in shown]
+    return _titled_grid(images[:100], titles, spec, colours)
 
 
 def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:

@@ -3,7 +3,7 @@
 The model runs in ONNX Runtime, which is a tenth of PyTorch's weight: nothing here needs what it was trained with.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -17,14 +17,26 @@ BATCH_SIZE = 256
 BATCH_BYTES = 1 << 18
 """Images that are predicted together, and their bytes on a CPU: what is in work stays in its cache."""
 
-INPUT, OUTPUT = "images", "probabilities"
-"""The one input and the one output of a model: uint8 (N, H, W, C), and float32 (N, classes)."""
+INPUT, OUTPUT, UNLIKENESS = "images", "probabilities", "unlikeness"
+"""The input of a model, uint8 (N, H, W, C), and its outputs, float32 (N, classes) and (N,).
+
+The last one, above 0 for images unlike those of the training, versions of before there was one do not have.
+"""
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 """ONNX Runtime's name of each device; the package `onnxruntime-gpu` in place of `onnxruntime` has both."""
 
 FATAL = 4
 """The runtime's log level from which it writes: what goes wrong is raised, and need not stand in the log too."""
+
+
+class Answers(NamedTuple):
+    """All that a model says about N images."""
+
+    probabilities: np.ndarray
+    """float32 (N, classes)."""
+    unlike: np.ndarray | None
+    """bool (N,): which are unlike the training images; None of a version from before that was told."""
 
 
 class DeployedModels(Protocol):
@@ -110,8 +122,15 @@ class Predictor:
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return class probabilities, float32 (N, classes), of uint8 images (N, *spec.array_shape).
 
+        Raises what `answer` raises.
+        """
+        return self.answer(images).probabilities
+
+    def answer(self, images: np.ndarray) -> Answers:
+        """Return all that the model says about uint8 images (N, *spec.array_shape).
+
         Raises ValueError for any other dtype or shape: floats would hide whether they are normalised already. Raises
-        ModelError if a probability is not finite.
+        ModelError if an output is not finite.
         """
         self.spec.require_images(images)
         if not len(images):
@@ -120,30 +139,32 @@ class Predictor:
         on_cpu = self._session.get_providers()[0] == PROVIDERS["cpu"]
         size = max(1, min(BATCH_SIZE, BATCH_BYTES // images[0].nbytes)) if on_cpu else BATCH_SIZE
         if len(images) <= size:
-            probabilities = self._run(images)
+            outputs = self._run(images)
         else:
-            probabilities = np.empty((len(images), self.spec.classes), np.float32)
+            outputs = [np.empty((len(images), *shape), np.float32) for shape in self._shapes]
             for start in range(0, len(images), size):
-                probabilities[start : start + size] = self._run(images[start : start + size])
-        if not np.isfinite(probabilities).all():
+                for whole, part in zip(outputs, self._run(images[start : start + size]), strict=True):
+                    whole[start : start + size] = part
+        if not all(np.isfinite(output).all() for output in outputs):
             raise ModelError("the model gives outputs that are not finite")
-        return probabilities
+        return Answers(outputs[0], outputs[1] > 0 if len(outputs) > 1 else None)
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
         try:
-            probabilities = np.asarray(self._session.run([OUTPUT], {INPUT: images})[0])
+            outputs = [np.asarray(output) for output in self._session.run(None, {INPUT: images})]
         except Exception as error:  # as above
             raise ModelError(f"the model cannot be run: {_first_line(error)}") from error
-        if probabilities.shape != (len(images), self.spec.classes):
-            raise ModelError(f"the model gives {probabilities.shape} for {len(images)} images")
-        return probabilities
+        if [output.shape for output in outputs] != [(len(images), *shape) for shape in self._shapes]:
+            raise ModelError(f"the model gives {[output.shape for output in outputs]} for {len(images)} images")
+        return outputs
 
     def _require_signature(self) -> None:
         found = [(port.name, port.type, port.shape[1:]) for port in self._session.get_inputs()]
         given = [(port.name, port.type, port.shape[1:]) for port in self._session.get_outputs()]
         expected = [(INPUT, "tensor(uint8)", [*self.spec.image_shape])]
-        wanted = [(OUTPUT, "tensor(float)", [self.spec.classes])]
-        if (found, given) != (expected, wanted):
+        wanted = [(OUTPUT, "tensor(float)", [self.spec.classes]), (UNLIKENESS, "tensor(float)", [])]
+        self._shapes = [shape for _, _, shape in given]
+        if found != expected or given not in (wanted, wanted[:1]):
             raise ModelError(f"the model takes {found} and gives {given}, but {expected} and {wanted} are its task")
 
 

@@ -81,6 +81,15 @@ class Histogram(Record, extra="ignore"):
     counts: list[int] = Field(description="One more than edges; a value on an edge counts above it.")
 
 
+class CoverageCurve(Record, extra="ignore"):
+    """The validation images of a model by how sure it is of them, the surest first; see `ml.coverage`."""
+
+    confidences: list[float] = Field(description="Falling; 0..1.")
+    answered: list[int] = Field(description="How many images it is at least so sure of.")
+    mistakes: list[int] = Field(description="How many of those it labels wrongly.")
+    images: int
+
+
 class DriftReference(Record, extra="ignore"):
     """Statistics of a model's validation split, for comparison with what it is asked later."""
 
@@ -177,6 +186,9 @@ class Prediction(Record):
     class_name: str | None = Field(None, description="None in records from before there were names.")
     confidence: float = Field(description="Probability of the label, 0..1.")
     needs_review: bool = Field(description="The confidence is below the threshold.")
+    unlike_training_data: bool | None = Field(
+        None, description="It does not look like any of the classes. None of a model from before this was told."
+    )
     probabilities: list[float] | None = Field(None, description="Of all classes; sums to 1.")
 
 
@@ -203,11 +215,14 @@ class BatchPredictions(Record):
     weights_sha256: str
     onnx_sha256: str | None = None
     inputs_digest: str = Field(description="Content digest of all that was read.")
-    path: str = Field(description="Parquet: source, index, label, class, confidence, model.")
+    path: str = Field(description="Parquet: source, index, label, class, confidence, unlike_training_data, model.")
     errors_path: str = Field(description="Parquet: source, error; a row for each input that could not be read.")
     images: int
     errors: int
     label_counts: list[int] = Field(description="How often each label was predicted, in their order.")
     mean_confidence: float | None = Field(description="None when no image could be read.")
+    unlike_training_data: int | None = Field(
+        None, description="Images that look like none of the classes. None of a model from before this was told."
+    )
     unreadable: list[InputError] = Field([], description="The first hundred; the errors table has all.")
     drift: DriftReport | None = Field(None, description="None where no image or no reference was there to compare.")

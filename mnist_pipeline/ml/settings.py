@@ -155,7 +155,38 @@ class TrainingSettings(NetworkSettings, AugmentationSettings, RecipeSettings):
         return NetworkSettings(**self.model_dump(include=set(NetworkSettings.model_fields)))
 
 
-class EvaluationSettings(Settings):
+class TargetErrorSettings(Settings):
+    """The error that answers may have that nobody looks at."""
+
+    target_error: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="The share of wrong answers (0..1) among those that need no review; from it follows, by the "
+        "validation images of the model, the confidence below which an answer is marked `needs_review`.",
+    )
+
+
+class ReviewSettings(TargetErrorSettings):
+    """The answers that are marked to be looked at."""
+
+    confidence_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="A prediction below this confidence (0..1) is marked `needs_review`; when not given, what follows "
+        "from target_error.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        usual = type(self).model_fields["target_error"].default
+        if self.confidence_threshold is not None and self.target_error != usual:
+            raise ValueError("target_error has no effect beside confidence_threshold: leave one of them out")
+        return self
+
+
+class EvaluationSettings(TargetErrorSettings):
     """The measures and pictures of a candidate."""
 
     calibration_bins: int = Field(15, ge=1, le=1000, description="Bins of the expected calibration error.")
@@ -234,12 +265,9 @@ class BatchPredictionSettings(Settings):
     batch_size: int = Field(1024, ge=1, le=65536, description="Images in memory at a time.")
 
 
-class RealTimePredictionSettings(Settings):
+class RealTimePredictionSettings(ReviewSettings):
     """The images to predict now."""
 
     image_paths: list[str] = Field([], description="Image files to predict.")
     images_base64: list[str] = Field([], description="Image files to predict, base64-encoded.")
-    confidence_threshold: float = Field(
-        0.8, ge=0, le=1, description="A prediction below this confidence (0..1) is marked `needs_review`."
-    )
     include_probabilities: bool = Field(False, description="Also give the probabilities of all classes.")

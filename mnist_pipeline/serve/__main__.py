@@ -78,6 +78,8 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]
+    if not problem["loc"]:  # of several settings together
+        return str(problem["msg"].removeprefix("Value error, "))
     return f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r})"
 
 

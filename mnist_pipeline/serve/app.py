@@ -75,7 +75,7 @@ def create_app(
         except (ModelStoreError, OSError) as error:
             log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
 
-    follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy, task)
+    follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy, task, settings)
     metrics = Metrics(lambda: follower.served)
     bodies = BodyReader(settings)
     predicting = Predicting(settings, follower, bodies, metrics, queue)

@@ -6,14 +6,19 @@ from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import NamedTuple
 
+from mnist_pipeline.ml.coverage import review_threshold
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.settings import ReviewSettings
 from mnist_pipeline.serve.errors import no_model
 from mnist_pipeline.stores import CorruptModel, ModelStore, ModelStoreError, UnknownModel
 from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
+
+
+REVIEW = ReviewSettings()
 
 
 class Served(NamedTuple):
@@ -22,6 +27,8 @@ class Served(NamedTuple):
     decision: Decision
     predictor: Predictor
     since: datetime
+    threshold: float
+    """The confidence below which an answer needs review."""
 
 
 class Status(NamedTuple):
@@ -45,13 +52,14 @@ class DeploymentFollower:
         threads: int = 1,
         beside: Callable[[], None] = lambda: None,
         task: str | None = None,
+        review: ReviewSettings = REVIEW,
     ) -> None:
         """Tell `count` each outcome: served, refused or store_error; `beside` is called after each look.
 
         A model of another task than `task` is refused; None: any is served.
         """
         self._store, self._every, self._count, self._threads = store, every_seconds, count, threads
-        self._beside, self._task = beside, task
+        self._beside, self._task, self._review = beside, task, review
         self.status = Status(None, None, None)
         self._stop = Event()
         self._thread = Thread(target=self._run, name="deployment", daemon=True)
@@ -116,7 +124,7 @@ class DeploymentFollower:
         if self._task is not None:
             predictor.require_task(self._task)
         predictor.verify()
-        return Served(decision, predictor, datetime.now(UTC))
+        return Served(decision, predictor, datetime.now(UTC), review_threshold(predictor.manifest, self._review))
 
     def _change(self, before: Status, now: Status) -> None:
         self.status = now

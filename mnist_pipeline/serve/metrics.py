@@ -33,6 +33,9 @@ class Metrics:
         )
         self.predictions = Counter("mnist_predictions", "Images predicted, by label.", ["label"], registry=counters)
         self.needs_review = Counter("mnist_needs_review", "Predictions below the threshold.", registry=counters)
+        self.unlike_training_data = Counter(
+            "mnist_unlike_training_data", "Predictions about images that look like no class.", registry=counters
+        )
         self.corrections = Counter("mnist_corrections", "Corrections stored.", registry=counters)
         self.deployments = Counter(
             "mnist_deployments",

@@ -23,7 +23,7 @@ def operations_routes(
     @router.get("/model", **guarded)
     async def model() -> DeployedModel:
         """Describe what is served: its metrics, when and why it was deployed."""
-        return DeployedModel.of(follower.answering, settings.confidence_threshold)
+        return DeployedModel.of(follower.answering)
 
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> JSONResponse:

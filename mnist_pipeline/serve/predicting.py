@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mnist_pipeline.ml.predictor import Answers
 from mnist_pipeline.serve.decoding import NotQuick, read_images
 from mnist_pipeline.serve.deployment import DeploymentFollower, Served
 from mnist_pipeline.serve.errors import ServiceError, overloaded
@@ -34,8 +35,7 @@ class Answer(NamedTuple):
     served: Served
     images: np.ndarray
     """uint8 (N, *spec.array_shape)."""
-    probabilities: np.ndarray
-    """float32 (N, classes)."""
+    answers: Answers
 
 
 class Predicting:
@@ -80,7 +80,7 @@ class Predicting:
 
     def _answer(self, served: Served, body: bytes, content_type: str, quick: bool) -> Answer:
         images = read_images(body, content_type, self._settings, served.predictor.spec, quick=quick)
-        return Answer(served, images, served.predictor.predict(images))
+        return Answer(served, images, served.predictor.answer(images))
 
     def _in_thread(self, served: Served, body: bytes, content_type: str) -> Answer | ServiceError:
         """Return a refusal instead of raising it.
@@ -94,29 +94,34 @@ class Predicting:
             return ServiceError(error.status, error.code, error.message)
 
     def _describe(self, answer: Answer, options: PredictOptions) -> dict[str, object]:
-        """Return the answer as `schemas.Predictions` has it, counted in the metrics; what is unsure is queued."""
+        """Return the answer as `schemas.Predictions` has it, counted in the metrics; the unsure is queued."""
         version, names, described = answer.served.decision.version, answer.served.predictor.spec.class_names, []
-        labels, confidences = answer.probabilities.argmax(1).tolist(), answer.probabilities.max(1).tolist()
+        probabilities, unlike = answer.answers
+        labels, confidences = probabilities.argmax(1).tolist(), probabilities.max(1).tolist()
+        strange = [None] * len(labels) if unlike is None else unlike.tolist()
         self._metrics.batch_images.observe(len(labels))
         for position, (label, confidence) in enumerate(zip(labels, confidences, strict=True)):
-            unsure = confidence < self._settings.confidence_threshold
+            unsure = confidence < answer.served.threshold
             prediction = {
                 "id": uuid.uuid4().hex,
                 "label": label,
                 "class": names[label],
                 "confidence": confidence,
                 "needs_review": unsure,
+                "unlike_training_data": strange[position],
             }
             if options.probabilities:
-                prediction["probabilities"] = answer.probabilities[position].tolist()
+                prediction["probabilities"] = probabilities[position].tolist()
             if options.prepared:
                 prediction["prepared"] = answer.images[position].tolist()
             described.append(prediction)
             self._metrics.predicted(label, confidence)
             if unsure:
                 self._metrics.needs_review.inc()
-                if options.review and self._queue:
-                    self._queue.add(answer.images[position], label, names[label], confidence, version)
+            if strange[position]:
+                self._metrics.unlike_training_data.inc()
+            if (unsure or strange[position]) and options.review and self._queue:
+                self._queue.add(answer.images[position], label, names[label], confidence, version)
         return {"model": version, "predictions": described}
 
 

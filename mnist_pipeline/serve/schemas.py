@@ -13,7 +13,9 @@ class PredictOptions(BaseModel, extra="forbid"):
 
     probabilities: bool = Field(False, description="Also the probabilities of all classes.")
     prepared: bool = Field(False, description="Also the prepared picture that the model saw.")
-    review: bool = Field(True, description="Keep unsure predictions for /review.")
+    review: bool = Field(
+        True, description="Keep unsure predictions, and those about pictures unlike the training data, for /review."
+    )
 
 
 class PredictionAnswer(BaseModel):
@@ -24,6 +26,10 @@ class PredictionAnswer(BaseModel):
     class_name: str = Field(alias="class", description="The name of the class.")
     confidence: float = Field(description="Probability of the label, 0..1.")
     needs_review: bool = Field(description="The confidence is below the service's threshold.")
+    unlike_training_data: bool | None = Field(
+        description="The picture does not look like any of the classes, whatever the confidence; null: the model was "
+        "made before this was told."
+    )
     probabilities: list[float] | None = Field(None, description="Of all classes; with `probabilities=true`.")
     prepared: list[list[Any]] | None = Field(
         None, description="The picture that the model saw, rows of values 0..255; with `prepared=true`."
@@ -60,7 +66,7 @@ class DeployedModel(BaseModel):
     pictures: str = Field(description="The kind of pictures: handwriting, cutouts or photos.")
 
     @classmethod
-    def of(cls, served: Served, confidence_threshold: float) -> Self:
+    def of(cls, served: Served) -> Self:
         """Describe the model that is served."""
         decision, spec = served.decision, served.predictor.spec
         training = served.predictor.manifest.training
@@ -76,7 +82,7 @@ class DeployedModel(BaseModel):
             data_version=training.data_version,
             run_id=training.run_id,
             serving_since=served.since,
-            confidence_threshold=confidence_threshold,
+            confidence_threshold=served.threshold,
             class_names=list(spec.class_names),
             image_shape=list(spec.image_shape),
             task=spec.name,

@@ -2,8 +2,7 @@
 
 from pydantic import Field
 
-from mnist_pipeline.ml.settings import RealTimePredictionSettings
-from mnist_pipeline.task.settings import Settings
+from mnist_pipeline.ml.settings import ReviewSettings
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """Image formats that are accepted from strangers."""
@@ -21,7 +20,7 @@ GONE = {
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
-class ServeSettings(Settings):
+class ServeSettings(ReviewSettings):
     """The ways in which the service listens, reloads and bounds what it is sent."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all, then set SERVE_TOKEN.")
@@ -36,12 +35,6 @@ class ServeSettings(Settings):
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
     decoders: int = Field(2, ge=1, le=64, description="Large requests that each process reads at a time.")
     reload_seconds: float = Field(2.0, gt=0, le=3600, description="Between two looks at what is deployed.")
-    confidence_threshold: float = Field(
-        RealTimePredictionSettings.model_fields["confidence_threshold"].default,
-        ge=0,
-        le=1,
-        description="A prediction below this confidence (0..1) is marked `needs_review`.",
-    )
     max_connections: int = Field(
         512, ge=1, le=65536, description="Connections of each process; a new one ends the one that was idle longest."
     )

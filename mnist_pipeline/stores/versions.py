@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
-from mnist_pipeline.ml.records import DriftReference, EpochMetrics
+from mnist_pipeline.ml.records import CoverageCurve, DriftReference, EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, export_version, recorded_digest
@@ -57,6 +57,7 @@ class VersionStore(ObjectStore):
         run_id: str,
         drift_reference: DriftReference | None = None,
         temperature: float | None = None,
+        coverage: CoverageCurve | None = None,
     ) -> ModelManifest:
         """Store a new version: the weights, and the file `model.onnx` that `ml.export` made of them.
 
@@ -81,6 +82,7 @@ class VersionStore(ObjectStore):
                     created_at=created_at,
                     drift_reference=drift_reference,
                     temperature=temperature,
+                    coverage=coverage,
                 ),
             )
             try:  # creating the weights claims the name

@@ -22,7 +22,7 @@ def predictor(trained, tmp_path) -> Predictor:
 
 
 def test_scores_agree_with_scikit_learn(predictor, splits):
-    scores, mistakes = evaluate(predictor, splits.test, EvaluationSettings(worst_mistakes=5))
+    scores, mistakes, curve, reliability = evaluate(predictor, splits.test, EvaluationSettings(worst_mistakes=5))
     probabilities = predictor.predict(splits.test.images)
     predicted = probabilities.argmax(1)
     assert scores.loss == pytest.approx(log_loss(splits.test.labels, probabilities.astype(np.float64)), rel=1e-5)
@@ -31,6 +31,10 @@ def test_scores_agree_with_scikit_learn(predictor, splits):
     per_class = f1_score(splits.test.labels, predicted, average=None, labels=list(range(splits.spec.classes)))
     assert [metrics.f1 for metrics in scores.per_class] == pytest.approx(per_class.tolist())
     assert [metrics.support for metrics in scores.per_class] == [20] * splits.spec.classes
+    assert (curve.answered[-1], curve.mistakes[-1]) == (200, (predicted != splits.test.labels).sum())
+    assert sum(number for *_, number in reliability) == 200
+    off = sum(abs(sure - right) * number for sure, right, number in reliability) / 200
+    assert off == pytest.approx(scores.expected_calibration_error, abs=1e-6)
     wrong = predicted != splits.test.labels
     assert [m.confidence for m in mistakes] == sorted(probabilities.max(1)[wrong], reverse=True)[:5]
     assert all(m.label == splits.test.labels[m.position] != m.predicted for m in mistakes)

@@ -10,8 +10,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 from torch import nn
 
+from mnist_pipeline.ml.data import to_arrays
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.export import TEMPERATURES, export, fit_temperature, require_same, to_onnx
 from mnist_pipeline.ml.manifest import ModelManifest
@@ -27,7 +29,7 @@ MANIFEST = ModelManifest(name="a version", weights_sha256="", task=SPEC, network
 
 @pytest.fixture(scope="module")
 def exported(trained, splits):
-    return export(trained.weights, NETWORK, SPEC, splits.validation)
+    return export(trained.weights, NETWORK, splits)
 
 
 def test_the_file_says_what_the_network_said_at_the_temperature(exported, trained, splits):
@@ -40,19 +42,19 @@ def test_the_file_says_what_the_network_said_at_the_temperature(exported, traine
 
 
 def test_equal_weights_and_images_give_equal_bytes_in_another_process(exported, trained, splits, tmp_path):
-    weights, images = tmp_path / "weights", tmp_path / "validation.npz"
+    weights, data = tmp_path / "weights", tmp_path / "splits.safetensors"
     weights.write_bytes(trained.weights)
-    np.savez(images, **splits.validation._asdict())
+    arrays, texts = to_arrays(splits)
+    save_file(arrays, data, texts)
     code = f"""
-import hashlib, numpy as np, sys
+import hashlib
 from pathlib import Path
+from mnist_pipeline.files.tensors import mapped
+from mnist_pipeline.ml.data import splits_from_arrays
 from mnist_pipeline.ml.export import export
-from mnist_pipeline.task.dataset import LabelledImages
-from mnist_pipeline_tests.task.examples import SPEC
 from mnist_pipeline_tests.ml.test_export import NETWORK
-with np.load({str(images)!r}) as file:
-    validation = LabelledImages(file["images"], file["labels"])
-made = export(Path({str(weights)!r}).read_bytes(), NETWORK, SPEC, validation)
+splits = splits_from_arrays(*mapped(Path({str(data)!r}), "splits"))
+made = export(Path({str(weights)!r}).read_bytes(), NETWORK, splits)
 print(made.temperature, hashlib.sha256(made.onnx).hexdigest())
 """
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnist_pipeline.ml.coverage import THRESHOLD_OF_BEFORE, coverage_curve
+from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.drawing import drawn, encode
-from mnist_pipeline_tests.task.examples import SPEC, embedded_images, png
+from mnist_pipeline_tests.task.examples import SPEC, TINY, embedded_images, png
+from mnist_pipeline_tests.versions import deploy, save
 
 TEST = embedded_images().test
 ARRAY = TEST.images[0].tolist()
@@ -77,6 +81,40 @@ def test_needs_review_below_the_threshold(store, deployed):
         with Service(store, confidence_threshold=threshold) as service:
             assert service.predict(file).json()["predictions"][0]["needs_review"] is needed
             assert service.client.get("/model").json()["confidence_threshold"] == threshold
+
+
+def test_without_a_threshold_the_model_says_from_where_on_it_may_answer(store, deployed, monkeypatch):
+    curve = coverage_curve(np.array([0.99, 0.9, 0.7, 0.6]), np.array([True, True, False, True]))
+    training = store.manifest(deployed).training.model_copy(update={"coverage": curve})
+    load = type(store).load_onnx
+
+    def with_a_curve(self, name):
+        manifest, onnx = load(self, name)
+        return manifest.model_copy(update={"training": training}), onnx
+
+    with Service(store) as service:
+        assert service.client.get("/model").json()["confidence_threshold"] == THRESHOLD_OF_BEFORE
+    monkeypatch.setattr(type(store), "load_onnx", with_a_curve)
+    for target, threshold in [(0.005, 0.9), (0.5, 0.0)]:
+        with Service(store, target_error=target) as service:
+            assert service.client.get("/model").json()["confidence_threshold"] == threshold
+
+
+def test_pictures_unlike_the_training_data_are_told_counted_and_kept_for_review(store, trained, splits, labelled):
+    settings = TrainingSettings(**TINY)
+    exported = export(trained.weights, settings.architecture(), splits)
+    version = save(store, trained, settings, onnx=exported.onnx)
+    deploy(store, version.name, trained.weights)
+    noise = np.random.default_rng(0).integers(0, 256, SPEC.array_shape, np.uint8).tolist()
+    known = splits.train.images[0].tolist()
+    with Service(store, labelled, confidence_threshold=0) as service:
+        asked = {"images": [noise, known]}
+        answer = service.client.post("/predict?prepared=true", json=asked).json()["predictions"]
+        assert [prediction["unlike_training_data"] for prediction in answer] == [True, False]
+        assert not any(prediction["needs_review"] for prediction in answer)
+        assert "mnist_unlike_training_data_total 1.0" in service.client.get("/metrics").text
+        [item] = service.client.get("/review/items").json()
+        assert item["image"] == answer[0]["prepared"]
 
 
 def animation(form: str) -> bytes:

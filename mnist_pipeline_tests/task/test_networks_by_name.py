@@ -14,6 +14,7 @@ from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.model import model_from_bytes, predict_logits, weights_to_bytes
 from mnist_pipeline.ml.onnx_file import require_standard
 from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.task import networks
@@ -55,8 +56,10 @@ def test_each_known_model_of_torchvision_is_built_exported_and_gives_the_same_la
         network = build_network(settings, spec).eval()
         assert network(torch.zeros(2, channels, side, side)).shape == (2, 3)
     images = np.random.default_rng(0).integers(0, 256, (8, side, side), np.uint8)  # of the grey one
-    validation = LabelledImages(images, np.arange(8, dtype=np.uint8) % 3)
-    exported = export(weights_to_bytes(network), settings, spec, validation)  # fails where a label differs
+    some = LabelledImages(images, np.arange(8, dtype=np.uint8) % 3)
+    splits = Splits(some, some, some, spec, no_images(spec))
+    exported = export(weights_to_bytes(network), settings, splits)  # fails where a label differs
+    assert exported.answers.unlike is not None
     require_standard(exported.onnx)
     with pytest.raises(ValueError, match=rf"{name} needs images of at least {side}x{side} pixels, not {side - 1}x"):
         build_network(settings, spec_of(side - 1, 3))
@@ -95,8 +98,8 @@ def test_a_network_of_ones_own_is_a_file(own_network, splits):
     settings = TrainingSettings(**TINY | {"conv_channels": [32, 64, 128]}, network=own_network)
     result = train(settings, splits)
     assert result.history[-1].validation_accuracy > 0.5
-    exported = export(result.weights, settings, splits.spec, splits.validation)
-    assert exported.probabilities.shape == (len(splits.validation.labels), splits.spec.classes)
+    exported = export(result.weights, settings, splits)
+    assert exported.answers.probabilities.shape == (len(splits.validation.labels), splits.spec.classes)
     assert settings.network_label == own_network
 
 

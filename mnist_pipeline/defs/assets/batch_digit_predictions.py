@@ -30,7 +30,7 @@ CHANGED_INPUTS_WAIT_SECONDS = 10
 BATCH_POOL = "batch_predictions"
 """One at a time, so that two runs do not predict the same; apart from the pool of training."""
 
-BATCH_CODE_VERSION = "1"
+BATCH_CODE_VERSION = "2"
 """Raise it when the same inputs and model would give another table."""
 
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
@@ -148,6 +148,7 @@ def _predict(
         errors=result.error_count,
         label_counts=result.label_counts,
         mean_confidence=result.mean_confidence,
+        unlike_training_data=result.unlike,
         unreadable=result.errors,
         drift=result.drift,
     )
@@ -167,6 +168,8 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
     }
     if record.mean_confidence is not None:
         metadata["mean_confidence"] = record.mean_confidence
+    if record.unlike_training_data is not None:
+        metadata["unlike_training_data"] = record.unlike_training_data
     if record.unreadable:
         metadata["unreadable"] = table([error.model_dump() for error in record.unreadable])
         metadata["errors_table"] = dg.MetadataValue.path(record.errors_path)

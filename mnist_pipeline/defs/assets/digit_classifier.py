@@ -61,6 +61,7 @@ def digit_classifier(
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
     whole epoch."""
     from mnist_pipeline.ml import drift
+    from mnist_pipeline.ml.coverage import coverage_curve
     from mnist_pipeline.ml.data import data_version
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
@@ -73,9 +74,10 @@ def digit_classifier(
     except (TrainingDiverged, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     try:
-        exported = export(result.weights, settings, splits.spec, splits.validation)
+        exported = export(result.weights, settings, splits)
     except ModelError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
+    probabilities = exported.answers.probabilities  # of the validation images
     manifest = model_store.save(
         result.weights,
         exported.onnx,
@@ -86,8 +88,9 @@ def digit_classifier(
         data_version=data_version(splits.spec, *splits.parts.values()),
         code_version=TRAINING_CODE_VERSION,
         run_id=context.run_id,
-        drift_reference=drift.reference(splits.validation.images, exported.probabilities, splits.spec),
+        drift_reference=drift.reference(splits.validation.images, probabilities, splits.spec),
         temperature=exported.temperature,
+        coverage=coverage_curve(probabilities.max(1), probabilities.argmax(1) == splits.validation.labels),
     )
     try:
         discard_checkpoint(settings, splits, folder)

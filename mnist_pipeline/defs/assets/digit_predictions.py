@@ -47,6 +47,7 @@ def digit_predictions(
     """Predictions for the images in the configuration, now, by the deployed model."""
     import numpy as np
 
+    from mnist_pipeline.ml.coverage import review_threshold
     from mnist_pipeline.ml.plots import predicted_images
     from mnist_pipeline.task.preprocessing import read_image
 
@@ -64,17 +65,19 @@ def digit_predictions(
             (f"{TEST_IMAGES} {found[0]} (a {name})", test.images[found[0]]) for name, found in firsts if len(found)
         ]
     stacked = np.stack([image for _, image in images])
-    probabilities = predictor.predict(stacked)
+    answers, threshold = predictor.answer(stacked), review_threshold(predictor.manifest, config)
+    unlike = [None] * len(stacked) if answers.unlike is None else answers.unlike.tolist()
     predictions = [
         Prediction(
             source=source,
             label=int(row.argmax()),
             class_name=predictor.spec.class_names[int(row.argmax())],
             confidence=float(row.max()),
-            needs_review=bool(row.max() < config.confidence_threshold),
+            needs_review=bool(row.max() < threshold),
+            unlike_training_data=strange,
             probabilities=[float(p) for p in row] if config.include_probabilities else None,
         )
-        for (source, _), row in zip(images, probabilities, strict=True)
+        for (source, _), row, strange in zip(images, answers.probabilities, unlike, strict=True)
     ]
     record = RealTimePredictions(
         model=predictor.version,
@@ -88,6 +91,7 @@ def digit_predictions(
         data_version=dg.DataVersion(record.digest(exclude={"model"})),
         metadata={
             "model": record.model,
+            "confidence_threshold": threshold,
             "predictions": table([prediction.model_dump(exclude={"probabilities"}) for prediction in predictions]),
             "what_the_model_sees": picture(seen, "prepared images and predictions"),
         },

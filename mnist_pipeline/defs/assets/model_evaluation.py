@@ -1,6 +1,6 @@
 """The scores of a candidate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -12,7 +12,7 @@ from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import EvaluationSettings
 
 if TYPE_CHECKING:
-    from mnist_pipeline.ml.evaluation import Mistake
+    from mnist_pipeline.ml.evaluation import SplitScores
 
 ROUNDING = 1e-9
 
@@ -59,16 +59,15 @@ def model_evaluation(
         )
     # On the CPU, as the gate scores the incumbent: two devices could differ by an image.
     predictor = Predictor(manifest, onnx, device="cpu")
-    validation = evaluate(predictor, processed_mnist_data.validation, config).evaluation
-    test, mistakes = evaluate(predictor, processed_mnist_data.test, config)
+    scores = {name: evaluate(predictor, processed_mnist_data.parts[name], config) for name in ("validation", "test")}
     test_digest = content_digest(processed_mnist_data.test)
     images = suite(processed_mnist_data, test_digest)
     # They are kept: the gate compares image by image.
     predicted = np.concatenate([predict_labels(model_store, predictor, one, manifest.task) for one in images.sets])
     evaluation = Evaluation(
         model=digit_classifier,
-        validation=validation,
-        test=test,
+        validation=scores["validation"].evaluation,
+        test=scores["test"].evaluation,
         test_digest=test_digest,
         slices=slice_scores(images, predicted == images.labels),
     )
@@ -78,17 +77,20 @@ def model_evaluation(
         data_version=dg.DataVersion(
             f"{manifest.weights_sha256[:16]}-{str(manifest.onnx_sha256)[:16]}-{evaluation.digest(exclude={'model'})[:16]}"
         ),
-        metadata=_metadata(evaluation, mistakes, processed_mnist_data),
+        metadata=_metadata(evaluation, scores, processed_mnist_data, config.target_error),
     )
     yield scores_agree(evaluation)
 
 
 def _metadata(
-    evaluation: Evaluation, mistakes: "Sequence[Mistake]", splits: Splits
+    evaluation: Evaluation, scores: "Mapping[str, SplitScores]", splits: Splits, target_error: float
 ) -> "dict[str, dg.RawMetadataValue]":
-    from mnist_pipeline.ml.plots import confusion, mistake_grid, slice_accuracies
+    from mnist_pipeline.ml.coverage import answered_at, threshold_for
+    from mnist_pipeline.ml.plots import calibration_and_coverage, confusion, mistake_grid, slice_accuracies
 
     test, validation, spec = evaluation.test, evaluation.validation, splits.spec
+    threshold = threshold_for(scores["validation"].curve, target_error)
+    share, error = answered_at(scores["test"].curve, threshold)
     shown: dict[str, dg.RawMetadataValue] = {
         "model": evaluation.model.name,
         "test_accuracy": test.accuracy,
@@ -97,9 +99,15 @@ def _metadata(
         "validation_accuracy": validation.accuracy,
         "validation_loss": validation.loss,
         "test_images": test.images,
+        "confidence_threshold": threshold,
+        "test_answered_without_review": share,
+        "test_error_without_review": error,
+        "calibration_and_coverage": picture(
+            calibration_and_coverage(scores, target_error, threshold), "calibration, and error against coverage"
+        ),
         "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in test.per_class]),
         "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
-        "worst_mistakes": picture(mistake_grid(splits.test, mistakes, spec), "worst mistakes on test"),
+        "worst_mistakes": picture(mistake_grid(splits.test, scores["test"].mistakes, spec), "worst mistakes on test"),
     }
     if evaluation.slices:  # of very few test images there are none
         shown |= {

@@ -83,7 +83,8 @@ function show({ predictions: [prediction] }, isLatest) {
   const name = names[prediction.label];
   element("label").textContent = name;
   element("label").classList.toggle("word", name.length > 2);
-  element("label").classList.toggle("unsure", prediction.needs_review);
+  const strange = prediction.unlike_training_data;
+  element("label").classList.toggle("unsure", prediction.needs_review || Boolean(strange));
   shown(prediction.probabilities).forEach((label, position) => {
     const [row, share] = [bars[position], prediction.probabilities[label]];
     row.firstChild.textContent = names[label];
@@ -93,7 +94,10 @@ function show({ predictions: [prediction] }, isLatest) {
   });
   showPixels(element("prepared"), prediction.prepared);
   const doubt = prediction.needs_review ? "Not sure, perhaps" : "This is";
-  element("status").textContent = `${doubt} ${named(name)} (${percent(prediction.confidence)}).`;
+  const said = `${named(name)} (${percent(prediction.confidence)})`;
+  element("status").textContent = strange
+    ? `This does not look like any of the classes; the likeliest is ${said}.`
+    : `${doubt} ${said}.`;
   if (isLatest) seen = prediction.prepared;
   element("correction").disabled = !isLatest;
 }
