@@ -110,12 +110,12 @@ def slice_accuracies(evaluation: Evaluation) -> bytes:
     accuracies = np.array([score.accuracy for score in scores])
     ends = np.array([[score.accuracy - score.low, score.high - score.accuracy] for score in scores]).reshape(-1, 2)
     axes.errorbar(accuracies, range(len(scores)), xerr=ends.clip(0).T, fmt=".", color="tab:blue", ecolor="lightgray")
-    axes.axvline(evaluation.test.accuracy, color="gray", linestyle=":", label="test")
+    axes.axvline(evaluation.test.accuracy, color="gray", linestyle=":")
     names = [score.name.replace("$", r"\$") for score in scores]
     axes.set_yticks(range(len(scores)), [f"{name} ({s.images:,})" for name, s in zip(names, scores, strict=True)])
     axes.tick_params(axis="y", labelsize=8)
     axes.set(xlabel="accuracy, 95% interval", ylim=(-0.7, len(scores) - 0.3))
-    axes.legend(loc="lower left")
+    axes.set_title(f"dotted: all test images ({evaluation.test.accuracy:.4f})", fontsize=10)
     return _png(figure)
 
 
@@ -124,9 +124,10 @@ def calibration_and_coverage(scores: "Mapping[str, SplitScores]", target_error: 
     figure = Figure(figsize=(11, 3.6), dpi=DPI, layout="constrained")
     reliability, coverage = figure.subplots(1, 2)
     for name, found in scores.items():
-        sure, right, _ = zip(*found.reliability, strict=True)
+        sure, right, images = (np.array(values) for values in zip(*found.reliability, strict=True))
         error = f"{found.evaluation.expected_calibration_error:.4f}"
-        reliability.plot(sure, right, marker=".", label=f"{name} (expected calibration error {error})")
+        sizes = 4 + 100 * np.sqrt(images / images.sum())  # most bins hold few images, and what they say is chance
+        reliability.scatter(sure, right, sizes, label=f"{name} (expected calibration error {error})")
         answered, mistakes = np.array(found.curve.answered), np.array(found.curve.mistakes)
         coverage.plot(answered / found.curve.images, mistakes / answered, marker=".", markersize=3, label=name)
     reliability.plot([0, 1], [0, 1], color="gray", linestyle=":")
@@ -134,8 +135,8 @@ def calibration_and_coverage(scores: "Mapping[str, SplitScores]", target_error: 
     coverage.axhline(target_error, color="gray", linestyle=":", label=f"target_error {target_error:g}")
     said = f"below a confidence of {threshold:.3f} an answer needs review"
     coverage.set(title=said, xlabel="share answered without review", ylabel="error among them", ylim=(0, None))
-    for axes in figure.axes:
-        axes.legend(fontsize=8)
+    reliability.legend(fontsize=8, loc="lower right")
+    coverage.legend(fontsize=8, loc="upper left")
     return _png(figure)
 
 
