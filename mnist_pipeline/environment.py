@@ -83,6 +83,7 @@ class Environment(BaseModel):
     model_retrain: Literal["on_cron", "eager"] = "on_cron"
     pipeline_config: str | None = Field(None, description="A file of settings in place of the defaults, YAML.")
     retrain_cron: str = "0 3 * * 0"
+    retrain_after_labels: int = Field(50, ge=0, description="New labels that do not wait for RETRAIN_CRON; 0: all do.")
     raw_data_cron: str = "0 2 * * *"
     predict_cron: str = "0 4 * * *"
     cron_timezone: str = "UTC"

@@ -15,6 +15,7 @@ from mnist_pipeline.environment import Environment
 DATA_VERSION_TAG = "dagster/data_version"
 CODE_VERSION_TAG = "dagster/code_version"
 INPUT_DATA_VERSION_TAG = "dagster/input_data_version"
+INPUT_EVENT_TAG = "dagster/input_event_pointer"
 
 
 class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
@@ -82,6 +83,41 @@ class DataOrCodeChanged(dg.AutomationCondition[dg.AssetKey]):
         return sorted(context.asset_graph.get(context.key).parent_keys - self.ignoring)
 
 
+class EnoughNewLabels(dg.AutomationCondition[dg.AssetKey]):
+    """True while `parent` has so many labelled images more than when the asset was built from it; 0: never.
+
+    Their numbers are in the metadata of the parent's materializations, by the names in `counted`.
+    """
+
+    def __init__(self, parent: dg.AssetKey, counted: tuple[str, ...], least: int) -> None:
+        self.parent, self.counted, self.least = parent, counted, least
+
+    @property
+    def name(self) -> str:
+        return "enough_new_labels"
+
+    @property
+    def description(self) -> str:
+        return f"{self.least} or more labelled images that the asset was not built from"
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:
+        """Return the candidates if there are enough, else the empty subset."""
+        instance = context.asset_graph_view.instance
+        built = tags_of(instance.get_latest_data_version_record(context.key, is_source=False))
+        event = built.get(f"{INPUT_EVENT_TAG}/{self.parent.to_user_string()}", "")
+        enough = False
+        if self.least and event.isdigit():
+            one = dg.AssetRecordsFilter(self.parent, storage_ids=[int(event)])
+            then = instance.fetch_materializations(one, limit=1).records
+            now = instance.fetch_materializations(self.parent, limit=1).records
+            enough = bool(then and now) and self._count(now[0]) - self._count(then[0]) >= self.least
+        return dg.AutomationResult(context, context.candidate_subset if enough else context.get_empty_subset())
+
+    def _count(self, record: Any) -> int:
+        metadata = record.asset_materialization.metadata
+        return sum(int(metadata[name].value) for name in self.counted if name in metadata)
+
+
 def tags_of(record: Any) -> dict[str, str]:
     """Return the tags of a data version record; none where there is no record."""
     return (record.event_log_entry.tags or {}) if record else {}
@@ -98,11 +134,21 @@ def cron_tick(variable: str) -> AC:
 
 
 def scheduled(condition: AC, environment: Environment) -> AC:
-    """Return `condition` with the schedules of `environment` in place of the defaults."""
+    """Return `condition` with the schedules and the number of labels of `environment` in place of the defaults."""
     for variable in ("RETRAIN_CRON", "RAW_DATA_CRON", "PREDICT_CRON"):
         tick = AC.cron_tick_passed(getattr(environment, variable.lower()), environment.cron_timezone)
         condition = condition.replace(variable, tick.with_label(variable))
-    return condition
+    return condition.replace(AFTER_LABELS, new_labels(environment.retrain_after_labels))
+
+
+AFTER_LABELS = "RETRAIN_AFTER_LABELS"
+
+
+def new_labels(least: int = Environment.model_fields[AFTER_LABELS.lower()].default) -> AC:
+    """Return the condition of so many labelled images that no candidate saw, by the default until it is replaced."""
+    counted = ("labelled_digits_joined", "labelled_digits_held_out")
+    enough = EnoughNewLabels(dg.AssetKey("processed_mnist_data"), counted, least)
+    return (enough | NEVER).with_label(AFTER_LABELS)  # a condition of one's own cannot have a label
 
 
 def may_run() -> AC:
@@ -131,15 +177,16 @@ def eager_if_data_changed(*, ignoring: frozenset[dg.AssetKey] = frozenset()) -> 
     return (may_run() & DataOrCodeChanged(ignoring)).with_label("eager, if data or code changed")
 
 
-def on_cron_if_data_changed(tick: AC) -> AC:
-    """Return a condition like `on_cron`, but only if something had changed by the `tick`.
+def on_cron_if_data_changed(tick: AC, sooner: AC = NEVER) -> AC:
+    """Return a condition like `on_cron`, but only if something had changed by the `tick`; or as soon as `sooner` holds.
 
     Unlike `AutomationCondition.on_cron()` it looks at versions, does not wait for dependencies to be updated after the
     tick, and does not let a missing asset wait for a tick.
     """
     settled = AC.newly_requested() | ~DataOrCodeChanged()  # by this condition, or by hand
     due = tick.since(settled).with_label("changed at the last tick")
-    return (may_run() & (AC.missing() | due) & DataOrCodeChanged()).with_label("on_cron, if data or code changed")
+    wanted = AC.missing() | due | sooner
+    return (may_run() & wanted & DataOrCodeChanged()).with_label("on_cron, if data or code changed")
 
 
 def on_cron_or_eager_if_data_changed(tick: AC, *, ignoring: frozenset[dg.AssetKey] = frozenset()) -> AC:

@@ -11,7 +11,9 @@ import pytest
 from mnist_pipeline.definitions import build_definitions, load_assets
 from mnist_pipeline.defs.conditions import (
     NEVER,
+    EnoughNewLabels,
     eager_if_data_changed,
+    new_labels,
     on_cron_if_data_changed,
     on_cron_or_eager_if_data_changed,
 )
@@ -462,3 +464,82 @@ def test_an_input_folder_that_is_not_there_fails_the_tick(folders, instance, tmp
     missing = folders.model_copy(update={"prediction_input": str(tmp_path / "typo")})
     with pytest.raises(FileNotFoundError, match=r"PREDICTION_INPUT names no folder: .*typo"):
         Watcher(missing, instance, "watch_prediction_input").tick()
+
+
+class Labelled:
+    """`processed_mnist_data`, with so many labelled images, and a classifier with the condition under test."""
+
+    def __init__(self, least: int) -> None:
+        self.instance, self.labels = dg.DagsterInstance.ephemeral(), (0, 0)
+        self.cursor: Any = None
+        self.now = datetime.datetime(2026, 1, 5, 12, tzinfo=datetime.UTC)  # a Monday, and the tick is on Sundays
+        condition = on_cron_if_data_changed(tick("0 3 * * 0"), sooner=new_labels(least))
+
+        @dg.asset
+        def processed_mnist_data():
+            joined, held_out = self.labels
+            return dg.MaterializeResult(
+                data_version=dg.DataVersion(f"{joined} {held_out}"),
+                metadata={"labelled_digits_joined": joined, "labelled_digits_held_out": held_out},
+            )
+
+        @dg.asset(deps=[processed_mnist_data], automation_condition=condition)
+        def classifier():
+            pass
+
+        self.assets = [processed_mnist_data, classifier]
+
+    def label(self, joined: int, held_out: int) -> None:
+        self.labels = joined, held_out
+        dg.materialize(self.assets, selection=["processed_mnist_data"], instance=self.instance)
+
+    def trains(self) -> bool:
+        """Whether a training is asked for; then it is done."""
+        self.now += datetime.timedelta(minutes=5)
+        result = dg.evaluate_automation_conditions(
+            self.assets, instance=self.instance, cursor=self.cursor, evaluation_time=self.now
+        )
+        self.cursor = result.cursor
+        if result.total_requested:
+            dg.materialize(self.assets, selection=["classifier"], instance=self.instance)
+        return bool(result.total_requested)
+
+
+def test_enough_new_labels_do_not_wait_for_the_tick():
+    chain = Labelled(least=50)
+    chain.label(0, 0)
+    assert chain.trains()  # it was missing
+    assert not chain.trains()
+    chain.label(39, 10)
+    assert not chain.trains()
+    chain.label(40, 10)
+    assert chain.trains()
+    assert not chain.trains()
+    for joined in (60, 80, 88):  # those of several times count together
+        chain.label(joined, 10)
+        assert not chain.trains()
+    chain.label(88, 12)
+    assert chain.trains()
+    chain.label(20, 0)  # taken back: that waits for the tick
+    assert not chain.trains()
+
+
+def test_labels_wait_for_the_tick_where_their_number_is_nought():
+    chain = Labelled(least=0)
+    chain.label(0, 0)
+    assert chain.trains()
+    chain.label(500, 100)
+    assert not chain.trains()
+
+
+def test_the_number_of_labels_is_that_of_the_environment():
+    for variables, least in (({}, 50), ({"RETRAIN_AFTER_LABELS": "7"}, 7), ({"RETRAIN_AFTER_LABELS": "0"}, 0)):
+        assets, _ = load_assets(Environment.read(variables))
+        classifier = next(asset for asset in assets if asset.key == dg.AssetKey("digit_classifier"))
+        [condition] = classifier.automation_conditions_by_key.values()
+        waiting, found = [condition], []
+        while waiting:
+            part = waiting.pop()
+            waiting += part.children
+            found += [part.least] if isinstance(part, EnoughNewLabels) else []
+        assert found == [least]

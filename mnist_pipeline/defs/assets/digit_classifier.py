@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, on_cron_if_data_changed
+from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
 from mnist_pipeline.defs.metadata import picture
 from mnist_pipeline.defs.resources.folders import CheckpointsResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
@@ -22,7 +22,7 @@ CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
 """The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
 RETRAIN = {
-    "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON")),
+    "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON"), sooner=new_labels()),
     "eager": eager_if_data_changed(),
 }
 """The condition by MODEL_RETRAIN."""
