@@ -106,7 +106,7 @@ class EnoughNewLabels(dg.AutomationCondition[dg.AssetKey]):
         built = tags_of(instance.get_latest_data_version_record(context.key, is_source=False))
         event = built.get(f"{INPUT_EVENT_TAG}/{self.parent.to_user_string()}", "")
         enough = False
-        if self.least and event.isdigit():
+        if self.least and event.isdecimal():
             one = dg.AssetRecordsFilter(self.parent, storage_ids=[int(event)])
             then = instance.fetch_materializations(one, limit=1).records
             now = instance.fetch_materializations(self.parent, limit=1).records

@@ -5,6 +5,8 @@ against their share is that of selective classification (El-Yaniv and Wiener 201
 Classification for Deep Neural Networks).
 """
 
+import math
+
 import numpy as np
 
 from mnist_pipeline.ml.manifest import ModelManifest
@@ -36,11 +38,11 @@ def coverage_curve(confidences: np.ndarray, correct: np.ndarray) -> CoverageCurv
 def threshold_for(curve: CoverageCurve, target_error: float) -> float:
     """Return the least confidence from which on at most `target_error` (0..1) of the answers are wrong.
 
-    It is 0 where all of them may be given, and 1 where not even the surest may.
+    It is 0 where all of them may be given, and above 1 where not even the surest may.
     """
     kept = np.flatnonzero(np.array(curve.mistakes) <= target_error * np.array(curve.answered))
     if not len(kept):
-        return 1.0
+        return math.nextafter(1.0, 2.0)  # single precision calls many an answer sure
     return 0.0 if curve.answered[kept[-1]] == curve.images else curve.confidences[kept[-1]]
 
 

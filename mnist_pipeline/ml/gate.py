@@ -114,7 +114,8 @@ def _compared(
 
 def lost_slices(comparisons: Sequence[Comparison], policy: DeploymentSettings) -> tuple[Comparison, ...]:
     """Return the comparisons on slices for which a candidate is refused, as `decide` says."""
-    counted = [comparison for comparison in comparisons if comparison.images >= LEAST_IMAGES]
+    # Held-out labels are told, and refuse nothing: an incumbent of before they were held out was trained on them.
+    counted = [one for one in comparisons if one.images >= LEAST_IMAGES and one.slice != HELD_OUT]
     adjusted = holm([comparison.p_worse for comparison in counted])
     return tuple(
         comparison

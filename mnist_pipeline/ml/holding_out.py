@@ -22,9 +22,10 @@ BLOCK = 512
 def held_out(images: np.ndarray, settings: SplitSettings) -> np.ndarray:
     """Return bool (N,): whether each uint8 image (N, H, W) or (N, H, W, C) is held out from training.
 
-    The digest of an image's content decides, so it stays so whatever else comes. Pictures of one drawing go together,
-    lest a model is asked about what it was trained on: each follows the first image, in the order of their digests,
-    that it is like and that follows no other (the leader algorithm: Hartigan 1975, Clustering Algorithms, chapter 3).
+    The digest of an image's content decides, so it stays so whatever else comes, unless that is like it. Pictures of
+    one drawing go together, lest a model is asked about what it was trained on: each follows the first image, in the
+    order of their digests, that it is like and that follows no other (the leader algorithm: Hartigan 1975, Clustering
+    Algorithms, chapter 3).
     Labels have no part in it.
     """
     digests = [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]

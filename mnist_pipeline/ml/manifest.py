@@ -127,7 +127,7 @@ class ModelManifest(Record):
 
 
 class Comparison(BaseModel, frozen=True, extra="allow"):
-    """A candidate beside another version, image by image on the same images; see `ml.gate` for the statistics."""
+    """A candidate beside another version, image by image on the same images; see `ml.comparison` for the statistics."""
 
     role: str = Field(description="incumbent or reference: what the other version was at that time.")
     slice: str | None = Field(None, description="The slice of the suite (`ml.suite`) that it is about; None: the test.")
@@ -143,6 +143,17 @@ class Comparison(BaseModel, frozen=True, extra="allow"):
     p_better: float = Field(description="Exact McNemar, one-sided: small where the candidate is better.")
     p_worse: float = Field(description="Exact McNemar, one-sided: small where the candidate is worse.")
     margin_held: float = Field(description="The smallest margin that these images can hold.")
+
+
+class ServingCheck(LenientRecord):
+    """The answers of the service with a candidate, before it was promoted."""
+
+    left_out: str | None = Field(None, description="Why it was not checked; None: it was.")
+    requests: int | None = Field(None, description="Requests of one image, one after the other.")
+    median_ms: float | None = Field(None, description="From the request to the answer. A shared machine is no measure.")
+    slowest_ms: float | None = None
+    memory_mib: float | None = Field(None, description="The most memory that the process took.")
+    onnx_bytes: int | None = Field(None, description="The size of model.onnx.")
 
 
 class Decision(LenientRecord):
@@ -182,6 +193,7 @@ class Decision(LenientRecord):
     slices: tuple[Comparison, ...] = Field(
         (), description="On the held-out labels, and on the slices for which it was refused."
     )
+    serving: ServingCheck | None = Field(None, description="None where nothing was to be promoted.")
     max_regression: float | None = Field(None, description="The margin that was asked for, 0..1.")
     too_few_images: bool | None = Field(None, description="True: the test images cannot hold that margin.")
     reference_version: str | None = Field(

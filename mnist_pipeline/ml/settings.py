@@ -39,8 +39,8 @@ class SplitSettings(Settings):
         0.2,
         ge=0,
         lt=1,
-        description="Share of the labelled images that never train and show whether the others helped (0..1); their "
-        "content decides which.",
+        description="Share of the labelled images that are held out from training and show whether the others helped "
+        "(0..1); their content decides which.",
     )
 
 
@@ -221,12 +221,24 @@ class DeploymentSettings(Settings):
         ge=0,
         le=1,
         description="With quality and approval: a candidate is refused that is shown to be worse on a slice of the "
-        "evaluation suite, by more than this share of its images (0..1); 1: slices refuse nothing.",
+        "evaluation suite, and was worse on more than this share of its images (0..1); 1: slices refuse nothing.",
     )
     when_too_few: Literal["promote", "keep"] = Field(
         "promote",
         description="With quality and approval: where there are too few test images to show that margin, promote what "
         "is not shown to be worse, or keep what is deployed.",
+    )
+    serve_check: Literal["on", "off"] = Field(
+        "on",
+        description="on: what is to be promoted must answer real requests of the service first, in a process of its "
+        "own; off: it need not.",
+    )
+    max_latency_ms: float | None = Field(
+        None,
+        gt=0,
+        le=3_600_000,
+        description="Only with serve_check: the longest that the median of its answers may take; null: any time, since "
+        "a shared machine is no measure.",
     )
     model_name: str | None = Field(
         None, description="Only with manual: the version to deploy; with none given, the versions are listed."
@@ -245,6 +257,8 @@ class DeploymentSettings(Settings):
             raise ValueError(f"model_name has an effect only with strategy='manual', not {self.strategy!r}")
         if self.reason is not None and self.strategy not in ("force", "manual"):
             raise ValueError(f"reason has an effect only with strategy='force' or 'manual', not {self.strategy!r}")
+        if self.max_latency_ms is not None and self.serve_check == "off":
+            raise ValueError("max_latency_ms has an effect only with serve_check='on'")
         if self.strategy in ("manual", "force"):
             for name in ("accuracy_threshold", "max_regression", "max_slice_regression", "when_too_few"):
                 if getattr(self, name) != type(self).model_fields[name].default:

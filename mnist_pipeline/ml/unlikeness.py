@@ -7,7 +7,7 @@ deviation of each channel, from the first convolutions on: those tell strokes fr
 is sure. Each is scaled by what it is on the validation images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +22,8 @@ from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.spec import TaskSpec
 
 REFUSED_SHARE = 0.01
-"""The share of the validation images that counts as unlike the training images: the threshold is there."""
+"""The share of the validation images that counts as unlike the training images: the threshold is there. Of fewer than a
+hundred it is one of them."""
 
 DISTANCE_WEIGHT = 1.5
 """The weight of the distance beside the energy: with less, another hand's writing is refused more often."""
@@ -95,28 +96,36 @@ class Watched:
             hook.remove()
         self.modules: list[nn.Module] = []
         shares: list[Tensor] = []
-        for module, (_, channels, height, width) in {shape[2:]: (module, shape) for module, shape in worked}.values():
-            if sum(map(len, shares)) + channels <= MOST_CHANNELS and height * width > 1:
+        # A layer that works twice counts as it does the last time.
+        last = {shape[2:]: (module, shape) for module, shape in dict(worked).items()}
+        for module, (_, channels, height, width) in last.values():
+            if sum(map(len, shares)) + channels > MOST_CHANNELS:
+                break
+            if height * width > 1:
                 self.modules.append(module)
                 shares.append(torch.full((channels,), 1 / (height * width)))
         # Constants: asked of the maps while the exporter looks, they would be computed for every image.
         self.shares = torch.cat(shares) if shares else None
 
     @contextmanager
-    def maps(self) -> Iterator[list[Tensor]]:
-        """Collect what the layers give, (N, C, H, W) each, in the order in which they work."""
-        seen: list[Tensor] = []
-        hooks = [module.register_forward_hook(lambda _, __, given: seen.append(given)) for module in self.modules]
+    def maps(self) -> Iterator[dict[nn.Module, Tensor]]:
+        """Collect what the layers give, (N, C, H, W) each."""
+        seen: dict[nn.Module, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda module, _, given: seen.update({module: given}))
+            for module in self.modules
+        ]
         try:
             yield seen
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def features(self, maps: Sequence[Tensor]) -> Tensor | None:
+    def features(self, seen: Mapping[nn.Module, Tensor]) -> Tensor | None:
         """Return the mean and the deviation of each channel of the maps, (N, D); None if there is no map."""
         if self.shares is None:
             return None
+        maps = [seen[module] for module in self.modules]
         means = torch.cat([values.mean((2, 3)) for values in maps], 1)
         # By the norm, which is one pass over a map, where differences from the mean would be three.
         norms = torch.cat([torch.linalg.vector_norm(values, dim=(2, 3)) for values in maps], 1)
@@ -165,4 +174,5 @@ def _distance(seen: Tensor | None, labels: np.ndarray) -> Unlikeness:
     deviations = within.std(0)
     deviations = np.maximum(deviations, 0.01 * np.median(deviations) + 1e-9)  # of a channel that is always off
     covariance, _ = ledoit_wolf(within / deviations, assume_centered=True)
+    covariance += 1e-6 * np.eye(len(covariance))  # of one image a class, or of a network that sees nothing, it is 0
     return Unlikeness(means, np.linalg.cholesky(np.linalg.inv(covariance)) / deviations[:, None])

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop. Returns the exit status."""
     options = vars(_parser().parse_args(arguments))
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
+    checked, expected = options.pop("check"), options.pop("expected")
     store, gone = options.pop("store"), {name: options.pop(name) for name in GONE}
     for name in (name for name, value in gone.items() if value is not None):
         print(f"error: --{name.replace('_', '-')} is gone: {GONE[name]}. Leave it out", file=sys.stderr)
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EnvironmentInvalid, ValidationError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 1
+    if checked:
+        from mnist_pipeline.serve.check import main as check
+        from mnist_pipeline.stores import store_from_environment
+
+        return check(store_from_environment(environment), checked, expected)
     log_to_stderr()
     if settings.host not in LOOPBACK and not environment.serve_token:
         logging.warning("listening on %s without SERVE_TOKEN: anybody who reaches it may use it", settings.host)
@@ -54,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the models: folder, or s3://, gs:// or az:// with bucket and prefix (s3:// without one: models); "
         "default: from the environment",
     )
+    parser.add_argument(
+        "--check",
+        metavar="VERSION",
+        help="serve nothing: look whether this version answers real requests, say how quickly, and end",
+    )
+    parser.add_argument("--expected", metavar="FILE", help="with --check: safetensors with `images` and their `labels`")
     for name, field in ServeSettings.model_fields.items():
         help = f"{field.description} (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=help)

@@ -10,7 +10,7 @@ from mnist_pipeline.ml.comparison import Contender
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.gate import Verdict, decide
-from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Comparison, Decision
+from mnist_pipeline.ml.manifest import PROMOTED, WAITING, Comparison, Decision, ServingCheck
 from mnist_pipeline.ml.records import UNKNOWN, Evaluation, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
 from mnist_pipeline.ml.suite import HELD_OUT, Suite, suite
@@ -18,6 +18,7 @@ from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.scores import predicted_labels
+from mnist_pipeline.stores.serving import CannotBeServed, check_served
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.task.known import least_accuracy
 from mnist_pipeline.task.spec import TaskSpec
@@ -85,6 +86,7 @@ def decide_and_deploy(
         same_task=incumbent is None or _same_task(store, candidate, incumbent),
         slices=images.slices,
     )
+    verdict, serving = _served(store, verdict, candidate, splits, policy)
     if verdict.outcome == WAITING and waiting and _is_about(waiting, candidate, digest):
         store.record(waiting)  # a kill may have kept it out of the audit trail
         return Decided(waiting, verdict.slices, candidate, incumbent)
@@ -103,12 +105,30 @@ def decide_and_deploy(
         earlier_decisions=earlier,
         comparisons=verdict.comparisons,
         slices=(*verdict.lost_slices, *(one for one in verdict.slices if one.slice == HELD_OUT)),
+        serving=serving,
         max_regression=policy.max_regression if verdict.by_evidence else None,
         too_few_images=verdict.too_few_images,
         reference_version=None if verdict.becomes_reference or not deployed else deployed.reference,
     )
     _carry_out(store, decision, state)
     return Decided(decision, verdict.slices, candidate, incumbent)
+
+
+def _served(
+    store: ModelStore, verdict: Verdict, candidate: Scored, splits: Splits, policy: DeploymentSettings
+) -> tuple[Verdict, ServingCheck | None]:
+    """Refuse what would be promoted and the service cannot answer with; also return how it answered, if asked."""
+    if verdict.outcome not in (PROMOTED, WAITING) or policy.serve_check == "off":
+        return verdict, None
+    predicted = candidate.labels if (candidate.labels >= 0).all() else None
+    try:
+        manifest, onnx = store.load_onnx(candidate.contender.name)
+        return verdict, check_served(manifest, onnx, splits.test, predicted, policy.max_latency_ms)
+    except UNUSABLE as error:
+        raise CannotDecide(str(error)) from error
+    except CannotBeServed as error:
+        reason = f"{verdict.reason}; but it cannot be served: {error}"
+        return verdict._replace(outcome="refused", reason=reason, becomes_reference=False), None
 
 
 def _is_about(decision: Decision, candidate: Scored, digest: str) -> bool:

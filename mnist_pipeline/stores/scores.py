@@ -16,7 +16,7 @@ from mnist_pipeline.ml.predictor import Predictor, require_task
 from mnist_pipeline.ml.records import NO_LABEL, UNKNOWN, Digests
 from mnist_pipeline.ml.suite import ImageSet
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.errors import ObjectMissing
+from mnist_pipeline.stores.errors import CorruptModel, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.versions import DIGEST_LENGTH
 from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.spec import TaskSpec
@@ -41,10 +41,18 @@ def predicted_labels(
     digests = {found[0] for found in kept if found}
     if all(kept) and len(digests) == 1:
         return digests.pop(), [found[1] for found in kept if found]
-    manifest, onnx = store.load_onnx(name)
-    require_task(manifest, spec.name)
-    # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
-    predictor = Predictor(manifest, onnx, device="cpu")
+    try:
+        manifest, onnx = store.load_onnx(name)
+        require_task(manifest, spec.name)
+        # On the CPU, as model_evaluation does: scores from two devices could differ by an image.
+        predictor = Predictor(manifest, onnx, device="cpu")
+    except (UnknownModel, CorruptModel, ModelError) as error:
+        if kept[0] is None:
+            raise
+        # Damaged after it was scored: the test images can be compared, what came since cannot.
+        log.warning("%s answers no more about new images: %s", name, error)
+        first, unasked = kept[0], [np.full(len(images.labels), UNKNOWN) for images in sets[1:]]
+        return first[0], [first[1], *unasked]
     answers = []
     for images, found in zip(sets, kept, strict=True):
         if found and found[0].same(manifest.digests):

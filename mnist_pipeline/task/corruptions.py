@@ -15,9 +15,6 @@ from scipy import ndimage
 
 from mnist_pipeline.task.spec import TaskSpec
 
-CORRUPTIONS_VERSION = 1
-"""Raise it when a corruption gives other images: what models answered about the old ones then counts no more."""
-
 Corruption = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """A function of float32 (N, H, W, C), 0..1, and a source of chance that gives the same, clipped to 0..1 afterwards."""
 
@@ -128,7 +125,7 @@ def _dotted_line(values: np.ndarray, chance: np.random.Generator) -> np.ndarray:
     height, width = values.shape[1:3]
     columns = np.arange(0, width, max(2, width // 9))
     ends = chance.uniform(0, height - 1, (len(values), 2))
-    rows = np.rint(ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * columns / (width - 1)).astype(int)  # (N, dots)
+    rows = np.rint(ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * columns / max(width - 1, 1)).astype(int)  # (N, dots)
     found = values.copy()
     found[np.arange(len(values))[:, None], rows, columns] = 1
     return found
@@ -151,6 +148,8 @@ def _pixelation(values: np.ndarray, chance: np.random.Generator) -> np.ndarray:
     """Every two by two pixels are one."""
     height, width = (side - side % 2 for side in values.shape[1:3])
     found = values.copy()
+    if not height * width:
+        return found
     blocks = values[:, :height, :width].reshape(len(values), height // 2, 2, width // 2, 2, -1).mean((2, 4))
     found[:, :height, :width] = blocks.repeat(2, 1).repeat(2, 2)
     return found

@@ -1,4 +1,4 @@
-"""The statistics that drift watches in the images themselves."""
+"""The statistics of images that drift watches, and by whose ends the evaluation suite is sliced."""
 
 import numpy as np
 

@@ -20,7 +20,7 @@ from mnist_pipeline_tests.versions import save
 
 DATA_VERSION_TAG = "dagster/data_version"
 ASSETS = (*CHAIN, "digit_predictions")
-FORCE = {"strategy": "force", "reason": "a test"}
+FORCE = {"strategy": "force", "reason": "a test", "serve_check": "off"}
 WORSE = {**TINY, "epochs": 1, "learning_rate": 1e-5, "seed": 7}
 
 

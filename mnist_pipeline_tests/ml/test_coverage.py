@@ -41,8 +41,10 @@ def test_the_threshold_is_the_least_that_keeps_to_the_target(target, threshold, 
 
 def test_where_not_even_the_surest_are_right_all_need_review():
     hopeless = coverage_curve(CONFIDENCES, np.zeros(6, bool))
-    assert threshold_for(hopeless, 0.5) == 1.0
-    assert answered_at(hopeless, 1.0) == (0.0, 0.0)
+    assert threshold_for(hopeless, 0.5) > 1
+    assert answered_at(hopeless, threshold_for(hopeless, 0.5)) == (0.0, 0.0)
+    saturated = coverage_curve(np.array([1, 1, 1, 0.9], np.float32), np.array([True, False, True, True]))
+    assert answered_at(saturated, threshold_for(saturated, 0.005)) == (0.0, 0.0)
 
 
 def test_a_long_curve_has_few_points_and_the_same_ends():

@@ -1,6 +1,7 @@
 """What is served is what was trained, and nothing in a model file is executed or followed."""
 
 import hashlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ from mnist_pipeline.ml.model import model_from_bytes, predict_logits
 from mnist_pipeline.ml.onnx_file import require_standard
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
-from mnist_pipeline_tests.task.examples import SPEC, TINY
+from mnist_pipeline.ml.unlikeness import fit_unlikeness
+from mnist_pipeline.task.dataset import LabelledImages
+from mnist_pipeline_tests.task.examples import SPEC, TINY, take
 
 NETWORK = TrainingSettings(**TINY).architecture()
 MANIFEST = ModelManifest(name="a version", weights_sha256="", task=SPEC, network=NETWORK)
@@ -212,3 +215,56 @@ print(sorted({{"torch", "dagster", "matplotlib", "sklearn", "scipy", "pyarrow", 
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "[]"
+
+
+class Twice(nn.Module):
+    """A convolution that works twice on each image, and at two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, SPEC.classes)
+
+    def forward(self, inputs):
+        once = self.first(inputs)
+        again = self.first(nn.functional.avg_pool2d(once.mean(1, keepdim=True), 2))
+        return self.last(again.mean((2, 3)))
+
+
+class Plain(nn.Module):
+    """A network without a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(math.prod(SPEC.image_shape), SPEC.classes)
+
+    def forward(self, inputs):
+        return self.last(inputs.flatten(1))
+
+
+@pytest.mark.parametrize("build", [Twice, Plain])
+def test_unlikeness_is_told_of_networks_of_any_kind(build, splits):
+    torch.manual_seed(0)
+    network = build().eval()
+    unlikeness, scores = fit_unlikeness(network, SPEC, splits.train, splits.validation.images)
+    assert 0 < (scores > 0).mean() <= 0.02
+    found = Predictor(MANIFEST, to_onnx(network, SPEC, 1.0, unlikeness)).answer(splits.validation.images).unlike
+    assert found is not None
+    assert np.array_equal(found, scores > 0)
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_unlikeness_is_told_where_there_are_hardly_any_images(trained, splits, per_class):
+    few = splits._replace(train=take(splits.train, per_class), validation=take(splits.validation, 1))
+    exported = export(trained.weights, NETWORK, few)
+    noise = np.random.default_rng(0).integers(0, 256, (20, *SPEC.array_shape), np.uint8)
+    unlike, found = exported.answers.unlike, Predictor(MANIFEST, exported.onnx).answer(noise).unlike
+    assert unlike is not None
+    assert unlike.sum() == 1  # a hundredth of ten images
+    assert found is not None
+    assert found.mean() > 0.9
+
+
+def test_a_class_without_training_images_takes_nothing_away(trained, splits):
+    some = splits.train.labels != 3
+    few = splits._replace(train=LabelledImages(splits.train.images[some], splits.train.labels[some]))
+    assert np.isfinite(export(trained.weights, NETWORK, few).answers.probabilities).all()

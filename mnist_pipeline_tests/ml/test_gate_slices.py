@@ -90,6 +90,9 @@ def test_what_became_of_the_held_out_labels_stands_in_the_reason():
     held_out = Slice(HELD_OUT, IMAGES + np.arange(12))
     verdict = decide(new, old, None, policy_of(), slices=[held_out])
     assert verdict.outcome == "promoted"
+    many = Slice(HELD_OUT, IMAGES + np.arange(1_000))  # an incumbent of before trained on them
+    memorised = decide(asked(new, range(400)), asked(old, []), None, policy_of(), slices=[many])
+    assert (memorised.outcome, memorised.lost_slices) == ("promoted", ())
     words = "held-out labels: 0.3333 of the incumbent to 0.9167 (fixes 7 and breaks 0 of 12, a change by +0.29"
     assert words in verdict.reason
 

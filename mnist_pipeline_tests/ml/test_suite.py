@@ -67,6 +67,13 @@ def test_of_many_test_images_some_are_corrupted(joined, monkeypatch):
     blurred = next(one.positions for one in found.slices if one.name == "corrupted by blur")
     assert len(blurred) == 100
     assert set(found.labels[blurred]) == set(range(SPEC.classes))
+    monkeypatch.setattr("mnist_pipeline.ml.suite.PART", 64)
+    images, parts = images_of(suite_of(joined)), np.linspace(0, 399, 100).astype(int)
+    assert len(images) == len(found.labels)
+    plain = joined.test.images[parts]
+    again = np.concatenate([corrupted(plain[:64], "blur", SPEC), corrupted(plain[64:], "blur", SPEC, seed=64)])
+    assert np.array_equal(images[blurred], again)
+    monkeypatch.setattr("mnist_pipeline.ml.suite.PART", 1024)
     assert found.sets[0].digest != suite_of(joined._replace(test=take(joined.test, 20))).sets[0].digest
     monkeypatch.setattr("mnist_pipeline.ml.suite.CORRUPTED_IMAGES", 99)
     assert suite_of(joined).sets[0].digest != found.sets[0].digest

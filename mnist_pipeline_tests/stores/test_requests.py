@@ -96,7 +96,7 @@ def gate(store, candidate, splits: Splits, strategy: str = "quality") -> Decisio
     )
     construct: Any = Evaluation.model_construct  # with all of it that the gate reads
     evaluation = construct(model=model, test_digest=digest)
-    policy = DeploymentSettings(strategy=strategy, accuracy_threshold=0.5, max_regression=0.1)
+    policy = DeploymentSettings(strategy=strategy, accuracy_threshold=0.5, max_regression=0.1, serve_check="off")
     COUNTS.clear()
     return decide_and_deploy(store, policy, evaluation, splits, "test").decision
 

@@ -21,7 +21,7 @@ LOW = {"accuracy_threshold": 0.8}
 
 @pytest.fixture
 def sample(tmp_path, instance) -> Pipeline:
-    """The whole sample, with a model deployed that saw no corrections."""
+    """A deployment with the whole sample, in which nothing was run."""
     variables = {"STORAGE_ROOT": str(tmp_path / "storage"), "DATASET_SOURCE": "sample"}
     return Pipeline(Environment.read(variables), instance)
 

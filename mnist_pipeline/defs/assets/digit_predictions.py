@@ -73,7 +73,7 @@ def digit_predictions(
             label=int(row.argmax()),
             class_name=predictor.spec.class_names[int(row.argmax())],
             confidence=float(row.max()),
-            needs_review=bool(row.max() < threshold),
+            needs_review=float(row.max()) < threshold,
             unlike_training_data=strange,
             probabilities=[float(p) for p in row] if config.include_probabilities else None,
         )

@@ -1,4 +1,4 @@
-"""The splits: training, validation and test."""
+"""The splits: training, validation, test, and the labelled images that never train."""
 
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ class SplitConfig(dg.Config, SplitSettings):
 @dg.asset(
     group_name="data_processing",
     kinds={"python", "safetensors"},
-    code_version="1",
+    code_version="2",
     io_manager_key="tensor_io_manager",
     dagster_type=dg.PythonObjectDagsterType(Splits),
     check_specs=CHECKS,

@@ -181,6 +181,8 @@ def _scores(decision: Decision) -> dict[str, float]:
     if decision.comparisons:
         first = decision.comparisons[0]
         scores |= {"regression": first.regression, "regression_high": first.regression_high}
+    if decision.serving:
+        scores |= {"median_latency_ms": decision.serving.median_ms, "serving_memory_mib": decision.serving.memory_mib}
     return {name: score for name, score in scores.items() if score is not None}
 
 
