@@ -87,6 +87,50 @@ class DriftMonitor:
         return DriftReport(images=self._images, findings=findings)
 
 
+def where_it_drifted(reference: DriftReference, report: DriftReport, spec: TaskSpec) -> list[str]:
+    """Return, for each statistic that drifted, where the batch has more images than the validation split, in words.
+
+    For instance "stroke_width above 3.10: 62% of the batch, 10% of the validation images". Those are the images to be
+    labelled.
+    """
+    said = []
+    for finding in report.findings:
+        if not finding.drifted:
+            continue
+        histogram = reference.histograms[finding.statistic]
+        expected, found = (np.array(counts) / sum(counts) for counts in (histogram.counts, finding.counts))
+        first, last = _densest(found - expected)
+        if finding.statistic == "predicted_label":
+            first = last = int(np.argmax(found - expected))
+            place = f"predicted to be {spec.class_names[first]}"
+        else:
+            place = f"{finding.statistic} {_between(histogram.edges, first, last)}"
+        shares = (values[first : last + 1].sum() for values in (found, expected))
+        said.append("{}: {:.0%} of the batch, {:.0%} of the validation images".format(place, *shares))
+    return said
+
+
+def _between(edges: list[float], first: int, last: int) -> str:
+    """Return the range of the values in the bins from the first to the last, in words."""
+    if first == 0:
+        return f"below {edges[last]:.3g}" if last < len(edges) else "of any value"
+    if last == len(edges):
+        return f"above {edges[first - 1]:.3g}"
+    return f"from {edges[first - 1]:.3g} to {edges[last]:.3g}"
+
+
+def _densest(excess: np.ndarray) -> tuple[int, int]:
+    """Return the first and the last bin of the stretch with the largest sum (Kadane's algorithm)."""
+    best, bounds, total, start = -np.inf, (0, 0), 0.0, 0
+    for position, value in enumerate(excess):
+        if total <= 0:
+            total, start = 0.0, position
+        total += value
+        if total > best:
+            best, bounds = total, (start, position)
+    return bounds
+
+
 def population_stability_index(expected: np.ndarray, found: np.ndarray) -> float:
     """Return the sum of (p - q) ln(p / q) over bins of counts, each with half an image more, so that none is empty."""
     from scipy.stats import entropy  # seconds that the steps that only keep a reference need not spend

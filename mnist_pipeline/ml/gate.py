@@ -68,9 +68,9 @@ def decide(
       candidate did, so that a bad candidate cannot earn itself the milder rule. `when_too_few` then decides: `promote`
       unless the exact McNemar test says worse (one-sided p at most 0.025), or `keep`.
     - No slice of the suite pays for the rest: a candidate is refused that is worse than the incumbent or the reference
-      on a slice of at least LEAST_IMAGES images by more than `max_slice_regression` of them, where the exact McNemar
-      test says so of all slices together at the level of 2.5% (one-sided, adjusted by Holm 1979, A simple sequentially
-      rejective multiple test procedure).
+      on a slice of at least LEAST_IMAGES images, as the exact McNemar test says at a level of 2.5% of all slices
+      together (one-sided, adjusted by Holm 1979, A simple sequentially rejective multiple test procedure), and whose
+      observed regression there is more than `max_slice_regression`.
     - The reference is the last deployed version that beat the reference before it (exact McNemar, one-sided p at most
       0.001) or was chosen by hand, also by a rollback. It keeps small regressions from adding up.
 

@@ -228,6 +228,8 @@ def test_decisions_and_drift_of_the_real_graph(channel, stub, environment, insta
     assert channel.tick() == "sent 1 messages"
     assert stub.texts[2].startswith(":warning: *predictions look unlike the training data* (")
     assert metadata(result, "batch_digit_predictions")["drifted"] in stub.texts[2]
+    assert "Label such images: on /review" in metadata(result, "batch_digit_predictions")["what_to_label"]
+    assert "% of the validation images. Label such images" in stub.texts[2]
     assert f"200 images by `{promoted.version}`, http://host:3000/runs/" in stub.texts[2]
 
     fail(instance)

@@ -1,6 +1,7 @@
 """Quiet on images like those of the validation split, loud on others, at any size of batch."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,27 @@ def test_only_one_digit_is_noticed(reference, predict):
     digits = embedded_images().test
     sevens = digits.images[digits.labels == 7]
     assert "predicted_label" in compare(reference, predict, sevens).drifted
+
+
+def test_what_drifted_is_told_by_where_the_images_are(reference, predict, test_images):
+    report = compare(reference, predict, blurred(test_images))
+    said = {text.split()[0]: text for text in drift.where_it_drifted(reference, report, MNIST)}
+    assert set(said) - {"predicted"} == set(report.drifted) - {"predicted_label"}
+    histogram = reference.histograms["stroke_width"]
+    assert said["stroke_width"].startswith("stroke_width above ")
+    words = r"stroke_width above (\S+): (\d+)% of the batch, (\d+)% of the validation images"
+    found = re.fullmatch(words, said["stroke_width"])
+    assert found
+    edge, share, usual = found.groups()
+    assert float(edge) > np.median(histogram.edges)
+    assert int(share) > 50 > int(usual)
+    digits = embedded_images().test
+    sevens = compare(reference, predict, digits.images[digits.labels == 7])
+    [told] = [text for text in drift.where_it_drifted(reference, sevens, MNIST) if text.startswith("predicted")]
+    assert told.startswith("predicted to be 7: ")
+    light = drift.where_it_drifted(reference, compare(reference, predict, np.zeros_like(test_images)), MNIST)
+    assert any(text.startswith("ink below ") and "100% of the batch" in text for text in light)
+    assert drift.where_it_drifted(reference, compare(reference, predict, test_images), MNIST) == []
 
 
 def test_the_test_images_are_quiet(reference, predict, test_images):

@@ -77,13 +77,14 @@ def decision(record: dg.EventLogRecord) -> Alert | None:
 
 
 def drift(batch: dg.AssetMaterialization | None, run_id: str, webserver_url: str | None) -> Alert | None:
-    """Tell which statistics of a batch drifted; None if none did."""
+    """Tell which statistics of a batch drifted, and what to label; None if none did."""
     found = values(batch)
     if not found.get("drifted_statistics"):
         return None
     model, where = str(found["model"]), _where(run_id, webserver_url)
     text = f"({found['drifted']}): {found['images']} images by {model}, {where}"
-    return Alert("drift", "predictions look unlike the training data", text, model)
+    advice = (Fact(str(found["what_to_label"])),) if "what_to_label" in found else ()
+    return Alert("drift", "predictions look unlike the training data", text, model, advice)
 
 
 def values(event: dg.AssetMaterialization | dg.AssetObservation | None) -> dict[str, Any]:

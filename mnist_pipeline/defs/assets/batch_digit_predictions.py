@@ -36,6 +36,9 @@ BATCH_CODE_VERSION = "2"
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
 """One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
 
+LABEL_THEM = "on /review, or as LABELLED_DIR/<class>/<image>; RETRAIN_AFTER_LABELS of them start a training"
+"""The way from images that are unlike the validation split to a model that knows them."""
+
 CHECKS = [
     dg.AssetCheckSpec(
         "batch_predictions_are_sane",
@@ -155,6 +158,7 @@ def _predict(
 
 
 def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.drift import where_it_drifted
     from mnist_pipeline.ml.plots import drift_histograms, label_counts
 
     spec, reference = predictor.spec, predictor.manifest.training.drift_reference
@@ -176,6 +180,8 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
     if record.drift and reference:
         metadata["drifted_statistics"] = len(record.drift.drifted)
         metadata["drifted"] = ", ".join(record.drift.drifted) or "nothing"
+        if shifted := where_it_drifted(reference, record.drift, spec):
+            metadata["what_to_label"] = f"{'; '.join(shifted)}. Label such images: {LABEL_THEM}"
         metadata["drift"] = table([finding.model_dump(exclude={"counts"}) for finding in record.drift.findings])
         histograms = drift_histograms(reference, record.drift, spec)
         metadata["drift_histograms"] = picture(histograms, "validation split and batch")
