@@ -300,7 +300,7 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     nobody = python(variables, "approve", second, "--reason", "fine")
     assert nobody.returncode == 1
     assert nobody.stderr.startswith(f"error: {second} does not wait for approval")
-    approval = {"strategy": "approval", "accuracy_threshold": 0.3, "max_regression": 1.0}
+    approval = {"strategy": "approval", "accuracy_threshold": 0.3, "max_regression": 1.0, "max_slice_regression": 1.0}
     pipeline.run(digit_classifier={**TINY, "seed": 2}, production_digit_classifier=approval)
     third = pipeline.store.waiting().version
     assert python(variables, "models").stdout.splitlines()[1].split()[-3:] == ["waiting", "(approval)", "waiting"]
