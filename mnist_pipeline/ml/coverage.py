@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from mnist_pipeline.ml.data import evenly
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import CoverageCurve
 from mnist_pipeline.ml.settings import ReviewSettings
@@ -26,7 +27,7 @@ def coverage_curve(confidences: np.ndarray, correct: np.ndarray) -> CoverageCurv
     sure, wrong = confidences[order], np.cumsum(~correct[order])
     # Answers that are equally sure are given together: a point is the last of them.
     last = np.append(np.flatnonzero(np.diff(sure)), len(sure) - 1)
-    chosen = last[np.unique(np.linspace(0, len(last) - 1, min(len(last), POINTS)).astype(int))]
+    chosen = last[evenly(len(last), POINTS)]
     return CoverageCurve(
         confidences=sure[chosen].tolist(),
         answered=(chosen + 1).tolist(),

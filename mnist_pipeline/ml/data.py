@@ -41,6 +41,11 @@ def data_version(spec: TaskSpec, *datasets: LabelledImages) -> str:
     return hashlib.sha256(f"{digest}{spec.digest()}".encode()).hexdigest()
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Return rising positions among `count` things: all, or of more than `most` so many at equal distances."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
 def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
     """Count how often each label of `spec` occurs."""
     return np.bincount(labels, minlength=spec.classes).tolist()

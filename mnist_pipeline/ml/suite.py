@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.ml.data import content_digest, evenly
 from mnist_pipeline.ml.records import SliceScore, Splits
 from mnist_pipeline.task.corruptions import corrupted, corruptions
 from mnist_pipeline.task.dataset import LabelledImages
@@ -80,7 +80,7 @@ def suite(splits: Splits, test_digest: str) -> Suite:
     Slices of fewer than LEAST_IMAGES images are left out, but not that of the held-out labels.
     """
     test, held_out, spec = splits.test, splits.held_out, splits.spec
-    chosen = np.unique(np.linspace(0, len(test.labels) - 1, min(len(test.labels), CORRUPTED_IMAGES)).astype(int))
+    chosen = evenly(len(test.labels), CORRUPTED_IMAGES)
     tested = _test_set(test, test_digest, chosen, spec)
     starts = range(len(test.labels), len(tested.labels), len(chosen))
     slices = [

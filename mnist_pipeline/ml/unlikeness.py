@@ -16,6 +16,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_pipeline.ml.data import evenly
 from mnist_pipeline.ml.model import channels_first, normalize
 from mnist_pipeline.ml.predictor import BATCH_SIZE
 from mnist_pipeline.task.dataset import LabelledImages
@@ -141,7 +142,7 @@ def fit_unlikeness(
     Equal arguments give an equal score.
     """
     watched = Watched(network, spec)
-    chosen = np.unique(np.linspace(0, len(train.labels) - 1, min(len(train.labels), MOST_IMAGES)).astype(int))
+    chosen = evenly(len(train.labels), MOST_IMAGES)
     _, features = seen_by(network, watched, spec, train.images, chosen)
     unlikeness = _distance(features, train.labels[chosen])
     logits, features = seen_by(network, watched, spec, validation, np.arange(len(validation)))

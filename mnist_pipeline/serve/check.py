@@ -37,7 +37,7 @@ ANSWER_SECONDS = 30
 """The longest that one answer may take."""
 
 TOLERANCE = 1e-4
-"""The most that a confidence may differ from the predictor's: alone and in a batch the last figures are others."""
+"""The most that the probabilities of an image may sum to other than 1, in single precision."""
 
 
 class NotServed(Exception):

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from mnist_pipeline.ml.data import evenly
 from mnist_pipeline.ml.manifest import ModelManifest, ServingCheck
 from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.local import LocalModelStore
@@ -26,7 +27,6 @@ IMAGES = 32
 
 CHECK_SECONDS = 120
 """The longest that the check may take; usual are three seconds."""
-
 
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
 """The variables that the process is given: those of this deployment are about another store, and may be secret."""
@@ -52,8 +52,7 @@ def check_served(
         return ServingCheck(left_out=f"{SERVICE} is not there")
     from safetensors.numpy import save_file
 
-    count = len(test.labels)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, IMAGES)).astype(int))
+    chosen = evenly(len(test.labels), IMAGES)
     with TemporaryDirectory(prefix="serving-") as folder:
         store, expected = LocalModelStore(base_path=folder), Path(folder) / "expected.safetensors"
         if predicted is not None:

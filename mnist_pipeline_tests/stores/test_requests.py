@@ -11,20 +11,17 @@ from typing import Any
 import pytest
 
 from mnist_pipeline.files.cloud import PAGE
-from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.manifest import Decision
-from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
+from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import DeploymentSettings
-from mnist_pipeline.ml.suite import suite
 from mnist_pipeline.stores import MemoryModelStore, S3ModelStore
 from mnist_pipeline.stores.cloud import CloudModelStore
-from mnist_pipeline.stores.deployment import decide_and_deploy
 from mnist_pipeline.stores.objects import prove_conditional_writes
 from mnist_pipeline.stores.overview import overview
-from mnist_pipeline.stores.scores import keep_predicted_labels
 from mnist_pipeline.stores.trail import entry_name, key_of
 from mnist_pipeline.stores.versions import MANIFEST, WEIGHTS
 from mnist_pipeline_tests.stores.test_trail import made
+from mnist_pipeline_tests.versions import decide_by_kept_labels
 
 COUNTS: Counter[str] = Counter()
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -83,22 +80,9 @@ def fill(store, like, decisions: int, versions: int = 0) -> None:
 
 
 def gate(store, candidate, splits: Splits, strategy: str = "quality") -> Decision:
-    """Let the gate decide about a candidate, whose labels are kept, as `model_evaluation` leaves them."""
-    digest = content_digest(splits.test)
-    [images] = suite(splits, digest).sets
-    keep_predicted_labels(store, candidate, images.digest, splits.spec, images.labels.astype(int))
-    model = ModelRecord(
-        name=candidate.name,
-        weights_sha256=candidate.weights_sha256,
-        validation_accuracy=1,
-        validation_loss=0,
-        best_epoch=1,
-    )
-    construct: Any = Evaluation.model_construct  # with all of it that the gate reads
-    evaluation = construct(model=model, test_digest=digest)
+    """Let the gate decide about a candidate, whose labels are kept; the requests of that alone are counted."""
     policy = DeploymentSettings(strategy=strategy, accuracy_threshold=0.5, max_regression=0.1, serve_check="off")
-    COUNTS.clear()
-    return decide_and_deploy(store, policy, evaluation, splits, "test").decision
+    return decide_by_kept_labels(store, candidate, splits, policy, before=COUNTS.clear)
 
 
 @pytest.mark.parametrize(("decisions", "versions"), [(10, 10), (1_000, 10), (100_000, 1_000)])

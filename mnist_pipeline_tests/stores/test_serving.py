@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +9,16 @@ import torch
 from onnx import TensorProto, helper, load_from_string
 from torch import nn
 
-from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.export import to_onnx
-from mnist_pipeline.ml.records import Evaluation, ModelRecord
 from mnist_pipeline.ml.settings import DeploymentSettings, TrainingSettings
 from mnist_pipeline.ml.suite import suite
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline.stores.deployment import CannotDecide, decide_and_deploy
-from mnist_pipeline.stores.scores import keep_predicted_labels
+from mnist_pipeline.stores.deployment import CannotDecide
 from mnist_pipeline.task.spec import TaskSpec
+from mnist_pipeline_tests.ml.test_export import external
+from mnist_pipeline_tests.ml.test_export import model_of as model_with
 from mnist_pipeline_tests.task.examples import SPEC, TINY
-from mnist_pipeline_tests.versions import exported, save
+from mnist_pipeline_tests.versions import decide_by_kept_labels, exported, save
 
 SETTINGS = TrainingSettings(**TINY)
 
@@ -47,24 +45,8 @@ def renamed(onnx: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def model_of(*nodes, domain: str = "", initializers=()) -> bytes:
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *SPEC.image_shape])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", SPEC.classes])],
-        initializer=list(initializers),
-    )
-    operators = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    return helper.make_model(graph, opset_imports=operators).SerializeToString()
-
-
-def elsewhere() -> bytes:
-    """The weights are in another file."""
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
-    entry = tensor.external_data.add()
-    entry.key, entry.value = "location", "weights.bin"
-    return model_of(helper.make_node("Identity", ["w"], ["probabilities"]), initializers=[tensor])
+def model_of(*nodes, **more) -> bytes:
+    return model_with(nodes, **more).SerializeToString()
 
 
 def too_large() -> bytes:
@@ -95,7 +77,9 @@ UNUSABLE = {
     "an operator of somebody's": lambda good: model_of(
         helper.make_node("Mine", ["images"], ["probabilities"], domain="mine"), domain="mine"
     ),
-    "weights in another file": lambda good: elsewhere(),
+    "weights in another file": lambda good: model_of(
+        helper.make_node("Identity", ["w"], ["probabilities"]), initializers=[external()]
+    ),
     "another output": renamed,
     "images of another shape": lambda good: always(0, COLOUR),
     "fewer classes": lambda good: always(0, FEWER),
@@ -110,22 +94,10 @@ def store(tmp_path) -> LocalModelStore:
     return LocalModelStore(base_path=str(tmp_path / "models"))
 
 
-def decide(store, manifest, splits, predicted=None, **policy):
-    """The gate about a version whose labels are kept, as `model_evaluation` leaves them: by them it is the best."""
-    digest = content_digest(splits.test)
-    [images] = suite(splits, digest).sets
-    labels = images.labels if predicted is None else predicted
-    keep_predicted_labels(store, manifest, images.digest, splits.spec, labels.astype(int))
-    record = ModelRecord(
-        name=manifest.name,
-        weights_sha256=manifest.weights_sha256,
-        validation_accuracy=1,
-        validation_loss=0,
-        best_epoch=1,
-    )
-    construct: Any = Evaluation.model_construct  # with all of it that the gate reads
+def decide(store, version, splits, predicted=None, **policy):
+    """The gate about a version that is the best by the labels that are kept."""
     settings = DeploymentSettings(**{"accuracy_threshold": 0.05} | policy)
-    return decide_and_deploy(store, settings, construct(model=record, test_digest=digest), splits, "test").decision
+    return decide_by_kept_labels(store, version, splits, settings, predicted)
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
