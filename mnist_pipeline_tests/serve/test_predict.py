@@ -5,7 +5,7 @@ import json
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Semaphore
 
 import httpx
 import numpy as np
@@ -16,6 +16,8 @@ from mnist_pipeline.ml.coverage import THRESHOLD_OF_BEFORE, coverage_curve
 from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.serve import predicting
+from mnist_pipeline.serve.decoding import read_images
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.task.drawing import drawn, encode
@@ -291,27 +293,47 @@ def test_a_request_that_never_ends_is_given_up(store, deployed):
         assert error(answer) == (408, "too_slow", "the request did not arrive whole within 0.3 s")
 
 
-def test_too_many_requests_at_a_time_are_refused_and_the_rest_is_answered(store, deployed):
-    file = encode(drawn(size=(3000, 3000)))
-    with Service(store, max_requests=2, decoders=1) as service, ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda _: service.predict(file), range(16)))
-        statuses = {answer.status_code for answer in answers}
-        assert statuses == {200, 503}
-        refused = next(answer for answer in answers if answer.status_code == 503)
-        assert error(refused)[1] == "overloaded"
+@pytest.fixture
+def slow_reading(monkeypatch):
+    """Of pictures that are read in a thread: what is released when one is begun, and what lets all go on."""
+    begun, go_on = Semaphore(0), Event()
+
+    def read_slowly(*arguments, quick=False):
+        if not quick:
+            begun.release()
+            assert go_on.wait(60)
+        return read_images(*arguments, quick=quick)
+
+    monkeypatch.setattr(predicting, "read_images", read_slowly)
+    return begun, go_on
+
+
+def test_too_many_requests_at_a_time_are_refused_and_the_rest_is_answered(store, deployed, slow_reading):
+    file, (begun, go_on) = encode(drawn(size=(3000, 3000))), slow_reading
+    with Service(store, max_requests=2, decoders=2) as service, ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(service.predict, file) for _ in range(2)]
+        try:
+            assert begun.acquire(timeout=60)
+            assert begun.acquire(timeout=60)
+            refused = service.predict(file)
+        finally:
+            go_on.set()
+        assert error(refused)[:2] == (503, "overloaded")
         assert refused.headers["Retry-After"] == "1"
+        assert [answer.result().status_code for answer in answers] == [200, 200]
         assert service.predict(png(TEST.images[0])).status_code == 200
 
 
-def test_slow_pictures_do_not_hold_up_others(service):
+def test_slow_pictures_do_not_hold_up_others(service, slow_reading):
+    begun, go_on = slow_reading
     large = encode(drawn(size=(4900, 5000), mode="1", paper=1, ink=0))
-    small = [png(TEST.images[0]), encode(drawn(size=(280, 280)))]
     with ThreadPoolExecutor(6) as others:
         answers = [others.submit(service.predict, large) for _ in range(6)]
-        answered_meanwhile = 0
-        while not all(answer.done() for answer in answers):
-            assert [service.predict(picture).status_code for picture in small] == [200, 200]
-            answered_meanwhile += not all(answer.done() for answer in answers)
-    expected = service.predict(small[1]).json()["predictions"][0]["label"]
+        try:
+            assert begun.acquire(timeout=60)
+            assert [service.predict(png(image)).status_code for image in TEST.images[:3]] == [200] * 3
+            assert not any(answer.done() for answer in answers)
+        finally:
+            go_on.set()
+    expected = service.predict(encode(drawn(size=(280, 280)))).json()["predictions"][0]["label"]
     assert {answer.result().json()["predictions"][0]["label"] for answer in answers} == {expected}
-    assert answered_meanwhile  # and not after the large ones, which came first
