@@ -54,7 +54,7 @@ class Environment(BaseModel):
     data_dir: str = Field("", description="Values between assets: folder or address.")
     predictions_dir: str = Field("", description="Tables of predictions: folder or address.")
     labelled_dir: str = Field("", description="Images that people labelled: folder or address.")
-    review_dir: str = Field("", description="Unsure predictions to be looked at: folder or address.")
+    review_dir: str = Field("", description="Images to be looked at by people: folder or address.")
     checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
@@ -96,6 +96,7 @@ class Environment(BaseModel):
 
     serve_token: SecretStr | None = Field(None, description="Bearer token of the inference service.")
     feedback: bool = Field(True, description="off: the inference service takes no corrections.")
+    second_opinion: bool = Field(False, description="on: labels that contradict the model wait to be confirmed.")
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":

@@ -188,7 +188,8 @@ def predict_to_parquet(
                 listed += [batch] if len(listed) < MAX_LISTED_ERRORS else []
                 error_writer.write_table(pa.table([[batch.source], [batch.error]], schema=ERRORS_SCHEMA))
                 continue
-            probabilities, unlike = predictor.answer(batch.images)
+            answers = predictor.answer(batch.images)
+            probabilities, unlike = answers.probabilities, answers.unlike
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
             if unlike is not None:
                 unlike_count = (unlike_count or 0) + int(unlike.sum())

@@ -35,8 +35,13 @@ class Answers(NamedTuple):
 
     probabilities: np.ndarray
     """float32 (N, classes)."""
-    unlike: np.ndarray | None
-    """bool (N,): which are unlike the training images; None of a version from before that was told."""
+    unlikeness: np.ndarray | None
+    """float32 (N,), above 0 for images unlike the training images; None of a version from before that was told."""
+
+    @property
+    def unlike(self) -> np.ndarray | None:
+        """Return bool (N,): which are unlike the training images; None of a version from before that was told."""
+        return None if self.unlikeness is None else self.unlikeness > 0
 
 
 class DeployedModels(Protocol):
@@ -147,7 +152,7 @@ class Predictor:
                     whole[start : start + size] = part
         if not all(np.isfinite(output).all() for output in outputs):
             raise ModelError("the model gives outputs that are not finite")
-        return Answers(outputs[0], outputs[1] > 0 if len(outputs) > 1 else None)
+        return Answers(outputs[0], outputs[1] if len(outputs) > 1 else None)
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         try:

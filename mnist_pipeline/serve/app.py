@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from upath import UPath
 
 from mnist_pipeline.ml.errors import ModelError
+from mnist_pipeline.ml.review import ReviewQueue
 from mnist_pipeline.serve.corrections import Corrections
 from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import ServiceError, as_service_error, documented
@@ -28,8 +29,8 @@ from mnist_pipeline.serve.middleware import Guard, error_response
 from mnist_pipeline.serve.openapi import describe, predict_parameters
 from mnist_pipeline.serve.operations import operations_routes
 from mnist_pipeline.serve.predicting import Predicting
-from mnist_pipeline.serve.review import ReviewQueue
 from mnist_pipeline.serve.schemas import Predictions
+from mnist_pipeline.serve.second_look import Feedback
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline.stores import ModelStore, ModelStoreError
 
@@ -55,30 +56,33 @@ def create_app(
     review: UPath | None = None,
     token: SecretStr | None = None,
     task: str | None = None,
+    second_opinion: bool = False,
 ) -> Guard:
     """Return the service over one store, for models of one task; None: of any.
 
-    `labelled` is where corrections go, None switches them off; `review` is where unsure predictions are kept.
+    `labelled` is where corrections go, and `review` where images to be looked at are kept; without both there is no
+    feedback. With `second_opinion` every label that contradicts the model waits until somebody confirms it.
     """
-    corrections = Corrections(labelled, store, settings.corrections_per_minute) if labelled else None
-    queue = ReviewQueue(review, settings.review_items) if labelled and review else None
+    feedback = None
+    if labelled and review:
+        corrections = Corrections(labelled, store, settings.corrections_per_minute)
+        feedback = Feedback(corrections, ReviewQueue(review, settings.review_items), second_opinion)
 
     def count(outcome: str) -> None:
         metrics.deployments.labels(outcome).inc()
 
     def tidy() -> None:
         try:
-            if queue:
-                queue.write()
-            if corrections:
-                corrections.count_again()
+            if feedback:
+                feedback.queue.write()
+                feedback.corrections.count_again()
         except (ModelStoreError, OSError) as error:
             log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
 
     follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy, task, settings)
     metrics = Metrics(lambda: follower.served)
     bodies = BodyReader(settings)
-    predicting = Predicting(settings, follower, bodies, metrics, queue)
+    predicting = Predicting(settings, follower, bodies, metrics, feedback.queue if feedback else None)
     app = FastAPIOffline(
         title="mnist_pipeline",
         summary="Predictions by the deployed model.",
@@ -89,9 +93,7 @@ def create_app(
     common: dict[str, Any] = {"responses": ERRORS, "dependencies": bearer}
     app.include_router(_predict_route(predicting), **common)
     app.include_router(operations_routes(settings, follower, metrics, **common))
-    app.include_router(
-        feedback_routes(corrections, queue, bodies, metrics, lambda: follower.spec, **common),
-    )
+    app.include_router(feedback_routes(feedback, follower, bodies, metrics, **common))
     describe(app, follower)
     _add_pages(app)
     _answer_errors_in_one_shape(app, metrics)

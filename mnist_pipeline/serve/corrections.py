@@ -1,9 +1,9 @@
 """Images that people put right, stored where `labelled_digits` watches."""
 
-import hashlib
 import io
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
@@ -14,6 +14,7 @@ from upath import UPath
 from mnist_pipeline.files.folders import walk
 from mnist_pipeline.files.pictures import ImageError, is_image
 from mnist_pipeline.files.storage import delete, exists, write_bytes
+from mnist_pipeline.ml.review import image_id
 from mnist_pipeline.serve.errors import ServiceError, unusable
 from mnist_pipeline.stores import CorruptModel, ModelStore, UnknownModel
 from mnist_pipeline.task.preprocessing import prepare
@@ -23,9 +24,6 @@ MINUTE_SECONDS = 60
 COUNT_AGAIN_SECONDS = 60
 """Other services and people also write to the folder; looking through it takes longer the more there is."""
 
-IMAGE_ID = "^[0-9a-f]{32}$"
-"""The service touches no file of another name."""
-
 
 class Correction(BaseModel):
     """The label that a person gave to an image."""
@@ -33,6 +31,7 @@ class Correction(BaseModel):
     id: str = Field(description="Digest of the image's content; the same image has the same id.")
     label: int = Field(ge=0)
     waiting: int = Field(description="Corrections that no training has seen yet.")
+    held: bool = Field(False, description="It waits until somebody confirms it on /review, and does not train before.")
 
 
 class Corrections:
@@ -45,11 +44,14 @@ class Corrections:
         self._waiting: int | None = None
         self._counted_at = 0.0
 
-    def add(self, image: np.ndarray, label: int, spec: TaskSpec) -> tuple[Correction, bool]:
+    def add(
+        self, image: np.ndarray, label: int, spec: TaskSpec, admitted: Callable[[np.ndarray], bool]
+    ) -> tuple[Correction, bool]:
         """Store a uint8 image of `spec.array_shape` with its label; also return whether that was new.
 
-        The last word about an image counts: if it was stored with another label, that is taken back. Raises
-        ServiceError for a blank image, for a label that there is not, and where there are too many.
+        `admitted` is asked about the prepared image if it is new; if not, nothing is stored here. The last word about
+        an image counts: if it was stored with another label, that is taken back. Raises ServiceError for a blank image
+        and for a label that there is not.
         """
         if label >= spec.classes:
             raise unusable("bad_correction", f"label: Input should be less than {spec.classes}, not {label}")
@@ -63,26 +65,25 @@ class Corrections:
         with self._lock:
             stored = self._stored(digest, spec)
             if new := path not in stored:
-                self._admit()
+                if not admitted(image):
+                    return Correction(id=digest, label=label, waiting=self.waiting(), held=True), True
                 data = io.BytesIO()
                 Image.fromarray(image).save(data, "PNG")
                 write_bytes(path, data.getvalue())
-                self._times.append(time.monotonic())
             for other in stored:
                 if other != path:
                     delete(other)
             self._change(new and not stored)
         return Correction(id=digest, label=label, waiting=self.waiting()), new
 
-    def take_back(self, digest: str, spec: TaskSpec) -> None:
-        """Remove a correction. Raises ServiceError if there is none of this id."""
+    def take_back(self, digest: str, spec: TaskSpec) -> bool:
+        """Remove a correction, and return whether there was one of this id."""
         with self._lock:
             stored = self._stored(digest, spec)
             for path in stored:
                 delete(path)
             self._change(-bool(stored))
-        if not stored:
-            raise ServiceError(404, "unknown_correction", "there is no correction of this id")
+        return bool(stored)
 
     def waiting(self) -> int:
         """Return how many labelled images came after the newest model's training had begun.
@@ -126,7 +127,8 @@ class Corrections:
         """The files of an image, of whatever class."""
         return [path for folder in spec.known_folders if exists(path := self._path(digest, folder))]
 
-    def _admit(self) -> None:
+    def require_pace(self) -> None:
+        """Count one more in this minute. Raises ServiceError where there are too many."""
         now = time.monotonic()
         while self._times and now - self._times[0] > MINUTE_SECONDS:
             self._times.popleft()
@@ -134,8 +136,4 @@ class Corrections:
             wait = int(MINUTE_SECONDS - (now - self._times[0])) + 1
             message = f"more than {self._per_minute} corrections in a minute: try again in {wait} s"
             raise ServiceError(429, "too_many_corrections", message, retry_after=wait)
-
-
-def image_id(image: np.ndarray) -> str:
-    """Return the SHA-256 (hex, its first half) of the pixels of an image."""
-    return hashlib.sha256(image.tobytes()).hexdigest()[:32]
+        self._times.append(now)

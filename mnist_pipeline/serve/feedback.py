@@ -1,9 +1,9 @@
-"""Routes of the loop back to training: corrections, and the unsure predictions to be looked at."""
+"""Routes of the loop back to training: corrections, and the images to be looked at."""
 
-import logging
-from collections.abc import Callable
+import hashlib
+from ipaddress import IPv6Address, ip_address, ip_network
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Path, Request, Response
@@ -11,20 +11,25 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from mnist_pipeline.serve.corrections import IMAGE_ID, Correction, Corrections
+from mnist_pipeline.ml.review import IMAGE_ID, ReviewItem
+from mnist_pipeline.serve.corrections import Correction
 from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_json
+from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
 from mnist_pipeline.serve.limits import MIB, BodyReader
 from mnist_pipeline.serve.metrics import Metrics
-from mnist_pipeline.serve.review import ReviewItem, ReviewQueue
 from mnist_pipeline.serve.schemas import CorrectionState
+from mnist_pipeline.serve.second_look import Feedback, Settled
 from mnist_pipeline.task.spec import TaskSpec
-
-log = logging.getLogger(__name__)
 
 LEAST_MIB = 0.0625
 BYTES_A_NUMBER = 6
 """At most three figures, a comma, and some spaces."""
+
+MOST_IDS = 1000
+
+HOUSEHOLD_BITS = 64
+"""The part of an IPv6 address that stands for a network; its owner has all the addresses behind it."""
 
 ANSWERS = documented(
     {
@@ -40,47 +45,65 @@ class CorrectionRequest(BaseModel, extra="forbid", strict=True):
     image: list[Any]
     label: int = Field(ge=0)
     class_name: str | None = Field(None, alias="class")
+    confirmed: bool = Field(False, description="Somebody looked at it as /review shows it: it trains in any case.")
+
+
+class HeldRequest(BaseModel, extra="forbid", strict=True):
+    """Images whose labels wait, and what is to be done with them."""
+
+    ids: list[Annotated[str, Field(pattern=IMAGE_ID)]] = Field(max_length=MOST_IDS)
+    confirm: bool = Field(description="They train with the labels that were given to them; false: these are forgotten.")
 
 
 def feedback_routes(
-    corrections: Corrections | None,
-    queue: ReviewQueue | None,
-    bodies: BodyReader,
-    metrics: Metrics,
-    spec: Callable[[], TaskSpec],
-    **options: Any,
+    feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics, **options: Any
 ) -> APIRouter:
-    """Return the routes; without `corrections` they answer that feedback is switched off."""
+    """Return the routes; without `feedback` they answer that it is switched off."""
     router = APIRouter(tags=["feedback"], **options)
+    _add_corrections(router, feedback, follower, bodies, metrics)
+    _add_review(router, feedback, follower, bodies)
+    return router
 
-    def switched_on() -> Corrections:
-        if corrections is None:
-            raise ServiceError(403, "feedback_off", "corrections are switched off on this service (FEEDBACK=off)")
-        return corrections
 
+def _switched_on(feedback: Feedback | None) -> Feedback:
+    if feedback is None:
+        raise ServiceError(403, "feedback_off", "corrections are switched off on this service (FEEDBACK=off)")
+    return feedback
+
+
+def _add_corrections(
+    router: APIRouter, feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics
+) -> None:
     @router.get("/corrections")
     async def state() -> CorrectionState:
         """Tell if corrections are taken, and how many wait for the next training."""
-        if corrections is None:
+        if feedback is None:
             return CorrectionState(enabled=False, waiting=0)
-        return CorrectionState(enabled=True, waiting=await run_in_threadpool(corrections.waiting))
+        return CorrectionState(enabled=True, waiting=await run_in_threadpool(feedback.corrections.waiting))
 
     @router.post(
         "/corrections",
         status_code=201,
         response_model=Correction,
-        responses={200: {"model": Correction, "description": "Stored before."}, **ANSWERS},
+        responses={
+            200: {"model": Correction, "description": "Stored before."},
+            202: {"model": Correction, "description": "Held back until somebody confirms it."},
+            **ANSWERS,
+        },
     )
     async def correct(request: Request) -> Response:
-        """Say what an image really shows: it is stored for the next training, the same image once."""
-        store, task = switched_on(), spec()
-        wanted = await _correction_request(request, bodies, task)
-        correction, new = await run_in_threadpool(store.add, read_array(wanted.image, task), wanted.label, task)
-        if queue:
-            await run_in_threadpool(_quietly, queue.label, correction.id)
+        """Say what an image really shows: it is stored for the next training, the same image once.
+
+        Of labels that contradict the deployed model only some of a kind are taken from one address in an hour.
+        """
+        on, served = _switched_on(feedback), follower.answering
+        wanted = await _correction_request(request, bodies, served.predictor.spec)
+        image = read_array(wanted.image, served.predictor.spec)
+        source = source_of(request)
+        correction, new = await run_in_threadpool(on.correct, served, image, wanted.label, wanted.confirmed, source)
         if new:
-            metrics.corrections.inc()
-        return JSONResponse(correction.model_dump(), 201 if new else 200)
+            (metrics.corrections_held if correction.held else metrics.corrections).inc()
+        return JSONResponse(correction.model_dump(), 202 if correction.held else 201 if new else 200)
 
     @router.delete(
         "/corrections/{id}",
@@ -89,43 +112,60 @@ def feedback_routes(
     )
     async def take_back(id: Annotated[str, Path(pattern=IMAGE_ID)]) -> None:
         """Undo a correction."""
-        store = switched_on()
-        await run_in_threadpool(store.take_back, id, spec())
-        if queue:
-            await run_in_threadpool(_quietly, queue.take_back, id)
+        await run_in_threadpool(_switched_on(feedback).take_back, id, follower.spec)
 
+
+def _add_review(router: APIRouter, feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader) -> None:
     @router.get("/review/items")
-    async def review_items() -> list[ReviewItem]:
-        """The latest predictions below the confidence threshold, least sure first, of images as they are now."""
-        items = await run_in_threadpool(queue.items) if queue else []
-        shape = spec().array_shape if items else ()
-        return [item for item in items if np.shape(item.image) == shape]
+    async def items() -> list[ReviewItem]:
+        """The latest images to be looked at that are of the shape of now: labels that wait first."""
+        found = await run_in_threadpool(feedback.queue.items) if feedback else []
+        shape = follower.spec.array_shape if found else ()
+        return [item for item in found if np.shape(item.image) == shape]
 
-    return router
+    body = {"required": True, "content": {"application/json": {"schema": HeldRequest.model_json_schema()}}}
+
+    @router.post("/review/held", responses=ANSWERS, openapi_extra={"requestBody": body})
+    async def settle(request: Request) -> Settled:
+        """Confirm labels that wait, so that they train, or forget them."""
+        on, served = _switched_on(feedback), follower.answering
+        wanted = await _read(request, bodies, LEAST_MIB, HeldRequest, "bad_request")
+        return await run_in_threadpool(on.settle, served, wanted.ids, wanted.confirm)
 
 
-def _quietly(change: Callable[[str], None], digest: str) -> None:
-    """Change the queue; where that cannot be, the correction is stored all the same."""
+def source_of(request: Request) -> str:
+    """Return a digest (hex) of the address that a request came from, of IPv6 of its network: addresses are not kept."""
+    host = request.client.host if request.client else ""
     try:
-        change(digest)
-    except OSError as error:
-        log.warning("what is to be reviewed cannot be stored now: %s", error)
+        address = ip_address(host)
+    except ValueError:  # a socket of the system has a name
+        return hashlib.sha256(host.encode()).hexdigest()[:16]
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or ip_network((int(address), HOUSEHOLD_BITS), strict=False).network_address
+    return hashlib.sha256(str(address).encode()).hexdigest()[:16]
 
 
-async def _correction_request(request: Request, bodies: BodyReader, task: TaskSpec) -> CorrectionRequest:
-    """The body, read within bounds. Raises ServiceError."""
+Content = TypeVar("Content", bound=BaseModel)
+
+
+async def _read(request: Request, bodies: BodyReader, mib: float, kind: type[Content], code: str) -> Content:
+    """The body, read within bounds. Raises ServiceError, for wrong content with the code."""
     if parse_content_type(request.headers.get("content-type", "")).get_content_type() != "application/json":
         raise ServiceError(415, "unsupported_media_type", "send JSON, with Content-Type: application/json")
-    # It is read on the event loop: no more than an image as numbers needs.
-    mib = max(LEAST_MIB, prod(task.image_shape) * BYTES_A_NUMBER / MIB)
     async with bodies.hold(request, mib) as body:
         content = read_json(body)
     try:
-        wanted = CorrectionRequest.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise unusable("bad_correction", f"{where}: {problem['msg']}") from None
+        raise unusable(code, f"{where}: {problem['msg']}") from None
+
+
+async def _correction_request(request: Request, bodies: BodyReader, task: TaskSpec) -> CorrectionRequest:
+    # It is read on the event loop: no more than an image as numbers needs.
+    mib = max(LEAST_MIB, prod(task.image_shape) * BYTES_A_NUMBER / MIB)
+    wanted = await _read(request, bodies, mib, CorrectionRequest, "bad_correction")
     if wanted.class_name not in (None, *task.class_names[wanted.label : wanted.label + 1]):
         message = f"{str(wanted.class_name)[:100]!r} is not what label {wanted.label} stands for now: see /model"
         raise ServiceError(409, "other_classes", message)

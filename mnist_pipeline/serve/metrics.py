@@ -37,6 +37,9 @@ class Metrics:
             "mnist_unlike_training_data", "Predictions about images that look like no class.", registry=counters
         )
         self.corrections = Counter("mnist_corrections", "Corrections stored.", registry=counters)
+        self.corrections_held = Counter(
+            "mnist_corrections_held", "Corrections that wait until somebody confirms them.", registry=counters
+        )
         self.deployments = Counter(
             "mnist_deployments",
             "Seen at the store: served, refused, store_error.",

@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mnist_pipeline.ml.predictor import Answers
+from mnist_pipeline.ml.review import ReviewQueue
 from mnist_pipeline.serve.decoding import NotQuick, read_images
 from mnist_pipeline.serve.deployment import DeploymentFollower, Served
 from mnist_pipeline.serve.errors import ServiceError, overloaded
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import error_response
-from mnist_pipeline.serve.review import ReviewQueue
 from mnist_pipeline.serve.schemas import PredictOptions
 from mnist_pipeline.serve.settings import ServeSettings
 
@@ -96,7 +96,7 @@ class Predicting:
     def _describe(self, answer: Answer, options: PredictOptions) -> dict[str, object]:
         """Return the answer as `schemas.Predictions` has it, counted in the metrics; the unsure is queued."""
         version, names, described = answer.served.decision.version, answer.served.predictor.spec.class_names, []
-        probabilities, unlike = answer.answers
+        probabilities, unlike = answer.answers.probabilities, answer.answers.unlike
         labels, confidences = probabilities.argmax(1).tolist(), probabilities.max(1).tolist()
         strange = [None] * len(labels) if unlike is None else unlike.tolist()
         self._metrics.batch_images.observe(len(labels))
@@ -121,7 +121,8 @@ class Predicting:
             if strange[position]:
                 self._metrics.unlike_training_data.inc()
             if (unsure or strange[position]) and options.review and self._queue:
-                self._queue.add(answer.images[position], label, names[label], confidence, version)
+                told = {"label": label, "class_name": names[label], "confidence": confidence, "model": version}
+                self._queue.add(answer.images[position], "unlike" if strange[position] else "unsure", **told)
         return {"model": version, "predictions": described}
 
 

@@ -67,4 +67,5 @@ def build_app(settings: ServeSettings, environment: Environment) -> "Guard":
         review,
         environment.serve_token,
         environment.task_name,
+        environment.second_opinion,
     )

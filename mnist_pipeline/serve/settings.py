@@ -48,7 +48,7 @@ class ServeSettings(ReviewSettings):
     max_images: int = Field(64, ge=1, le=65536, description="Images in one request.")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
     corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")
-    review_items: int = Field(200, ge=1, le=100000, description="Unsure predictions kept for /review.")
+    review_items: int = Field(200, ge=1, le=100000, description="Images kept for /review.")
 
     def known_hosts(self) -> frozenset[str] | None:
         """Return the host names (without port) that requests may name; None: any."""

@@ -37,11 +37,13 @@ class Service:
         labelled: Path | UPath | None = None,
         token: str | None = None,
         task: str | None = None,
+        second_opinion: bool = False,
         **settings: Any,
     ) -> None:
         secret = SecretStr(token) if token else None
         self.settings, folder = ServeSettings(**FAST | settings), UPath(labelled) if labelled else None
-        app = create_app(self.settings, store, folder, folder.parent / "review" if folder else None, secret, task)
+        review = folder.parent / "review" if folder else None
+        app = create_app(self.settings, store, folder, review, secret, task, second_opinion)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self.socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"

@@ -60,6 +60,8 @@ def test_the_container_file_makes_an_environment_in_which_it_serves(store, deplo
     size = sum(path.lstat().st_blocks * 512 for path in site.rglob("*")) / 2**20
     print(f"{size:.0f} MiB")
     assert size < MAX_MIB
+    checked = [python, "-m", "mnist_pipeline.serve", "--store", store.base_path, "--check", deployed]
+    assert '"median_ms"' in subprocess.run(checked, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     variables: dict[str, Any] = {"STORAGE_ROOT": str(tmp_path / "storage"), "RETRAIN_CRON": "0 3 * * 0"}
     with process("--store", store.base_path, python=str(python), **variables) as (url, _, _):
         assert httpx.post(f"{url}/predict", json={"image": ARRAY}).json()["model"] == deployed

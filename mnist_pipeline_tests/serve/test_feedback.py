@@ -31,8 +31,8 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def correct(service: Service, image: object = ARRAY, label: object = LABEL) -> dict:
-    answer = service.client.post("/corrections", json={"image": image, "label": label})
+def correct(service: Service, image: object = ARRAY, label: object = LABEL, **more: object) -> dict:
+    answer = service.client.post("/corrections", json={"image": image, "label": label, **more})
     assert answer.is_success, answer.text
     return answer.json() | {"status": answer.status_code}
 
@@ -203,7 +203,7 @@ def test_unsure_predictions_are_kept_for_review_each_once_least_sure_first(store
         assert all(item["image"] in unsure[-15:] for item in items)
         assert [item["confidence"] for item in items] == sorted(item["confidence"] for item in items)
 
-        stored = correct(service, items[0]["image"], OTHER)
+        stored = correct(service, items[0]["image"], OTHER, confirmed=True)
         assert stored["id"] == items[0]["id"]
         left = service.client.get("/review/items").json()
         assert left == items[1:]

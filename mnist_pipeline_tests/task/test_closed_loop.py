@@ -50,7 +50,20 @@ def correct_some(visit: Visit, chance: random.Random) -> None:
     for _ in range(CORRECTIONS):
         predicted(visit, chance)
         visit.page.get_by_role("button", name="It is a 7").click()
-        visit.wait_for("#stored", "stored as a 7")
+        visit.wait_for("#stored", "a 7.")
+
+
+def confirm_what_waits(browser: Any, url: str) -> int:
+    """Look at the labels that were held back, on the page, and return how many these were."""
+    with Visit(browser, f"{url}/review") as visit:
+        visit.wait_for("#guess", "to go")
+        waiting = 0
+        while visit.page.locator("#group").is_visible():
+            waiting += visit.page.locator("#waiting-images li").count()
+            visit.page.locator("#confirm").click()
+            visit.wait_for("#stored", "confirmed")
+            visit.page.evaluate("document.querySelector('#stored').textContent = ''")
+        return waiting
 
 
 def production(store: LocalModelStore) -> Decision:
@@ -78,9 +91,10 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
 
             drawn = [predicted(visit, random.Random(number)) for number in range(HELD_OUT)]
             before = sum(label == "7" for label, _ in drawn) / HELD_OUT
-            chance, after = random.Random(HELD_OUT), 0.0
+            chance, after, held = random.Random(HELD_OUT), 0.0, 0
             for _ in range(ROUNDS):
                 correct_some(visit, chance)
+                held += confirm_what_waits(browser, url)
                 deployment.wait_for(lambda: answer("/corrections")["waiting"] == 0, "a training with them", 300)
                 deployment.settle()
                 deployed = production(store)
@@ -99,6 +113,7 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     model = model_from_bytes(control.weights, TrainingSettings(), MNIST)
     images = np.stack([image for _, image in drawn])
     without = float((predict_logits(model, images, MNIST).argmax(1) == 7).float().mean())
+    print(f"{held} labels were held back, and confirmed on the page")
     print(f"crossed sevens: {before:.2f} before, {after:.2f} after, {without:.2f} after a training without corrections")
     labels = predict_logits(model, dataset.test.images, MNIST).argmax(1).numpy()
     unaided = float((labels == dataset.test.labels).mean())

@@ -68,7 +68,7 @@ def test_photos_are_opened_pasted_and_corrected_by_name(tmp_path, instance, brow
         assert visit.problems == []
         service.client.post("/predict", json={"images": unclear()})
         with Visit(browser, f"{service.url}/review", **SIZES[size]) as review:
-            review.wait_for("#guess", "The model says")
+            review.wait_for("#guess", "Somebody says it is Red ball, the model says ")
             review.page.get_by_role("button", name="It is cross").click()
             review.wait_for("#stored", "Stored as cross.")
             assert review.problems == []

@@ -25,12 +25,13 @@ export async function call(path, options = {}) {
   }
 }
 
-export const correct = (image, label, name) =>
-  call("corrections", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ image, label, class: name }),
-  });
+const send = (path, body) =>
+  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+export const correct = (image, label, name, confirmed = false) =>
+  send("corrections", { image, label, class: name, confirmed });
+
+export const settle = (ids, confirm) => send("review/held", { ids, confirm });
 
 export const takeBack = (id) => call(`corrections/${id}`, { method: "DELETE" });
 

@@ -117,13 +117,14 @@ async function store(label) {
   if (storing || !seen) return; // one at a time, so that the last word is the last
   storing = true;
   try {
-    const { id, waiting } = await correct(seen, label, names[label]);
+    const { id, waiting, held } = await correct(seen, label, names[label]);
     element("waiting").textContent = waitingText(waiting);
     const undo = document.createElement("button");
     undo.type = "button";
     undo.textContent = "Take it back";
     undo.addEventListener("click", () => undoStored(id));
-    element("stored").replaceChildren(`Thank you: stored as ${named(names[label])}. `, undo);
+    const kept = held ? "it waits until somebody confirms that it is" : "stored as";
+    element("stored").replaceChildren(`Thank you: ${kept} ${named(names[label])}. `, undo);
   } catch (error) {
     element("stored").textContent = error.message;
   } finally {

@@ -1,4 +1,4 @@
-import { call, classChoice, correct, named, percent, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classChoice, correct, named, percent, settle, showPixels, takeBack, waitingText } from "./api.js";
 
 const element = (id) => document.getElementById(id);
 const KEYS = 10; // one figure each
@@ -7,14 +7,54 @@ let names = []; // of the classes
 let done = []; // [item, id of its correction, or null if it was skipped]
 let busy = false;
 
+const SENTENCES = {
+  held: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}). It does not train before it is confirmed.`,
+  contradiction: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}).`,
+  improbable: (said, sure, given) => `In the training data it is ${given}; a new model takes it for ${said} (${sure}).`,
+  unlike: (said, sure) => `It does not look like any of the classes; the likeliest is ${said} (${sure}).`,
+  unsure: (said, sure) => `The model says ${said}, ${sure} sure.`,
+};
+
+function sentence(item) {
+  const said = named(item.class_name ?? names[item.label]);
+  return SENTENCES[item.reason](said, percent(item.confidence), named(item.given_name ?? ""));
+}
+
+// The labels that wait with the first one: of its kind, from its source.
+const group = () =>
+  items[0]?.reason === "held"
+    ? items.filter((item) => ["reason", "source", "given", "label"].every((key) => item[key] === items[0][key]))
+    : [];
+
+function showGroup() {
+  const alike = group();
+  element("group").hidden = !alike.length;
+  if (!alike.length) return element("waiting-images").replaceChildren();
+  const given = named(alike[0].given_name);
+  element("alike").textContent =
+    `${alike.length} of one source wait that were called ${given}. Each that is not, label it above, or skip it.`;
+  element("confirm").textContent = alike.length === 1 ? `It is ${given}` : `All ${alike.length} are ${given}`;
+  element("waiting-images").replaceChildren(...alike.map((item) => {
+    const canvas = document.createElement("canvas");
+    canvas.className = "pixels";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `Called ${given}`);
+    showPixels(canvas, item.image);
+    const entry = document.createElement("li");
+    entry.append(canvas);
+    return entry;
+  }));
+}
+
 function show() {
   const [item] = items;
+  showGroup();
   element("choices").disabled = element("skip").disabled = !item;
   element("undo").disabled = !done.length;
   showPixels(element("image"), item?.image);
   element("guess").textContent = item
-    ? `The model says ${item.class_name ?? names[item.label]}, ${percent(item.confidence)} sure. ${items.length} to go.`
-    : "Nothing to review: no unsure prediction is left.";
+    ? `${sentence(item)} ${items.length} to go.`
+    : "Nothing to review: no image is left to be looked at.";
 }
 
 // One at a time: a fast hand must not label the next image with this one's key.
@@ -36,7 +76,7 @@ const hasKeys = () => names.length <= KEYS;
 const label = (number) =>
   once(async () => {
     if (!items.length) return;
-    const { id, waiting } = await correct(items[0].image, number, names[number]);
+    const { id, waiting } = await correct(items[0].image, number, names[number], true);
     done.push([items.shift(), id]);
     element("stored").textContent = `Stored as ${named(names[number])}.`;
     element("waiting").textContent = waitingText(waiting);
@@ -46,6 +86,15 @@ const skip = () =>
   once(() => {
     if (items.length) done.push([items.shift(), null]);
     element("stored").textContent = "Skipped.";
+  });
+
+const settleGroup = (confirm) =>
+  once(async () => {
+    const ids = group().map((item) => item.id);
+    const { settled, waiting } = await settle(ids, confirm);
+    items = (await call("review/items")).filter((item) => !done.some(([seen]) => seen.id === item.id));
+    element("stored").textContent = `${settled} ${settled === 1 ? "label" : "labels"} ${confirm ? "confirmed" : "forgotten"}.`;
+    element("waiting").textContent = waitingText(waiting);
   });
 
 const undo = () =>
@@ -64,6 +113,8 @@ async function showWaiting() {
   element("waiting").textContent = enabled ? waitingText(waiting) : "Corrections are switched off (FEEDBACK=off).";
 }
 
+element("confirm").addEventListener("click", () => settleGroup(true));
+element("forget").addEventListener("click", () => settleGroup(false));
 element("skip").addEventListener("click", skip);
 element("undo").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
