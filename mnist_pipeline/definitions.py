@@ -24,6 +24,7 @@ from mnist_pipeline.defs.resources.folders import (
     PredictionInputResource,
     PredictionsResource,
     RawDataResource,
+    ReviewResource,
 )
 from mnist_pipeline.defs.resources.stores import as_resource
 from mnist_pipeline.defs.run_config import configure, read_pipeline_config
@@ -104,6 +105,7 @@ def resources(environment: Environment) -> dict[str, object]:
         "checkpoints": CheckpointsResource(
             directory=environment.place("checkpoint_dir", "checkpoints"), endpoint_url=endpoint_url
         ),
+        "review_dir": ReviewResource(location=environment.place("review_dir", "review"), endpoint_url=endpoint_url),
         "predictions_dir": PredictionsResource(
             location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
         ),

@@ -103,6 +103,7 @@ def test_definitions_are_loadable_and_named():
         "labelled_digits_dir",
         "checkpoints",
         "predictions_dir",
+        "review_dir",
         "prediction_input_dir",
     }
 

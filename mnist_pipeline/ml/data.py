@@ -54,6 +54,7 @@ def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
 def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -> Splits:
     """Divide the training images into stratified splits; `labelled` joins training, but for what is held out of it.
 
+    A labelled image that is a training image already gives that one its label, and does not join.
     Raises DataError if a class has too few images to be in both splits.
     """
     from sklearn.model_selection import train_test_split  # a second that no other step has to spend
@@ -75,8 +76,10 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=settings.validation_fraction, random_state=settings.seed, stratify=labels
     )
-    held = held_out(labelled.images, settings) & ~_stand_in(dataset, labelled)
-    more = LabelledImages(labelled.images[~held], labelled.labels[~held])
+    # Only now: which image is in which split must not depend on it.
+    (_, labels), known = relabelled(dataset.train, labelled)
+    held = held_out(labelled.images, settings) & ~known
+    more = LabelledImages(labelled.images[~held & ~known], labelled.labels[~held & ~known])
     return Splits(
         train=LabelledImages(_chosen(images, train, more.images), np.concatenate([labels[train], more.labels])),
         validation=LabelledImages(_chosen(images, validation, images[:0]), labels[validation]),
@@ -86,12 +89,21 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
     )
 
 
-def _stand_in(dataset: Dataset, labelled: LabelledImages) -> np.ndarray:
-    """Return bool (N,): which labelled images are training images of the data set, too, and so cannot be held out."""
+def relabelled(train: LabelledImages, labelled: LabelledImages) -> tuple[LabelledImages, np.ndarray]:
+    """Return training images with the labels that people gave to the same images later, the last one counting.
+
+    Also returns bool (N,): which of the labelled images are among them.
+    """
     if not len(labelled.labels):
-        return np.zeros(0, bool)
-    known = set(map(_digest, dataset.train.images))
-    return np.array([_digest(image) in known for image in labelled.images])
+        return train, np.zeros(0, bool)
+    given = [_digest(image) for image in labelled.images]
+    later, labels = dict(zip(given, labelled.labels.tolist(), strict=True)), train.labels.copy()
+    known = set()
+    for position, image in enumerate(train.images):
+        if (digest := _digest(image)) in later:
+            labels[position] = later[digest]
+            known.add(digest)
+    return LabelledImages(train.images, labels), np.array([digest in known for digest in given])
 
 
 def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:

@@ -72,11 +72,11 @@ def export(weights: bytes, settings: NetworkSettings, splits: Splits) -> Exporte
     return Exported(onnx, temperature, answers)
 
 
-def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
+def fit_temperature(logits: Tensor, labels: np.ndarray, between: tuple[float, float] = TEMPERATURES) -> float:
     """Return what logits (N, classes) are divided by so that confidences agree best with labels (N,).
 
-    It minimizes the cross-entropy and leaves every label as it is: Guo et al. 2017, On Calibration of Modern Neural
-    Networks, section 4.2.
+    It lies `between` two numbers, minimizes the cross-entropy and leaves every label as it is: Guo et al. 2017, On
+    Calibration of Modern Neural Networks, section 4.2.
     """
     from scipy.optimize import minimize_scalar
 
@@ -85,7 +85,7 @@ def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         return nn.functional.cross_entropy(wide / math.exp(log_temperature), targets).item()
 
-    return math.exp(minimize_scalar(loss, bounds=[math.log(end) for end in TEMPERATURES], method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=[math.log(end) for end in between], method="bounded").x)
 
 
 class _Served(nn.Module):

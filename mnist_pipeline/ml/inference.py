@@ -18,6 +18,7 @@ from mnist_pipeline.ml.data import class_counts
 from mnist_pipeline.ml.drift import DriftMonitor
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.records import DriftReport, InputError
+from mnist_pipeline.ml.review_items import Doubtful
 from mnist_pipeline.task.preprocessing import read_image
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -169,9 +170,16 @@ MAX_LISTED_ERRORS = 100
 
 
 def predict_to_parquet(
-    predictor: Predictor, batches: Iterator[ImageBatch | InputError], table: IO[bytes], error_table: IO[bytes]
+    predictor: Predictor,
+    batches: Iterator[ImageBatch | InputError],
+    table: IO[bytes],
+    error_table: IO[bytes],
+    doubtful: Doubtful | None = None,
 ) -> BatchResult:
-    """Predict in constant memory into two Parquet files, which are open for writing."""
+    """Predict in constant memory into two Parquet files, which are open for writing.
+
+    `doubtful` is shown all images and answers, too.
+    """
     reference = predictor.manifest.training.drift_reference
     monitor = DriftMonitor(reference, predictor.spec) if reference else None
     counts, total_confidence, error_count = np.zeros(predictor.spec.classes, np.int64), 0.0, 0
@@ -193,6 +201,8 @@ def predict_to_parquet(
             labels, confidences = probabilities.argmax(1).astype(np.uint8), probabilities.max(1)
             if unlike is not None:
                 unlike_count = (unlike_count or 0) + int(unlike.sum())
+            if doubtful:
+                doubtful.add(batch.images, answers)
             if monitor:
                 monitor.add(batch.images, probabilities)
             counts += class_counts(labels, predictor.spec)

@@ -22,6 +22,7 @@ from mnist_pipeline.task.spec import TaskSpec
 
 if TYPE_CHECKING:  # pictures of data need no scikit-learn
     from mnist_pipeline.ml.evaluation import Mistake, SplitScores
+    from mnist_pipeline.ml.improbable import Improbable
 
 DPI = 80
 GRID_COLUMNS = 10
@@ -145,6 +146,15 @@ def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: Tas
     names = _names(spec)
     titles = [f"{names[m.label]} read as {names[m.predicted]}\n{m.confidence:.3f}" for m in mistakes]
     return _titled_grid([split.images[mistake.position] for mistake in mistakes], titles, spec)
+
+
+def improbable_grid(
+    parts: Sequence[LabelledImages], improbable: "Sequence[Improbable]", spec: TaskSpec, most: int = 60
+) -> bytes:
+    """Draw the images whose labels are improbable, with the label that was given and the one that is likeliest."""
+    names, shown = _names(spec), improbable[:most]
+    titles = [f"{names[one.given]}, not {names[one.likeliest]}?\n{one.probability_given:.3f}" for one in shown]
+    return _titled_grid([parts[one.part].images[one.position] for one in shown], titles, spec)
 
 
 def disagreement_grid(

@@ -1,63 +1,35 @@
 """The images for people to look at: one queue for all services and runs over one place."""
 
-import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from threading import Lock
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from upath import UPath
 
 from mnist_pipeline.files.folders import Walk, walk
 from mnist_pipeline.files.storage import delete, exists, read_bytes, write_bytes
-
-IMAGE_ID = "^[0-9a-f]{32}$"
-"""Files of another name are not touched."""
+from mnist_pipeline.ml.review_items import (
+    IMAGE_ID,
+    MAX_NUMBERS,
+    MOST_OF_A_KIND,
+    Reason,
+    ReviewItem,
+    image_id,
+)
+from mnist_pipeline.task.spec import TaskSpec
 
 LABELLED, HELD, CONTRADICTIONS = "labelled", "held", "contradictions"
 ENDING = ".json"
-MAX_NUMBERS = 256 * 256 * 3
-"""The numbers of the largest image that is kept, which is about a MiB as text."""
 MAX_ITEM_BYTES = 16 << 20
 """Larger files are nobody's: an image has a few bytes a number."""
 
-MOST_OF_A_KIND = 20
 HOUR = timedelta(hours=1)
-"""So many labels of one kind (this class called that one) that contradict the model train in an hour from a source."""
-
-Reason = Literal["held", "contradiction", "improbable", "unlike", "unsure"]
-"""Why an image is to be looked at: a label that trains only when it is confirmed; one that contradicts the deployed
-model; one of the training data that a candidate finds improbable; a picture unlike the training data; an answer below
-the threshold. They are looked at in this order."""
-
-
-class ReviewItem(BaseModel):
-    """An image to be looked at, and why."""
-
-    id: str = Field(description="Of the image, as in corrections.")
-    image: list[list[Any]] = Field(description="Rows of values 0..255.")
-    label: int = Field(description="The answer of the model.")
-    class_name: str | None = Field(None, description="The name of that class, which later models may count otherwise.")
-    confidence: float = Field(description="0..1.")
-    model: str
-    reason: Reason = Field("unsure", description="Why it is to be looked at.")
-    given: int | None = Field(None, description="The label that somebody gave; null: nobody did.")
-    given_name: str | None = Field(None, description="The name of that class.")
-    source: str | None = Field(None, description="A digest of the address that the label came from.")
-
-    @classmethod
-    def of(cls, image: np.ndarray, reason: Reason, **told: Any) -> "ReviewItem":
-        """Return the item of a uint8 image."""
-        return cls(id=image_id(image), image=image.tolist(), reason=reason, **told)
-
-    @property
-    def order(self) -> tuple[int, float]:
-        """The place in the queue: labels that the model contradicts most surely first, and answers least sure first."""
-        return get_args(Reason).index(self.reason), self.confidence if self.given is None else -self.confidence
+"""The time in which MOST_OF_A_KIND contradictions of one source train unconfirmed."""
 
 
 class _Stored(NamedTuple):
@@ -90,12 +62,12 @@ class ReviewQueue:
 
     def __init__(self, root: UPath, size: int) -> None:
         self.root, self._size = root, size
-        self._new: OrderedDict[str, tuple[np.ndarray, dict[str, Any]]] = OrderedDict()  # as lists they are large
+        self._new: OrderedDict[str, tuple[Any, ...]] = OrderedDict()  # images as lists of numbers are large
         self._added: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = Lock()
 
-    def add(self, image: np.ndarray, reason: Reason, **told: Any) -> None:
-        """Add a prediction about a uint8 image, with the fields of its item; each model is asked about it once.
+    def add(self, image: np.ndarray, reason: Reason, spec: TaskSpec, model: str, label: int, confidence: float) -> None:
+        """Add a prediction about a uint8 image; each model is asked about it once.
 
         Images of more than MAX_NUMBERS are not kept: the page could not send them back.
         """
@@ -103,10 +75,10 @@ class ReviewQueue:
             return
         digest = image_id(image)
         with self._lock:
-            if (digest, told["model"]) in self._added:
+            if (digest, model) in self._added:
                 return
-            self._added[digest, told["model"]] = None
-            self._new[digest] = image, told | {"reason": reason}
+            self._added[digest, model] = None
+            self._new[digest] = image, reason, spec, model, label, confidence
             for kept in (self._added, self._new):
                 while len(kept) > self._size:
                     kept.popitem(last=False)
@@ -114,24 +86,26 @@ class ReviewQueue:
     def write(self) -> None:
         """Store what was added, and remove what is more than the size, the oldest first."""
         with self._lock:
-            new = list(self._new.values())
-        for image, told in new:
-            item = ReviewItem.of(image, **told)
-            if not exists(self._marker(item.id)):
-                write_bytes(self.root / f"{item.id}{ENDING}", item.model_dump_json().encode())
+            new = dict(self._new)
+        for digest, told in new.items():
+            path = self.root / f"{digest}{ENDING}"
+            if self.is_open(digest) and not exists(path):  # what is asked already may be more than a doubt
+                write_bytes(path, ReviewItem.of(*told).model_dump_json().encode())
             with self._lock:
-                self._new.pop(item.id, None)
+                self._new.pop(digest, None)
         if new:
             self._trim()
 
-    def put(self, items: Sequence[ReviewItem], most: int) -> int:
-        """Store the first of `items` that nobody has looked at yet, `most` of them, and return how many these are."""
-        labelled, put = set(self._stored().labelled), 0
+    def put(self, items: Iterable[ReviewItem], most: int) -> int:
+        """Store the first `most` of `items` that were not stored before, and return how many these are."""
+        stored = self._stored()
+        known, put = {*stored.items, *stored.labelled, *stored.held}, 0
         for item in items:
             if put == most:
                 break
-            if item.id not in labelled and np.size(item.image) <= MAX_NUMBERS:
+            if item.id not in known and np.size(item.image) <= MAX_NUMBERS:
                 write_bytes(self.root / f"{item.id}{ENDING}", item.model_dump_json().encode())
+                known.add(item.id)
                 put += 1
         self._trim()
         return put
@@ -241,8 +215,3 @@ def newest_first(found: Walk) -> list[tuple[str, str]]:
     names = [path for path, entry in files if path.endswith(ENDING) and entry.size <= MAX_ITEM_BYTES]
     ids = [path.rpartition("/")[2].removesuffix(ENDING) for path in names]
     return [(path, digest) for path, digest in zip(names, ids, strict=True) if re.match(IMAGE_ID, digest)]
-
-
-def image_id(image: np.ndarray) -> str:
-    """Return the SHA-256 (hex, its first half) of the pixels of an image."""
-    return hashlib.sha256(image.tobytes()).hexdigest()[:32]

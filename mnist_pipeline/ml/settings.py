@@ -268,8 +268,8 @@ class DeploymentSettings(Settings):
         return self
 
 
-class BatchPredictionSettings(Settings):
-    """The inputs of the batch predictions."""
+class BatchPredictionSettings(ReviewSettings):
+    """The inputs of the batch predictions, and what of them is to be looked at."""
 
     input_paths: list[str] = Field(
         [],
@@ -277,6 +277,13 @@ class BatchPredictionSettings(Settings):
         "with none given, the folder PREDICTION_INPUT, or else the test images.",
     )
     batch_size: int = Field(1024, ge=1, le=65536, description="Images in memory at a time.")
+    review_images: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Images of each kind that go to /review: the least sure of those that need review, and the most "
+        "unlike the training data. Test images do not: they must not train.",
+    )
 
 
 class RealTimePredictionSettings(ReviewSettings):

@@ -14,7 +14,7 @@ from upath import UPath
 from mnist_pipeline.files.folders import walk
 from mnist_pipeline.files.pictures import ImageError, is_image
 from mnist_pipeline.files.storage import delete, exists, write_bytes
-from mnist_pipeline.ml.review import image_id
+from mnist_pipeline.ml.review_items import image_id
 from mnist_pipeline.serve.errors import ServiceError, unusable
 from mnist_pipeline.stores import CorruptModel, ModelStore, UnknownModel
 from mnist_pipeline.task.preprocessing import prepare

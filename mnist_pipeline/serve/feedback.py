@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from mnist_pipeline.ml.review import IMAGE_ID, ReviewItem
+from mnist_pipeline.ml.review_items import IMAGE_ID, ReviewItem
 from mnist_pipeline.serve.corrections import Correction
 from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_json
 from mnist_pipeline.serve.deployment import DeploymentFollower

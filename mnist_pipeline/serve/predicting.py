@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from mnist_pipeline.ml.predictor import Answers
 from mnist_pipeline.ml.review import ReviewQueue
+from mnist_pipeline.ml.review_items import Reason
 from mnist_pipeline.serve.decoding import NotQuick, read_images
 from mnist_pipeline.serve.deployment import DeploymentFollower, Served
 from mnist_pipeline.serve.errors import ServiceError, overloaded
@@ -95,7 +96,7 @@ class Predicting:
 
     def _describe(self, answer: Answer, options: PredictOptions) -> dict[str, object]:
         """Return the answer as `schemas.Predictions` has it, counted in the metrics; the unsure is queued."""
-        version, names, described = answer.served.decision.version, answer.served.predictor.spec.class_names, []
+        version, spec, described = answer.served.decision.version, answer.served.predictor.spec, []
         probabilities, unlike = answer.answers.probabilities, answer.answers.unlike
         labels, confidences = probabilities.argmax(1).tolist(), probabilities.max(1).tolist()
         strange = [None] * len(labels) if unlike is None else unlike.tolist()
@@ -105,7 +106,7 @@ class Predicting:
             prediction = {
                 "id": uuid.uuid4().hex,
                 "label": label,
-                "class": names[label],
+                "class": spec.class_names[label],
                 "confidence": confidence,
                 "needs_review": unsure,
                 "unlike_training_data": strange[position],
@@ -121,8 +122,8 @@ class Predicting:
             if strange[position]:
                 self._metrics.unlike_training_data.inc()
             if (unsure or strange[position]) and options.review and self._queue:
-                told = {"label": label, "class_name": names[label], "confidence": confidence, "model": version}
-                self._queue.add(answer.images[position], "unlike" if strange[position] else "unsure", **told)
+                reason: Reason = "unlike" if strange[position] else "unsure"
+                self._queue.add(answer.images[position], reason, spec, version, label, confidence)
         return {"model": version, "predictions": described}
 
 

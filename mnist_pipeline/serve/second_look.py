@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field
 
-from mnist_pipeline.ml.review import ReviewItem, ReviewQueue
+from mnist_pipeline.ml.review import ReviewQueue
+from mnist_pipeline.ml.review_items import contradictions
 from mnist_pipeline.serve.corrections import Correction, Corrections
 from mnist_pipeline.serve.decoding import read_array
 from mnist_pipeline.serve.deployment import Served
 from mnist_pipeline.serve.errors import ServiceError
+from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,10 @@ class Feedback(NamedTuple):
         def admitted(prepared: np.ndarray) -> bool:
             nonlocal settled
             self.corrections.require_pace()
-            item = _contradiction(served, prepared, label, source)
-            settled = settled or item is None
-            return item is None or confirmed or self.queue.admit(item, self.second_opinion)
+            told = LabelledImages(prepared[np.newaxis], np.array([label], np.uint8))
+            found = contradictions(served.predictor, told, source)
+            settled = settled or not found
+            return settled or self.queue.admit(found[0], self.second_opinion)
 
         correction, new = self.corrections.add(image, label, served.predictor.spec, admitted)
         if settled:
@@ -73,25 +76,6 @@ class Feedback(NamedTuple):
             else:
                 self.queue.discard_held(item.id)
         return Settled(settled=len(items), waiting=self.corrections.waiting())
-
-
-def _contradiction(served: Served, image: np.ndarray, label: int, source: str) -> ReviewItem | None:
-    """Return what is to be looked at; None if the model gives the image this label, too."""
-    [probabilities] = served.predictor.predict(image[np.newaxis])
-    likeliest, names = int(probabilities.argmax()), served.predictor.spec.class_names
-    if likeliest == label:
-        return None
-    return ReviewItem.of(
-        image,
-        "contradiction",
-        label=likeliest,
-        class_name=names[likeliest],
-        confidence=float(probabilities[likeliest]),
-        model=served.decision.version,
-        given=label,
-        given_name=names[label],
-        source=source,
-    )
 
 
 def _quietly(change: Callable[[str], None], digest: str) -> None:

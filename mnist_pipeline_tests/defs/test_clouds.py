@@ -85,7 +85,7 @@ def test_the_whole_graph(variables, instance, small_dataset, written):
     assert record.images == len(small_dataset.test.labels)
     found = walk(storage_path(root, environment.s3_endpoint_url))
     kept = {name.partition("/")[0] for name in found.files}
-    assert kept == {"data", "labelled", "predictions"} | ({"models"} if "memory" not in root else set())
+    assert kept == {"data", "labelled", "predictions", "review"} | ({"models"} if "memory" not in root else set())
     assert not [name for name in found.files if name.startswith("checkpoints/")]  # it ended well
     again = pipeline.run("batch_digit_predictions")
     assert metadata(again, "batch_digit_predictions")["predicted_before"] is True

@@ -16,8 +16,9 @@ from mnist_pipeline.defs.assets.production_digit_classifier import production_di
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
 from mnist_pipeline.defs.metadata import class_table, left_out, picture, table
 from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths, input_folder
-from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource
+from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.defs.reviewing import to_review
 from mnist_pipeline.files.storage import exists, read_bytes, reading, write_bytes, writing
 from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings
@@ -25,6 +26,7 @@ from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPrediction
 if TYPE_CHECKING:
     from mnist_pipeline.ml.inference import ImageBatch
     from mnist_pipeline.ml.predictor import Predictor
+    from mnist_pipeline.ml.review_items import Doubtful
 
 CHANGED_INPUTS_WAIT_SECONDS = 10
 BATCH_POOL = "batch_predictions"
@@ -82,13 +84,17 @@ def batch_digit_predictions(
     model_store: ModelStoreResource,
     predictions_dir: PredictionsResource,
     prediction_input_dir: PredictionInputResource,
+    review_dir: ReviewResource,
 ) -> Iterator[dg.Output[BatchPredictions] | dg.AssetCheckResult]:
     """A Parquet table of label and confidence for every input image, by the deployed model, in constant memory.
 
     The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
-    inputs are not predicted twice by the same model. Yields no table while the folder is empty."""
+    inputs are not predicted twice by the same model. The most doubtful of the inputs are to be looked at on /review.
+    Yields no table while the folder is empty."""
+    from mnist_pipeline.ml.coverage import review_threshold
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.inference import array_batches, find_inputs, inputs_digest, read_batches
+    from mnist_pipeline.ml.review_items import Doubtful
 
     predictor = deployed_predictor(model_store, processed_mnist_data.spec)
     test = processed_mnist_data.test
@@ -96,19 +102,14 @@ def batch_digit_predictions(
     paths = paths or input_folder(prediction_input_dir)
     inputs = find_inputs(paths, prediction_input_dir.links)
     if paths and not inputs.files:
-        nothing = f"there is nothing to predict in {', '.join(map(str, paths))}"
-        context.log.info(nothing)
-        for spec in CHECKS:
-            yield dg.AssetCheckResult(
-                check_name=spec.name, passed=False, severity=dg.AssetCheckSeverity.WARN, description=nothing
-            )
+        yield from _nothing_to_predict(context, paths)
         return
     digest = inputs_digest(inputs) if paths else content_digest(test)
     table_path, errors_path, record_path = predictions_dir.table_paths(
         f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
     )
-    predicted_before = exists(record_path) and exists(table_path)
-    if predicted_before:
+    more: dict[str, dg.RawMetadataValue] = {"predicted_before": exists(record_path) and exists(table_path)}
+    if more["predicted_before"]:
         context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)
         kept = BatchPredictions.model_validate_json(read_bytes(record_path))
         record = kept.model_copy(update={"path": str(table_path), "errors_path": str(errors_path)})  # it may have moved
@@ -118,28 +119,45 @@ def batch_digit_predictions(
             if paths
             else array_batches(test.images, TEST_IMAGES, config.batch_size)
         )
-        record = _predict(predictor, batches, digest, table_path, errors_path)
+        doubtful = Doubtful(predictor, review_threshold(predictor.manifest, config), config.review_images)
+        record = _predict(predictor, batches, digest, table_path, errors_path, doubtful)
         if paths and inputs_digest(find_inputs(paths, prediction_input_dir.links)) != digest:
             raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
                 "the inputs changed while they were read"
             )
         write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
+        if paths:  # test images must not be labelled: they would train
+            more |= to_review(context, review_dir, doubtful.items(), 2 * config.review_images)
     version = hashlib.sha256(f"{record.weights_sha256}{record.onnx_sha256}{digest}".encode()).hexdigest()
     yield dg.Output(
         record,
         data_version=dg.DataVersion(version),
-        metadata={**_metadata(record, predictor), "predicted_before": predicted_before, **left_out(inputs.left_out)},
+        metadata={**_metadata(record, predictor), **more, **left_out(inputs.left_out)},
     )
     yield from batch_prediction_checks(record, predictions_dir)
 
 
+def _nothing_to_predict(context: dg.AssetExecutionContext, paths: list[UPath]) -> Iterator[dg.AssetCheckResult]:
+    nothing = f"there is nothing to predict in {', '.join(map(str, paths))}"
+    context.log.info(nothing)
+    for spec in CHECKS:
+        yield dg.AssetCheckResult(
+            check_name=spec.name, passed=False, severity=dg.AssetCheckSeverity.WARN, description=nothing
+        )
+
+
 def _predict(
-    predictor: "Predictor", batches: "Iterator[ImageBatch | InputError]", digest: str, table: UPath, errors: UPath
+    predictor: "Predictor",
+    batches: "Iterator[ImageBatch | InputError]",
+    digest: str,
+    table: UPath,
+    errors: UPath,
+    doubtful: "Doubtful",
 ) -> BatchPredictions:
     from mnist_pipeline.ml.inference import predict_to_parquet
 
     with writing(table) as table_file, writing(errors) as errors_file:  # the table appears last
-        result = predict_to_parquet(predictor, batches, table_file, errors_file)
+        result = predict_to_parquet(predictor, batches, table_file, errors_file, doubtful)
     return BatchPredictions(
         model=predictor.version,
         weights_sha256=predictor.manifest.weights_sha256,

@@ -1,5 +1,6 @@
 """A trained candidate."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import harmonic_mean
 from typing import TYPE_CHECKING
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
-from mnist_pipeline.defs.metadata import picture
-from mnist_pipeline.defs.resources.folders import CheckpointsResource
+from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.defs.reviewing import to_review
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics, ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from mnist_pipeline.ml.training import TrainingResult
 
 TRAINING_POOL = "training"
+MOST_TO_REVIEW = 50
+LISTED_KINDS = 20
+"""Improbable labels that are sent to /review at a time, and kinds of them that are listed."""
+
 CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
 """The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
@@ -55,11 +61,12 @@ def digit_classifier(
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
     checkpoints: CheckpointsResource,
+    review_dir: ReviewResource,
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A network trained on the train split, as a new immutable version in the model store.
 
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
-    whole epoch."""
+    whole epoch. Labels that it finds improbable are to be looked at on /review."""
     from mnist_pipeline.ml import drift
     from mnist_pipeline.ml.coverage import coverage_curve
     from mnist_pipeline.ml.data import data_version
@@ -100,7 +107,10 @@ def digit_classifier(
     yield dg.Output(
         record,
         data_version=dg.DataVersion(str(manifest.digests)),
-        metadata=_metadata(manifest, result, settings),
+        metadata={
+            **_metadata(manifest, result, settings),
+            **_improbable_labels(context, result.weights, settings, splits, manifest.name, review_dir),
+        },
     )
     yield stored_candidate_is_sound(record, model_store)
 
@@ -153,6 +163,34 @@ def _metadata(
         "learning_curves": picture(learning_curves(result.history, result.best_epoch), "learning curves"),
         "settings": dg.MetadataValue.json(settings.model_dump()),
     }
+
+
+def _improbable_labels(
+    context: dg.AssetExecutionContext,
+    weights: bytes,
+    settings: TrainingSettings,
+    splits: Splits,
+    model: str,
+    review_dir: ReviewResource,
+) -> "dict[str, dg.RawMetadataValue]":
+    from mnist_pipeline.ml.improbable import improbable_items, improbable_labels
+    from mnist_pipeline.ml.model import choose_device, model_from_bytes
+    from mnist_pipeline.ml.plots import improbable_grid
+
+    spec, parts = splits.spec, (splits.train, splits.validation)
+    network = model_from_bytes(weights, settings, spec).to(choose_device(settings.device))
+    found = improbable_labels(network, spec, parts)
+    metadata: dict[str, dg.RawMetadataValue] = {"improbable_labels": len(found)}
+    if found:
+        kinds = Counter(label.kind for label in found).most_common(LISTED_KINDS)
+        rows = [
+            {"label": spec.class_names[given], "expected": spec.class_names[likeliest], "images": count}
+            for (given, likeliest), count in kinds
+        ]
+        metadata["improbable_kinds"] = table(rows)
+        metadata["improbable_images"] = picture(improbable_grid(parts, found, spec), "labels that are improbable")
+        metadata |= to_review(context, review_dir, improbable_items(found, parts, spec, model), MOST_TO_REVIEW)
+    return metadata
 
 
 def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelStoreResource) -> dg.AssetCheckResult:

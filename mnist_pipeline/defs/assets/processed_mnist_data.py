@@ -7,11 +7,17 @@ import dagster as dg
 from mnist_pipeline.defs.assets.labelled_digits import labelled_digits
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import LISTED_FILES, class_table, left_out, picture
-from mnist_pipeline.defs.resources.folders import LabelledImagesResource
+from mnist_pipeline.defs.resources.folders import LabelledImagesResource, ReviewResource
+from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.defs.reviewing import held_back, to_review
 from mnist_pipeline.files.folders import printable
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
+from mnist_pipeline.task.spec import TaskSpec
+
+MOST_TO_REVIEW = 50
+"""Labels that contradict the deployed model and are sent to /review at a time, the surest contradictions first."""
 
 MAX_CLASS_SHARE_DIFFERENCE = 0.02
 """Labelled images may move the training shares up to here, and rounding those of validation by an image more."""
@@ -44,7 +50,7 @@ class SplitConfig(dg.Config, SplitSettings):
 @dg.asset(
     group_name="data_processing",
     kinds={"python", "safetensors"},
-    code_version="2",
+    code_version="3",
     io_manager_key="tensor_io_manager",
     dagster_type=dg.PythonObjectDagsterType(Splits),
     check_specs=CHECKS,
@@ -56,15 +62,18 @@ def processed_mnist_data(
     config: SplitConfig,
     raw_mnist_data: Dataset,
     labelled_digits_dir: LabelledImagesResource,
+    model_store: ModelStoreResource,
+    review_dir: ReviewResource,
 ) -> Iterator[dg.Output[Splits] | dg.AssetCheckResult]:
     """Train, validation (stratified) and test; labelled images join train, but for those that are held out, which show
-    whether the others help. Images stay uint8, 0..255."""
+    whether the others help. One that is a raw image already corrects its label. Labels that the deployed model
+    contradicts train as well, and are to be looked at on /review. Images stay uint8, 0..255."""
     from mnist_pipeline.files.errors import DataError
-    from mnist_pipeline.ml.data import class_counts, data_version, split
+    from mnist_pipeline.ml.data import class_counts, data_version, relabelled, split
     from mnist_pipeline.ml.labelled import read_labelled
     from mnist_pipeline.ml.plots import class_distribution, class_grid
 
-    spec = raw_mnist_data.spec
+    raw, spec = raw_mnist_data, raw_mnist_data.spec
     labelled = read_labelled(labelled_digits_dir.path(), spec, labelled_digits_dir.links)
     for name, why in list(labelled.skipped.items())[:LISTED_FILES]:
         context.log.warning("labelled image %s is skipped: %s", printable(name), why)
@@ -76,9 +85,11 @@ def processed_mnist_data(
     digest = data_version(spec, *splits.parts.values())
     metadata: dict[str, dg.RawMetadataValue] = {
         **{f"{name}_images": len(part) for name, part in labels.items()},
-        "labelled_digits_joined": len(labelled.images.labels) - len(splits.held_out.labels),
+        "labelled_digits_joined": len(splits.train.labels) + len(splits.validation.labels) - len(raw.train.labels),
+        "labelled_digits_relabelled": int((relabelled(raw.train, labelled.images)[0].labels != raw.train.labels).sum()),
         "labelled_digits_held_out": len(splits.held_out.labels),
         "labelled_digits_skipped": len(labelled.skipped),
+        **held_back(context, review_dir),
         "sha256": digest,
         "classes": class_table(spec, {name: class_counts(part, spec) for name, part in labels.items()}),
         "class_distribution": picture(class_distribution(labels, spec), "class distribution"),
@@ -87,8 +98,33 @@ def processed_mnist_data(
         metadata["skipped_files"] = left_out(labelled.skipped)["left_out"]
     if len(labelled.images.labels):
         metadata["labelled_digits"] = picture(class_grid(labelled.images, spec), "images labelled by people")
+        metadata |= _contradictions(context, labelled.images, spec, model_store, review_dir)
     yield dg.Output(splits, data_version=dg.DataVersion(digest), metadata=metadata)
     yield from processed_data_checks(splits, raw_mnist_data, labelled.images)
+
+
+def _contradictions(
+    context: dg.AssetExecutionContext,
+    labelled: LabelledImages,
+    spec: TaskSpec,
+    model_store: ModelStoreResource,
+    review_dir: ReviewResource,
+) -> "dict[str, dg.RawMetadataValue]":
+    """Send the labels that the deployed model contradicts to /review."""
+    from mnist_pipeline.ml.errors import ModelError, NoDeployedModel
+    from mnist_pipeline.ml.predictor import Predictor
+    from mnist_pipeline.ml.review_items import contradictions
+    from mnist_pipeline.stores.errors import ModelStoreError
+
+    try:
+        predictor = Predictor.from_store(model_store)
+        predictor.require_images_of(spec)
+    except (NoDeployedModel, ModelError, ModelStoreError) as error:
+        context.log.info("labels are not compared with a model: %s", error)
+        return {}
+    found = contradictions(predictor, labelled)
+    metadata: dict[str, dg.RawMetadataValue] = {"labels_contradicting_the_model": len(found)}
+    return metadata | to_review(context, review_dir, found, MOST_TO_REVIEW)
 
 
 def processed_data_checks(
@@ -97,7 +133,7 @@ def processed_data_checks(
     """Yield the results of CHECKS."""
     import numpy as np
 
-    from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, shared_images
+    from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, relabelled, shared_images
 
     train, validation, test, spec, held_out = processed_mnist_data
     shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
@@ -110,8 +146,10 @@ def processed_data_checks(
         metadata={"largest_difference": difference},
     )
     # Labelled images add to train or are held out; nothing may be missing, and test is handed on untouched.
-    missing = missing_images(raw_mnist_data.train, [train, validation])
-    unlabelled = missing_images(labelled, [train, held_out])
+    corrected, known = relabelled(raw_mnist_data.train, labelled)
+    missing = missing_images(corrected, [train, validation])
+    joining = LabelledImages(labelled.images[~known], labelled.labels[~known])
+    unlabelled = missing_images(joining, [train, held_out])
     untouched = content_digest(test) == content_digest(raw_mnist_data.test)
     yield dg.AssetCheckResult(
         check_name="nothing_lost",

@@ -9,9 +9,13 @@ from upath import UPath
 
 from mnist_pipeline.files import folders
 from mnist_pipeline.files.storage import storage_path
+from mnist_pipeline.ml.review import ReviewQueue
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings
 
 NO_FOLDER = "no folder"
+
+MOST_ITEMS = 1000
+"""Runs leave as many of the latest images to be looked at; a service that shows fewer leaves those."""
 
 
 class RawDataResource(dg.ConfigurableResource):
@@ -60,6 +64,16 @@ class PredictionsResource(_Place):
         """Return where the table, the table of errors and the record of the predictions `name` are."""
         folder = self._path(self.location)
         return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
+
+
+class ReviewResource(_Place):
+    """The images for people to look at, which the service shows."""
+
+    location: str = Field(description="Folder, or address of a bucket.")
+
+    def queue(self) -> ReviewQueue:
+        """Return the queue."""
+        return ReviewQueue(self._path(self.location), MOST_ITEMS)
 
 
 class WatchedFolderResource(_Place):

@@ -32,7 +32,7 @@ function showGroup() {
   if (!alike.length) return element("waiting-images").replaceChildren();
   const given = named(alike[0].given_name);
   element("alike").textContent =
-    `${alike.length} of one source wait that were called ${given}. Each that is not, label it above, or skip it.`;
+    `${alike.length} of one source wait that were called ${given}. Label above those that are not, or skip them.`;
   element("confirm").textContent = alike.length === 1 ? `It is ${given}` : `All ${alike.length} are ${given}`;
   element("waiting-images").replaceChildren(...alike.map((item) => {
     const canvas = document.createElement("canvas");
