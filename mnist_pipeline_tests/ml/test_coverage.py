@@ -13,10 +13,15 @@ from mnist_pipeline.ml.coverage import (
     review_threshold,
     threshold_for,
 )
+from mnist_pipeline.ml.data import split
+from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
-from mnist_pipeline.ml.settings import RealTimePredictionSettings, ReviewSettings
+from mnist_pipeline.ml.predictor import Predictor
+from mnist_pipeline.ml.settings import RealTimePredictionSettings, ReviewSettings, SplitSettings, TrainingSettings
+from mnist_pipeline.ml.training import train
+from mnist_pipeline.task.dataset import no_images
 from mnist_pipeline_tests.conftest import metadata
-from mnist_pipeline_tests.task.examples import SPEC, TINY
+from mnist_pipeline_tests.task.examples import GOOD, SPEC, TINY, embedded_images
 
 CONFIDENCES = np.array([0.9, 0.5, 0.7, 0.7, 0.99, 0.6])
 CORRECT = np.array([True, False, True, False, True, True])
@@ -96,3 +101,23 @@ def test_the_threshold_of_the_graph_is_that_of_the_page(pipeline):
     assert [p.needs_review for p in record.predictions] == [p.confidence < threshold for p in record.predictions]
     strict = pipeline.run("digit_predictions", digit_predictions={"target_error": 0.001})
     assert metadata(strict, "digit_predictions")["confidence_threshold"] > threshold
+
+
+def test_the_error_among_answered_test_images_is_the_target_within_its_interval():
+    """On real images, of a network that errs often enough for it to be seen."""
+    splits, settings = split(embedded_images(), no_images(SPEC), SplitSettings()), TrainingSettings(**GOOD)
+    exported = export(train(settings, splits).weights, settings, splits)
+    sure = exported.answers.probabilities
+    curve = coverage_curve(sure.max(1), sure.argmax(1) == splits.validation.labels)
+    manifest = ModelManifest(name="a version", weights_sha256="", task=SPEC, network={})
+    asked = Predictor(manifest, exported.onnx).predict(splits.test.images)
+    wrong = asked.argmax(1) != splits.test.labels
+    shares = []
+    for target in (0.005, 0.01, 0.02):
+        answered = asked.max(1) >= threshold_for(curve, target)
+        shares.append(answered.mean())
+        mistakes, count = int(wrong[answered].sum()), int(answered.sum())
+        print(f"target {target}: {mistakes} of {count} answered are wrong")
+        assert binomtest(mistakes, count, target, alternative="greater").pvalue > 0.01
+    assert 0.3 < shares[0] < shares[-1] < 1
+    assert wrong.mean() > 0.02  # without a threshold none of the targets is kept

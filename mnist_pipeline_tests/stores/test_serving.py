@@ -1,5 +1,6 @@
 """What cannot be served is not promoted, whatever its score; the service is asked in a process of its own."""
 
+import random
 import subprocess
 import sys
 
@@ -162,3 +163,62 @@ def test_by_hand(store, trained, splits):
     assert failed.stderr.splitlines()[-1].startswith(
         f"error: {bad.name} cannot be served: the model is not an ONNX file"
     )
+
+
+def nearly(value: float, at: int) -> bytes:
+    """A network of which one logit is no number that can be used."""
+    logits = torch.zeros(SPEC.classes)
+    logits[at] = value
+    return to_onnx(Answers(logits).eval(), SPEC)
+
+
+def with_classes(count: int) -> TaskSpec:
+    return SPEC.model_copy(update={"class_names": tuple(f"class {number}" for number in range(count))})
+
+
+def with_size(height: int, width: int) -> TaskSpec:
+    return SPEC.model_copy(update={"image_shape": (height, width, 1)})
+
+
+HEIGHT, WIDTH, _ = SPEC.image_shape
+SIZES = [(height, width) for height in (HEIGHT - 1, HEIGHT, 2 * HEIGHT) for width in (WIDTH - 1, WIDTH, WIDTH + 4)]
+BEGINNINGS = (b"", b"\x80\x04\x95", b"PK\x03\x04", b"<html>", b"ORTM", b"{}", b"\x08\x07", b"GIF89a")
+OPERATORS = ("NoSuch", "Evil", "PyOp", "Tokenizer", "Conv9", "identity")
+
+
+def many() -> dict[str, bytes | float]:
+    """Files, or the share of a good one that is left."""
+    return {
+        **{f"always class {label}": always(label) for label in range(SPEC.classes)},
+        **{f"{part} hundredths of the file": part / 100 for part in range(4, 100, 6)},
+        **{
+            f"{value} for class {at}": nearly(value, at)
+            for value in (torch.nan, torch.inf)
+            for at in range(SPEC.classes)
+        },
+        **{f"{count} classes": always(0, with_classes(count)) for count in range(2, 20) if count != SPEC.classes},
+        **{f"{size} pixels": always(0, with_size(*size)) for size in SIZES if size != (HEIGHT, WIDTH)},
+        **{f"noise after {begin!r}": begin + random.Random(0).randbytes(500) for begin in BEGINNINGS},
+        **{
+            f"the operator {name} of {domain!r}": model_of(
+                helper.make_node(name, ["images"], ["probabilities"], domain=domain), domain=domain
+            )
+            for name in OPERATORS
+            for domain in ("", "ai.onnx.contrib")
+        },
+    }
+
+
+@pytest.mark.long
+def test_of_many_versions_that_cannot_be_served_none_is_promoted(store, trained, splits):
+    good = exported(trained.weights, SETTINGS.architecture().model_dump_json())
+    files = {kind: made(good) for kind, made in UNUSABLE.items()}
+    for kind, made in many().items():
+        files[kind] = made if isinstance(made, bytes) else good[: int(len(good) * made)]
+    assert len(files) >= 100
+    for kind, onnx in files.items():
+        version = save(store, trained, SETTINGS, onnx=onnx)
+        decision = decide(store, version, splits)
+        assert decision.outcome == "refused", kind
+        assert "but it cannot be served: " in decision.reason, kind
+    assert store.production() is None
