@@ -146,7 +146,7 @@ AFTER_LABELS = "RETRAIN_AFTER_LABELS"
 
 def new_labels(least: int = Environment.model_fields[AFTER_LABELS.lower()].default) -> AC:
     """Return the condition of so many labelled images that no candidate saw, by the default until it is replaced."""
-    counted = ("labelled_digits_joined", "labelled_digits_held_out")
+    counted = ("labelled_digits_joined", "labelled_digits_held_out", "labelled_digits_relabelled")
     enough = EnoughNewLabels(dg.AssetKey("processed_mnist_data"), counted, least)
     return (enough | NEVER).with_label(AFTER_LABELS)  # a condition of one's own cannot have a label
 

@@ -10,6 +10,9 @@ from mnist_pipeline.defs.resources.folders import ReviewResource
 if TYPE_CHECKING:
     from mnist_pipeline.ml.review_items import ReviewItem
 
+MOST_TO_REVIEW = 50
+"""The most doubtful labels that a step sends at a time."""
+
 
 def to_review(
     context: dg.AssetExecutionContext, review_dir: ReviewResource, items: "Iterable[ReviewItem]", most: int

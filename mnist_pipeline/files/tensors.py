@@ -69,7 +69,7 @@ def scratch(shape: tuple[int, ...]) -> np.ndarray:
                 file.truncate(size)
             return _mapping(file, 0, shape, "r+")
     except OSError as error:
-        said = f"no room in {tempfile.gettempdir()} (TMPDIR) for {size:,} bytes of images: {error.strerror}"
+        said = f"no room in {tempfile.gettempdir()} (TMPDIR) for {size:,} bytes: {error.strerror}"
         raise OSError(error.errno, said) from error
 
 

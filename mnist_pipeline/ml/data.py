@@ -77,7 +77,7 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
         np.arange(len(labels)), test_size=settings.validation_fraction, random_state=settings.seed, stratify=labels
     )
     # Only now: which image is in which split must not depend on it.
-    (_, labels), known = relabelled(dataset.train, labelled)
+    labels, known = relabelled(dataset.train, labelled)
     held = held_out(labelled.images, settings) & ~known
     more = LabelledImages(labelled.images[~held & ~known], labelled.labels[~held & ~known])
     return Splits(
@@ -89,21 +89,21 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
     )
 
 
-def relabelled(train: LabelledImages, labelled: LabelledImages) -> tuple[LabelledImages, np.ndarray]:
-    """Return training images with the labels that people gave to the same images later, the last one counting.
+def relabelled(train: LabelledImages, labelled: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of training images, uint8 (N,), some as people gave them to the same images later.
 
-    Also returns bool (N,): which of the labelled images are among them.
+    Also returns bool (M,): which of the labelled images are among the training images.
     """
+    labels = train.labels.copy()
     if not len(labelled.labels):
-        return train, np.zeros(0, bool)
+        return labels, np.zeros(0, bool)
     given = [_digest(image) for image in labelled.images]
-    later, labels = dict(zip(given, labelled.labels.tolist(), strict=True)), train.labels.copy()
-    known = set()
+    later, known = dict(zip(given, labelled.labels.tolist(), strict=True)), set()
     for position, image in enumerate(train.images):
         if (digest := _digest(image)) in later:
             labels[position] = later[digest]
             known.add(digest)
-    return LabelledImages(train.images, labels), np.array([digest in known for digest in given])
+    return labels, np.array([digest in known for digest in given])
 
 
 def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:

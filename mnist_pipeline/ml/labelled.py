@@ -1,5 +1,7 @@
 """Images that people labelled after the fact: a folder or prefix with one sub-folder a class."""
 
+import hashlib
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +26,15 @@ class LabelledFolder(NamedTuple):
 def read_labelled(root: UPath, spec: TaskSpec, links: Links = "inside") -> LabelledFolder:
     """Read `<root>/<class>/<image>`, where the folder has the name of the class, or that of `spec.class_folders`.
 
-    A file that is unreadable or elsewhere is skipped and named, not fatal.
+    A file that is unreadable or elsewhere is skipped and named, not fatal. So is one of an image of which there is a
+    newer file: the last word about an image counts.
     Which files count, and which links are followed, is told by `files.folders.walk`.
     """
     label_of = spec.known_folders
     found = walk(root, links)
-    images, labels, skipped = [], [], dict(found.left_out)
+    skipped = dict(found.left_out)
+    latest: dict[bytes, tuple[str, datetime]] = {}
+    images: dict[str, np.ndarray] = {}
     for name, entry in found.files.items():
         folder, _, rest = name.partition("/")
         if folder not in label_of or "/" in rest or not rest:
@@ -39,9 +44,17 @@ def read_labelled(root: UPath, spec: TaskSpec, links: Links = "inside") -> Label
         else:
             try:
                 require_size(entry.size)
-                images.append(read_image(read_bytes(root / name), spec))
-                labels.append(label_of[folder])
+                images[name] = read_image(read_bytes(root / name), spec)
             except (ImageError, OSError) as error:
                 skipped[name] = str(error)
-    together = LabelledImages(np.stack(images), np.array(labels, np.uint8)) if images else no_images(spec)
+                continue
+            digest = hashlib.sha256(images[name].tobytes()).digest()
+            other, changed = latest.get(digest, (name, entry.changed))
+            newer, older = (name, other) if entry.changed >= changed else (other, name)
+            latest[digest] = newer, max(changed, entry.changed)
+            if newer != older:
+                skipped[older] = f"{newer} is a newer label of the same image"
+                del images[older]
+    labels = np.array([label_of[name.partition("/")[0]] for name in images], np.uint8)
+    together = LabelledImages(np.stack(list(images.values())), labels) if images else no_images(spec)
     return LabelledFolder(together, skipped)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -19,10 +19,6 @@ IMAGE_ID = "^[0-9a-f]{32}$"
 MAX_NUMBERS = 256 * 256 * 3
 """The numbers of the largest image that is asked about, which is about a MiB as text: the page sends them back."""
 
-MOST_OF_A_KIND = 20
-"""Labels of one kind (this class called that one): so many that contradict the model train in an hour from one source,
-and so many that a candidate finds improbable are asked about at a time."""
-
 Reason = Literal["held", "contradiction", "improbable", "unlike", "unsure"]
 """Why an image is to be looked at: a label that trains only when it is confirmed; one that contradicts the deployed
 model; one of the training data that a candidate finds improbable; a picture unlike the training data; an answer below
@@ -32,7 +28,7 @@ the threshold. They are looked at in this order."""
 class ReviewItem(BaseModel):
     """An image to be looked at, and why."""
 
-    id: str = Field(description="Of the image, as in corrections.")
+    id: str = Field(pattern=IMAGE_ID, description="Of the image, as in corrections.")
     image: list[list[Any]] = Field(description="Rows of values 0..255.")
     label: int = Field(description="The answer of the model.")
     class_name: str | None = Field(None, description="The name of that class, which later models may count otherwise.")
@@ -43,31 +39,13 @@ class ReviewItem(BaseModel):
     given_name: str | None = Field(None, description="The name of that class.")
     source: str | None = Field(None, description="A digest of the address that the label came from.")
 
-    @classmethod
-    def of(
-        cls,
-        image: np.ndarray,
-        reason: Reason,
-        spec: TaskSpec,
-        model: str,
-        label: int,
-        confidence: float,
-        given: int | None = None,
-        source: str | None = None,
-    ) -> Self:
-        """Return the item of a uint8 image, with the names of its classes."""
-        return cls(
-            id=image_id(image),
-            image=image.tolist(),
-            label=label,
-            class_name=spec.class_names[label],
-            confidence=confidence,
-            model=model,
-            reason=reason,
-            given=given,
-            given_name=None if given is None else spec.class_names[given],
-            source=source,
-        )
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the image; () where its rows differ."""
+        try:
+            return np.shape(self.image)
+        except ValueError:
+            return ()
 
     @property
     def order(self) -> tuple[int, float]:
@@ -80,61 +58,83 @@ def image_id(image: np.ndarray) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()[:32]
 
 
-def contradictions(predictor: "Predictor", labelled: LabelledImages, source: str | None = None) -> list[ReviewItem]:
-    """Return the labels of uint8 images (N, *spec.array_shape) that a model contradicts, most surely first."""
-    if not len(labelled.labels):
-        return []
-    probabilities = predictor.predict(labelled.images)
-    likeliest, confidences = probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(likeliest != labelled.labels)
-    return [
-        ReviewItem.of(
-            labelled.images[row],
-            "contradiction",
-            predictor.spec,
-            predictor.version,
-            int(likeliest[row]),
-            float(confidences[row]),
-            int(labelled.labels[row]),
-            source,
-        )
-        for row in wrong[np.argsort(-confidences[wrong], kind="stable")]
-    ]
+class Doubt(NamedTuple):
+    """An answer of a model that people should look at."""
 
-
-class _Doubt(NamedTuple):
-    score: float
     image: np.ndarray
+    """uint8, of the shape of the task."""
+    reason: Reason
     label: int
     confidence: float
+    """0..1."""
+
+    def item(self, spec: TaskSpec, model: str, **given: Any) -> ReviewItem:
+        """Return it as an item, with what was given: a label, the name of its class, its source."""
+        return ReviewItem(
+            id=image_id(self.image),
+            image=self.image.tolist(),
+            label=self.label,
+            class_name=spec.class_names[self.label],
+            confidence=self.confidence,
+            model=model,
+            reason=self.reason,
+            **given,
+        )
+
+
+def contradictions(
+    predictor: "Predictor", labelled: LabelledImages, spec: TaskSpec, source: str | None = None
+) -> tuple[int, Iterator[ReviewItem]]:
+    """Return how many labels of uint8 images (N, *spec.array_shape) a model contradicts, and these, the surest first.
+
+    `spec` has the classes of the labels. They are compared by their names; of classes that the model does not know it
+    cannot say anything.
+    """
+    if not len(labelled.labels):
+        return 0, iter(())
+    probabilities = predictor.predict(labelled.images)
+    likeliest, confidences = probabilities.argmax(1), probabilities.max(1)
+    names = np.array(spec.class_names)[labelled.labels]
+    differs = names != np.array(predictor.spec.class_names)[likeliest]
+    wrong = np.flatnonzero(differs & np.isin(names, predictor.spec.class_names))
+
+    def items() -> Iterator[ReviewItem]:
+        for row in wrong[np.argsort(-confidences[wrong], kind="stable")]:
+            doubt = Doubt(labelled.images[row], "contradiction", int(likeliest[row]), float(confidences[row]))
+            given = {"given": int(labelled.labels[row]), "given_name": str(names[row]), "source": source}
+            yield doubt.item(predictor.spec, predictor.version, **given)
+
+    return len(wrong), items()
 
 
 class Doubtful:
     """The images that a model is least sure of, and those most unlike its training images, of a batch of any length."""
 
-    def __init__(self, predictor: "Predictor", threshold: float, most: int) -> None:
+    def __init__(self, threshold: float, most: int) -> None:
         """Keep `most` images of each kind; `threshold` is the confidence from which an answer needs no review."""
-        self._predictor, self._threshold, self._most = predictor, threshold, most
-        self._kept: dict[Reason, list[_Doubt]] = {"unlike": [], "unsure": []}
+        self._threshold, self._most = threshold, most
+        self._kept: dict[Reason, list[tuple[float, Doubt]]] = {"unlike": [], "unsure": []}
 
     def add(self, images: np.ndarray, answers: "Answers") -> None:
-        """Look at some more uint8 images (N, *spec.array_shape) and their answers."""
+        """Look at some more uint8 images (N, *spec.array_shape) and their answers. An image counts once."""
         labels, confidences = answers.probabilities.argmax(1), answers.probabilities.max(1)
-        strange = np.full(len(labels), -np.inf) if answers.unlikeness is None else answers.unlikeness
-        unsure = np.where(strange > 0, -np.inf, self._threshold - confidences)
-        scored: dict[Reason, np.ndarray] = {"unlike": strange, "unsure": unsure}
+        unlikeness = np.full(len(labels), -np.inf) if answers.unlikeness is None else answers.unlikeness
+        unsure = np.where(unlikeness > 0, -np.inf, self._threshold - confidences)
+        scored: dict[Reason, np.ndarray] = {"unlike": unlikeness, "unsure": unsure}
         for reason, scores in scored.items():
-            rows = np.argsort(-scores, kind="stable")[: self._most]
-            found = [
-                _Doubt(float(scores[row]), images[row].copy(), int(labels[row]), float(confidences[row]))
-                for row in rows[scores[rows] > 0]
-            ]
-            both = sorted(self._kept[reason] + found, key=lambda doubt: -doubt.score)
-            self._kept[reason] = both[: self._most]
+            kept = self._kept[reason]
+            known = {doubt.image.tobytes() for _, doubt in kept}
+            for row in np.argsort(-scores, kind="stable"):
+                full = len(kept) >= self._most
+                if scores[row] <= (kept[-1][0] if full and kept else 0) or not self._most:
+                    break
+                if (content := images[row].tobytes()) not in known:
+                    known.add(content)
+                    doubt = Doubt(images[row].copy(), reason, int(labels[row]), float(confidences[row]))
+                    kept.append((float(scores[row]), doubt))
+                    kept.sort(key=lambda found: -found[0])
+                    del kept[self._most :]
 
-    def items(self) -> Iterator[ReviewItem]:
-        """Yield what is to be looked at."""
-        for reason, kept in self._kept.items():
-            for doubt in kept:
-                spec, model = self._predictor.spec, self._predictor.version
-                yield ReviewItem.of(doubt.image, reason, spec, model, doubt.label, doubt.confidence)
+    def doubts(self) -> list[Doubt]:
+        """Return those that are kept, of each kind the most doubtful first."""
+        return [doubt for kept in self._kept.values() for _, doubt in kept]

@@ -281,8 +281,9 @@ class BatchPredictionSettings(ReviewSettings):
         20,
         ge=0,
         le=1000,
-        description="Images of each kind that go to /review: the least sure of those that need review, and the most "
-        "unlike the training data. Test images do not: they must not train.",
+        description="Images of each kind that go to /review when inputs are predicted for the first time: the least "
+        "sure of those that need review, and the most unlike the training data. Test images do not: they must not "
+        "train.",
     )
 
 

@@ -23,6 +23,7 @@ from mnist_pipeline.serve.corrections import Corrections
 from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import ServiceError, as_service_error, documented
 from mnist_pipeline.serve.feedback import feedback_routes
+from mnist_pipeline.serve.labelling import Labelling
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import Guard, error_response
@@ -30,7 +31,6 @@ from mnist_pipeline.serve.openapi import describe, predict_parameters
 from mnist_pipeline.serve.operations import operations_routes
 from mnist_pipeline.serve.predicting import Predicting
 from mnist_pipeline.serve.schemas import Predictions
-from mnist_pipeline.serve.second_look import Feedback
 from mnist_pipeline.serve.settings import ServeSettings
 from mnist_pipeline.stores import ModelStore, ModelStoreError
 
@@ -63,26 +63,27 @@ def create_app(
     `labelled` is where corrections go, and `review` where images to be looked at are kept; without both there is no
     feedback. With `second_opinion` every label that contradicts the model waits until somebody confirms it.
     """
-    feedback = None
+    labelling = None
     if labelled and review:
         corrections = Corrections(labelled, store, settings.corrections_per_minute)
-        feedback = Feedback(corrections, ReviewQueue(review, settings.review_items), second_opinion)
+        queue = ReviewQueue(review, settings.review_items)
+        labelling = Labelling(corrections, queue, second_opinion, settings.review)
 
     def count(outcome: str) -> None:
         metrics.deployments.labels(outcome).inc()
 
     def tidy() -> None:
         try:
-            if feedback:
-                feedback.queue.write()
-                feedback.corrections.count_again()
+            if labelling:
+                labelling.queue.write()
+                labelling.corrections.count_again()
         except (ModelStoreError, OSError) as error:
             log.warning("the storage of corrections or of what is to be reviewed cannot be used now: %s", error)
 
     follower = DeploymentFollower(store, settings.reload_seconds, count, settings.threads, tidy, task, settings)
     metrics = Metrics(lambda: follower.served)
     bodies = BodyReader(settings)
-    predicting = Predicting(settings, follower, bodies, metrics, feedback.queue if feedback else None)
+    predicting = Predicting(settings, follower, bodies, metrics, labelling.queue if labelling else None)
     app = FastAPIOffline(
         title="mnist_pipeline",
         summary="Predictions by the deployed model.",
@@ -93,7 +94,7 @@ def create_app(
     common: dict[str, Any] = {"responses": ERRORS, "dependencies": bearer}
     app.include_router(_predict_route(predicting), **common)
     app.include_router(operations_routes(settings, follower, metrics, **common))
-    app.include_router(feedback_routes(feedback, follower, bodies, metrics, **common))
+    app.include_router(feedback_routes(labelling, follower, bodies, metrics, **common))
     describe(app, follower)
     _add_pages(app)
     _answer_errors_in_one_shape(app, metrics)

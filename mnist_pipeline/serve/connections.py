@@ -170,5 +170,7 @@ def server_config(settings: ServeSettings, app: Any, **options: Any) -> Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),  # uvicorn would believe whoever is on this machine
+        forwarded_allow_ips=settings.trusted_proxies,
         **options,
     )

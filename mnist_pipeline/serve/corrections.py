@@ -3,7 +3,6 @@
 import io
 import time
 from collections import deque
-from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
@@ -31,7 +30,7 @@ class Correction(BaseModel):
     id: str = Field(description="Digest of the image's content; the same image has the same id.")
     label: int = Field(ge=0)
     waiting: int = Field(description="Corrections that no training has seen yet.")
-    held: bool = Field(False, description="It waits until somebody confirms it on /review, and does not train before.")
+    held: bool = Field(False, description="It is not used for training until somebody confirms it on /review.")
 
 
 class Corrections:
@@ -44,29 +43,33 @@ class Corrections:
         self._waiting: int | None = None
         self._counted_at = 0.0
 
-    def add(
-        self, image: np.ndarray, label: int, spec: TaskSpec, admitted: Callable[[np.ndarray], bool]
-    ) -> tuple[Correction, bool]:
-        """Store a uint8 image of `spec.array_shape` with its label; also return whether that was new.
+    def prepared(self, image: np.ndarray, label: int, spec: TaskSpec) -> np.ndarray:
+        """Return a uint8 image of `spec.array_shape` as the training will have it.
 
-        `admitted` is asked about the prepared image if it is new; if not, nothing is stored here. The last word about
-        an image counts: if it was stored with another label, that is taken back. Raises ServiceError for a blank image
-        and for a label that there is not.
+        Raises ServiceError for a blank image, and for a label that there is not.
         """
         if label >= spec.classes:
             raise unusable("bad_correction", f"label: Input should be less than {spec.classes}, not {label}")
         try:
-            image = prepare(Image.fromarray(image), spec)  # what the training will make of it
+            return prepare(Image.fromarray(image), spec)
         except ImageError as error:
             raise unusable("bad_image", str(error)) from None
+
+    def has(self, digest: str, label: int, spec: TaskSpec) -> bool:
+        """Return whether an image is stored with this label."""
+        return exists(self._path(digest, spec.class_folders[label]))
+
+    def store(self, image: np.ndarray, label: int, spec: TaskSpec) -> bool:
+        """Store a prepared image with its label, and return whether that was new.
+
+        The last word about an image counts: if it was stored with another label, that is taken back.
+        """
         digest = image_id(image)
         path = self._path(digest, spec.class_folders[label])
         self.waiting()  # before this one is there
         with self._lock:
             stored = self._stored(digest, spec)
             if new := path not in stored:
-                if not admitted(image):
-                    return Correction(id=digest, label=label, waiting=self.waiting(), held=True), True
                 data = io.BytesIO()
                 Image.fromarray(image).save(data, "PNG")
                 write_bytes(path, data.getvalue())
@@ -74,7 +77,7 @@ class Corrections:
                 if other != path:
                     delete(other)
             self._change(new and not stored)
-        return Correction(id=digest, label=label, waiting=self.waiting()), new
+        return new
 
     def take_back(self, digest: str, spec: TaskSpec) -> bool:
         """Remove a correction, and return whether there was one of this id."""
@@ -129,11 +132,12 @@ class Corrections:
 
     def require_pace(self) -> None:
         """Count one more in this minute. Raises ServiceError where there are too many."""
-        now = time.monotonic()
-        while self._times and now - self._times[0] > MINUTE_SECONDS:
-            self._times.popleft()
-        if len(self._times) >= self._per_minute:
-            wait = int(MINUTE_SECONDS - (now - self._times[0])) + 1
-            message = f"more than {self._per_minute} corrections in a minute: try again in {wait} s"
-            raise ServiceError(429, "too_many_corrections", message, retry_after=wait)
-        self._times.append(now)
+        with self._lock:
+            now = time.monotonic()
+            while self._times and now - self._times[0] > MINUTE_SECONDS:
+                self._times.popleft()
+            if len(self._times) >= self._per_minute:
+                wait = int(MINUTE_SECONDS - (now - self._times[0])) + 1
+                message = f"more than {self._per_minute} corrections in a minute: try again in {wait} s"
+                raise ServiceError(429, "too_many_corrections", message, retry_after=wait)
+            self._times.append(now)

@@ -5,7 +5,6 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from math import prod
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
@@ -16,17 +15,15 @@ from mnist_pipeline.serve.corrections import Correction
 from mnist_pipeline.serve.decoding import parse_content_type, read_array, read_json
 from mnist_pipeline.serve.deployment import DeploymentFollower
 from mnist_pipeline.serve.errors import ErrorAnswer, ServiceError, documented, unusable
+from mnist_pipeline.serve.labelling import HeldGroup, Labelling, Settled
 from mnist_pipeline.serve.limits import MIB, BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.schemas import CorrectionState
-from mnist_pipeline.serve.second_look import Feedback, Settled
 from mnist_pipeline.task.spec import TaskSpec
 
 LEAST_MIB = 0.0625
 BYTES_A_NUMBER = 6
 """At most three figures, a comma, and some spaces."""
-
-MOST_IDS = 1000
 
 HOUSEHOLD_BITS = 64
 """The part of an IPv6 address that stands for a network; its owner has all the addresses behind it."""
@@ -45,41 +42,42 @@ class CorrectionRequest(BaseModel, extra="forbid", strict=True):
     image: list[Any]
     label: int = Field(ge=0)
     class_name: str | None = Field(None, alias="class")
-    confirmed: bool = Field(False, description="Somebody looked at it as /review shows it: it trains in any case.")
-
-
-class HeldRequest(BaseModel, extra="forbid", strict=True):
-    """Images whose labels wait, and what is to be done with them."""
-
-    ids: list[Annotated[str, Field(pattern=IMAGE_ID)]] = Field(max_length=MOST_IDS)
-    confirm: bool = Field(description="They train with the labels that were given to them; false: these are forgotten.")
+    confirmed: bool = Field(
+        False, description="Somebody looked at it: it is used for training even if the model says otherwise."
+    )
 
 
 def feedback_routes(
-    feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics, **options: Any
+    labelling: Labelling | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics, **options: Any
 ) -> APIRouter:
-    """Return the routes; without `feedback` they answer that it is switched off."""
+    """Return the routes; without `labelling` they answer that it is switched off."""
     router = APIRouter(tags=["feedback"], **options)
-    _add_corrections(router, feedback, follower, bodies, metrics)
-    _add_review(router, feedback, follower, bodies)
+    _add_corrections(router, labelling, follower, bodies, metrics)
+    _add_review(router, labelling, follower, bodies, metrics)
     return router
 
 
-def _switched_on(feedback: Feedback | None) -> Feedback:
-    if feedback is None:
+def _switched_on(labelling: Labelling | None) -> Labelling:
+    if labelling is None:
         raise ServiceError(403, "feedback_off", "corrections are switched off on this service (FEEDBACK=off)")
-    return feedback
+    return labelling
+
+
+def _reviewing(labelling: Labelling | None) -> Labelling:
+    if not (on := _switched_on(labelling)).review:
+        raise ServiceError(403, "review_off", "nobody looks at images on this service (--review off)")
+    return on
 
 
 def _add_corrections(
-    router: APIRouter, feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics
+    router: APIRouter, labelling: Labelling | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics
 ) -> None:
     @router.get("/corrections")
     async def state() -> CorrectionState:
         """Tell if corrections are taken, and how many wait for the next training."""
-        if feedback is None:
+        if labelling is None:
             return CorrectionState(enabled=False, waiting=0)
-        return CorrectionState(enabled=True, waiting=await run_in_threadpool(feedback.corrections.waiting))
+        return CorrectionState(enabled=True, waiting=await run_in_threadpool(labelling.corrections.waiting))
 
     @router.post(
         "/corrections",
@@ -96,8 +94,10 @@ def _add_corrections(
 
         Of labels that contradict the deployed model only some of a kind are taken from one address in an hour.
         """
-        on, served = _switched_on(feedback), follower.answering
+        on, served = _switched_on(labelling), follower.answering
         wanted = await _correction_request(request, bodies, served.predictor.spec)
+        if wanted.confirmed:
+            _reviewing(labelling)
         image = read_array(wanted.image, served.predictor.spec)
         source = source_of(request)
         correction, new = await run_in_threadpool(on.correct, served, image, wanted.label, wanted.confirmed, source)
@@ -110,31 +110,39 @@ def _add_corrections(
         status_code=204,
         responses={**ANSWERS, 404: {"model": ErrorAnswer, "description": "There is no such correction."}},
     )
-    async def take_back(id: Annotated[str, Path(pattern=IMAGE_ID)]) -> None:
+    async def take_back(request: Request, id: Annotated[str, Path(pattern=IMAGE_ID)]) -> None:
         """Undo a correction."""
-        await run_in_threadpool(_switched_on(feedback).take_back, id, follower.spec)
+        await run_in_threadpool(_switched_on(labelling).take_back, id, follower.spec, source_of(request))
 
 
-def _add_review(router: APIRouter, feedback: Feedback | None, follower: DeploymentFollower, bodies: BodyReader) -> None:
+def _add_review(
+    router: APIRouter, labelling: Labelling | None, follower: DeploymentFollower, bodies: BodyReader, metrics: Metrics
+) -> None:
     @router.get("/review/items")
     async def items() -> list[ReviewItem]:
         """The latest images to be looked at that are of the shape of now: labels that wait first."""
-        found = await run_in_threadpool(feedback.queue.items) if feedback else []
-        shape = follower.spec.array_shape if found else ()
-        return [item for item in found if np.shape(item.image) == shape]
+        if labelling is None or (served := follower.served) is None:
+            return []
+        return await run_in_threadpool(_reviewing(labelling).queue.items, served.predictor.spec.array_shape)
 
-    body = {"required": True, "content": {"application/json": {"schema": HeldRequest.model_json_schema()}}}
+    body = {"required": True, "content": {"application/json": {"schema": HeldGroup.model_json_schema()}}}
 
     @router.post("/review/held", responses=ANSWERS, openapi_extra={"requestBody": body})
     async def settle(request: Request) -> Settled:
         """Confirm labels that wait, so that they train, or forget them."""
-        on, served = _switched_on(feedback), follower.answering
-        wanted = await _read(request, bodies, LEAST_MIB, HeldRequest, "bad_request")
-        return await run_in_threadpool(on.settle, served, wanted.ids, wanted.confirm)
+        on, served = _reviewing(labelling), follower.answering
+        wanted = await _read(request, bodies, LEAST_MIB, HeldGroup, "bad_request")
+        settled = await run_in_threadpool(on.settle, served, wanted)
+        if wanted.confirm:
+            metrics.corrections.inc(settled.settled)
+        return settled
 
 
 def source_of(request: Request) -> str:
-    """Return a digest (hex) of the address that a request came from, of IPv6 of its network: addresses are not kept."""
+    """Return a digest (hex) of the address that a request came from, of IPv6 of its network.
+
+    So addresses do not stand in files and answers; they are no secret, since all of IPv4 can be tried.
+    """
     host = request.client.host if request.client else ""
     try:
         address = ip_address(host)

@@ -81,7 +81,7 @@ def correction_body(spec: TaskSpec | None) -> dict[str, Any]:
     label: dict[str, Any] = {"type": "integer", "minimum": 0}
     schema = _json_object(image=_rows(spec), label=label)
     schema["properties"]["class"] = {"type": "string", "description": "Its name: refused if it has another label now."}
-    schema["properties"]["confirmed"] = {"type": "boolean", "description": "Somebody looked at it: it trains anyway."}
+    schema["properties"]["confirmed"] = {"type": "boolean", "description": "Somebody looked at it."}
     json: dict[str, Any] = {"schema": schema}
     if spec:
         label |= {"maximum": spec.classes - 1, "description": ", ".join(spec.class_names[:100])}

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from mnist_pipeline.ml.predictor import Answers
 from mnist_pipeline.ml.review import ReviewQueue
-from mnist_pipeline.ml.review_items import Reason
+from mnist_pipeline.ml.review_items import Doubt, Reason
 from mnist_pipeline.serve.decoding import NotQuick, read_images
 from mnist_pipeline.serve.deployment import DeploymentFollower, Served
 from mnist_pipeline.serve.errors import ServiceError, overloaded
@@ -123,7 +123,7 @@ class Predicting:
                 self._metrics.unlike_training_data.inc()
             if (unsure or strange[position]) and options.review and self._queue:
                 reason: Reason = "unlike" if strange[position] else "unsure"
-                self._queue.add(answer.images[position], reason, spec, version, label, confidence)
+                self._queue.add(Doubt(answer.images[position], reason, label, confidence), spec, version)
         return {"model": version, "predictions": described}
 
 

@@ -31,6 +31,12 @@ class ServeSettings(ReviewSettings):
         description="Host names by which it may be reached, with commas. Where it listens on loopback, loopback names "
         "are always known; elsewhere any name is if none is given. Not looked at where SERVE_TOKEN is set.",
     )
+    trusted_proxies: str = Field(
+        "",
+        pattern=r"^[0-9A-Za-z.:/*, -]*$",
+        description="Addresses of proxies, with commas, whose X-Forwarded-For tells the source of a request; without "
+        "them all that comes through a proxy is from one source.",
+    )
     workers: int = Field(1, ge=1, le=256, description="Processes that answer on the one port.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
     decoders: int = Field(2, ge=1, le=64, description="Large requests that each process reads at a time.")
@@ -48,7 +54,14 @@ class ServeSettings(ReviewSettings):
     max_images: int = Field(64, ge=1, le=65536, description="Images in one request.")
     body_seconds: float = Field(30.0, gt=0, le=3600, description="A request must have arrived whole within this time.")
     corrections_per_minute: int = Field(120, ge=1, le=100000, description="Corrections accepted in a minute.")
-    review_items: int = Field(200, ge=1, le=100000, description="Images kept for /review.")
+    review: bool = Field(
+        True,
+        description="off: nobody looks at images here; /review and confirmed labels are refused, as on a service that "
+        "strangers reach.",
+    )
+    review_items: int = Field(
+        200, ge=1, le=100000, description="Doubtful answers, and doubtful labels, kept for /review."
+    )
 
     def known_hosts(self) -> frozenset[str] | None:
         """Return the host names (without port) that requests may name; None: any."""

@@ -1,5 +1,6 @@
 """What steps send to the people who look at images, and what they do when these have looked."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
+from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.review import ReviewQueue
-from mnist_pipeline.ml.review_items import ReviewItem, image_id
+from mnist_pipeline.ml.review_items import Doubt, ReviewItem, contradictions, image_id
+from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.task.examples import GOOD, SPEC, embedded_images, png
 
@@ -23,7 +26,7 @@ def queue(pipeline: Pipeline) -> ReviewQueue:
 
 
 def items(pipeline: Pipeline, reason: str) -> list[ReviewItem]:
-    return [item for item in queue(pipeline).items() if item.reason == reason]
+    return [item for item in queue(pipeline).items(SPEC.array_shape) if item.reason == reason]
 
 
 def label(pipeline: Pipeline, images: np.ndarray, called: int) -> list[str]:
@@ -62,16 +65,90 @@ def test_labels_that_contradict_the_deployed_model_train_and_are_to_be_looked_at
     assert sum(item.id in right for item in found) <= 2  # of the right labels the model knows most
     assert np.array_equal(wrong[0].image, others[ids.index(wrong[0].id)])
     # What people have looked at is not asked again, nor what is asked already.
-    queue(deployed).label(wrong[0].id)
+    queue(deployed).label([wrong[0].id], confirmed=True)
     assert metadata(deployed.run(DATA), DATA)["sent_to_review"] == 0
     assert wrong[0].id not in [item.id for item in items(deployed, "contradiction")]
+
+
+def test_an_image_that_was_doubtful_is_shown_for_its_label(deployed, others):
+    label(deployed, others[:1], GIVEN)
+    queue(deployed).add(Doubt(others[0], "unsure", SAID, 0.4), SPEC, "a model")
+    queue(deployed).write()
+    deployed.run(DATA)
+    assert [item.id for item in items(deployed, "contradiction")] == [image_id(others[0])]
+
+
+def test_doubtful_answers_push_out_no_doubtful_label(deployed, others):
+    label(deployed, others[:3], GIVEN)
+    deployed.run(DATA)
+    before = items(deployed, "contradiction")
+    small = ReviewQueue(UPath(deployed.environment.place("review_dir", "review")), 2)
+    for image in embedded_images().test.images[:9]:
+        small.add(Doubt(image, "unsure", 0, 0.4), SPEC, "a model")
+    small.write()
+    assert len(items(deployed, "unsure")) == 2
+    assert len(before) == 3 and len(items(deployed, "contradiction")) == 2  # so many are kept of these, too
+
+
+def test_a_class_that_the_model_does_not_know_is_no_contradiction(deployed, others, small_dataset):
+    more = SPEC.model_copy(update={"class_names": ("first", *SPEC.class_names)})
+    predictor = Predictor.from_store(deployed.store)
+    said = predictor.predict(others).argmax(1)
+    as_they_are = LabelledImages(others, (said + 1).astype(np.uint8))
+    assert contradictions(predictor, as_they_are, more)[0] == 0
+    new = LabelledImages(others, np.zeros(len(others), np.uint8))
+    assert contradictions(predictor, new, more)[0] == 0
+    count, found = contradictions(predictor, LabelledImages(others, (said + 2).astype(np.uint8) % 11), more)
+    assert {item.given_name for item in found} <= set(SPEC.class_names)
+    assert count > 0
+
+
+def test_a_deployed_model_that_is_damaged_stops_no_data(deployed, others):
+    label(deployed, others[:3], GIVEN)
+    key = f"{deployed.store.production().version}/model.onnx"
+    data, token = deployed.store.read_object(key)
+    deployed.store.replace_object(key, data[:-1] + bytes([data[-1] ^ 1]), token)
+    told = metadata(deployed.run(DATA), DATA)
+    assert "model.onnx" in told["labels_not_compared"]
+    assert told["labelled_digits_joined"] + told["labelled_digits_held_out"] == 3
+
+
+def test_the_last_label_of_an_image_counts_whatever_its_file_is_called(deployed, others):
+    folder = Path(deployed.environment.place("labelled_dir", "labelled"))
+    for number, (name, called) in enumerate([("a.png", GIVEN), ("z.png", SAID), ("b.png", GIVEN)]):
+        place = folder / SPEC.class_folders[called]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(png(others[0]))
+        os.utime(place / name, (1_000_000 + number % 2, 1_000_000 + number % 2))
+    result = deployed.run(DATA)
+    after, told = result.output_for_node(DATA), metadata(result, DATA)
+    assert (after.train if told["labelled_digits_joined"] else after.held_out).labels[-1] == SAID
+    assert told["labelled_digits_joined"] + told["labelled_digits_held_out"] == 1
+    reasons = {row.data["file"]: row.data["reason"] for row in told["skipped_files"].records}
+    assert set(reasons) == {f"{SPEC.class_folders[GIVEN]}/{name}" for name in ("a.png", "b.png")}
+    assert all("is a newer label of the same image" in reason for reason in reasons.values())
+
+
+def test_a_look_at_labels_that_fails_saves_no_second_version(pipeline, monkeypatch):
+    pipeline.run("raw_mnist_data", DATA)
+    tried: list[int] = []
+
+    def fail(*_: object) -> list[object]:
+        tried.append(1)
+        if len(tried) == 1:
+            raise OSError("no room")
+        return []
+
+    monkeypatch.setattr("mnist_pipeline.ml.improbable.improbable_labels", fail)
+    assert pipeline.run(CANDIDATE).success
+    assert (len(tried), len(pipeline.store.versions())) == (2, 1)
 
 
 def test_without_a_deployed_model_nothing_is_contradicted(pipeline, others):
     label(pipeline, others[:6], GIVEN)
     told = metadata(pipeline.run("raw_mnist_data", DATA), DATA)
     assert "labels_contradicting_the_model" not in told
-    assert queue(pipeline).items() == []
+    assert queue(pipeline).items(SPEC.array_shape) == []
 
 
 def test_labels_that_a_candidate_finds_improbable_are_to_be_looked_at(pipeline, others):
@@ -157,7 +234,8 @@ def test_a_place_that_cannot_be_written_fails_no_step(deployed, others, tmp_path
 def test_labels_that_wait_are_counted_on_the_page_of_the_data(deployed, others):
     assert metadata(deployed.run(DATA), DATA)["labels_held_back"] == 0
     for image in others[:3]:
-        item = ReviewItem.of(image, "held", SPEC, "a model", SAID, 0.9, GIVEN, "0123")
+        given = {"given": GIVEN, "given_name": SPEC.class_names[GIVEN], "source": "0123"}
+        item = Doubt(image, "held", SAID, 0.9).item(SPEC, "a model", **given)
         assert not queue(deployed).admit(item, hold_all=True)
     result = deployed.run(DATA)
     assert metadata(result, DATA)["labels_held_back"] == 3

@@ -70,5 +70,5 @@ def test_what_is_put_together_is_in_a_file_when_it_is_large(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=rf"no room in {tmp_path} \(TMPDIR\) for 67,108,900 bytes of images"):
+    with pytest.raises(OSError, match=rf"no room in {tmp_path} \(TMPDIR\) for 67,108,900 bytes"):
         scratch((tensors.SCRATCH_BYTES // 100 + 1, 10, 10))

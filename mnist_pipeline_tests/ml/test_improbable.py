@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_pipeline.ml import improbable
 from mnist_pipeline.ml.data import split
-from mnist_pipeline.ml.improbable import FOLDS, improbable_labels, out_of_fold, suspects
+from mnist_pipeline.ml.improbable import improbable_labels, out_of_fold, suspects
 from mnist_pipeline.ml.model import model_from_bytes
 from mnist_pipeline.ml.settings import SplitSettings, TrainingSettings
 from mnist_pipeline.ml.training import train
@@ -66,9 +67,12 @@ def test_a_label_is_suspect_where_another_class_is_as_sure_as_it_usually_is():
     labels = np.array([0, 0, 0, 1, 1, 1])
     # The means of each class among its own images are 0.7 and 0.6.
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.1, 0.9], [0.25, 0.75], [0.85, 0.15]])
-    assert suspects(probabilities, labels).tolist() == [2, 5]
+    assert [found.tolist() for found in suspects(probabilities, labels)] == [[2, 5], [1, 0]]
     probabilities[2] = [0.45, 0.55]  # the likeliest class, but less sure than it usually is
-    assert suspects(probabilities, labels).tolist() == [5]
+    assert suspects(probabilities, labels)[0].tolist() == [5]
+    # The threshold of class 1 is low, and the second image reaches no other: but its label is more probable.
+    probabilities = np.array([[0.95, 0.05], [0.55, 0.45], [0.7, 0.3], [0.6, 0.4]])
+    assert suspects(probabilities, np.array([0, 0, 1, 1]))[0].tolist() == []
 
 
 def test_no_label_is_fitted_on_itself():
@@ -87,9 +91,22 @@ def test_rare_classes_are_not_judged(counts):
     probabilities = out_of_fold(features, labels, 3)
     assert np.isfinite(probabilities).all()
     for label, count in enumerate(counts):
-        if count <= FOLDS - 4:
+        if count == 1:
             assert (probabilities[labels == label, label] == 1).all()
-    assert not set(suspects(probabilities, labels)) & set(np.flatnonzero(np.isin(labels, np.flatnonzero(counts == 1))))
+    rare = np.flatnonzero(np.array(counts) == 1)
+    assert not np.isin(labels[suspects(probabilities, labels)[0]], rare).any()
+
+
+def test_of_many_images_some_of_each_class_are_fitted_on(monkeypatch):
+    chance = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), [500, 400, 12])
+    features = (labels[:, None] == np.arange(3)) * 6 + chance.normal(size=(len(labels), 3))
+    features = features.astype(np.float32)
+    whole = out_of_fold(features, labels, 3)
+    monkeypatch.setattr(improbable, "MOST_FITTED", 60)
+    few = out_of_fold(features, labels, 3)
+    assert (few.argmax(1) == labels).mean() > 0.97 < (whole.argmax(1) == labels).mean()
+    assert (few[labels == 2, :2].max(1) > 0).all()  # they were judged, rare as they are
 
 
 def test_features_that_never_change_do_no_harm(splits):

@@ -257,8 +257,8 @@ def test_labels_that_wait_are_looked_at_together_or_one_by_one(store, deployed, 
             correct(service, four, 9)
         with Visit(browser, f"{service.url}/review", **SIZES[size]) as visit:
             visit.wait_for("#guess", "Somebody says it is a 9, the model says a 4 (")
-            visit.wait_for("#guess", "It does not train before it is confirmed. 27 to go.")
-            visit.wait_for("#alike", "7 of one source wait that were called a 9.")
+            visit.wait_for("#guess", "This label is not used for training until somebody confirms it. 27 to go.")
+            visit.wait_for("#alike", "One sender labelled these 7 pictures as a 9.")
             assert visit.page.locator("#waiting-images canvas").count() == 7
             wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
             assert not visit.page.evaluate(wide)
@@ -273,7 +273,7 @@ def test_labels_that_wait_are_looked_at_together_or_one_by_one(store, deployed, 
             for four in images[predictor.predict(images).argmax(1) == 4][27:30].tolist():
                 correct(service, four, 9)
             visit.page.reload()
-            visit.wait_for("#alike", "3 of one source wait")
+            visit.wait_for("#alike", "One sender labelled these 3 pictures as a 9.")
             visit.page.get_by_role("button", name="Forget these labels").click()
             visit.wait_for("#stored", "3 labels forgotten.")
             assert len(files(labelled)) == 27

@@ -119,15 +119,16 @@ def batch_digit_predictions(
             if paths
             else array_batches(test.images, TEST_IMAGES, config.batch_size)
         )
-        doubtful = Doubtful(predictor, review_threshold(predictor.manifest, config), config.review_images)
+        doubtful = Doubtful(review_threshold(predictor.manifest, config), config.review_images)
         record = _predict(predictor, batches, digest, table_path, errors_path, doubtful)
         if paths and inputs_digest(find_inputs(paths, prediction_input_dir.links)) != digest:
             raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
                 "the inputs changed while they were read"
             )
-        write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
         if paths:  # test images must not be labelled: they would train
-            more |= to_review(context, review_dir, doubtful.items(), 2 * config.review_images)
+            items = (doubt.item(predictor.spec, predictor.version) for doubt in doubtful.doubts())
+            more |= to_review(context, review_dir, items, 2 * config.review_images)
+        write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
     version = hashlib.sha256(f"{record.weights_sha256}{record.onnx_sha256}{digest}".encode()).hexdigest()
     yield dg.Output(
         record,

@@ -11,18 +11,18 @@ from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.defs.reviewing import to_review
+from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics, ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
 
 if TYPE_CHECKING:
+    from mnist_pipeline.ml.improbable import Improbable
     from mnist_pipeline.ml.training import TrainingResult
 
 TRAINING_POOL = "training"
-MOST_TO_REVIEW = 50
 LISTED_KINDS = 20
-"""Improbable labels that are sent to /review at a time, and kinds of them that are listed."""
+"""The commonest kinds of improbable labels are listed."""
 
 CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
 """The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
@@ -72,16 +72,17 @@ def digit_classifier(
     from mnist_pipeline.ml.data import data_version
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
+    from mnist_pipeline.ml.improbable import improbable_items
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 
-    splits, folder = processed_mnist_data, checkpoints.path()
-    settings = TrainingSettings(**config.model_dump())
+    splits, folder, settings = processed_mnist_data, checkpoints.path(), TrainingSettings(**config.model_dump())
     try:
         result = train(settings, splits, _reporter(context, settings.epochs), folder)
     except (TrainingDiverged, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     try:
         exported = export(result.weights, settings, splits)
+        improbable = _improbable_labels(result.weights, settings, splits)  # a failure once it is saved saves another
     except ModelError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     probabilities = exported.answers.probabilities  # of the validation images
@@ -103,13 +104,14 @@ def digit_classifier(
         discard_checkpoint(settings, splits, folder)
     except OSError as error:  # the version is saved: trying again would save another one
         context.log.warning("the checkpoint could not be removed: %s", error)
-    record = _record(manifest, result)
+    items = improbable_items(improbable, (splits.train, splits.validation), splits.spec, manifest.name)
     yield dg.Output(
-        record,
+        record := _record(manifest, result),
         data_version=dg.DataVersion(str(manifest.digests)),
         metadata={
             **_metadata(manifest, result, settings),
-            **_improbable_labels(context, result.weights, settings, splits, manifest.name, review_dir),
+            **_improbable_metadata(improbable, splits),
+            **to_review(context, review_dir, items, MOST_TO_REVIEW),
         },
     )
     yield stored_candidate_is_sound(record, model_store)
@@ -165,32 +167,32 @@ def _metadata(
     }
 
 
-def _improbable_labels(
-    context: dg.AssetExecutionContext,
-    weights: bytes,
-    settings: TrainingSettings,
-    splits: Splits,
-    model: str,
-    review_dir: ReviewResource,
-) -> "dict[str, dg.RawMetadataValue]":
-    from mnist_pipeline.ml.improbable import improbable_items, improbable_labels
+def _improbable_labels(weights: bytes, settings: TrainingSettings, splits: Splits) -> "list[Improbable]":
+    """Return the labels of training and validation that the network finds improbable."""
+    from mnist_pipeline.ml.improbable import improbable_labels
     from mnist_pipeline.ml.model import choose_device, model_from_bytes
+
+    network = model_from_bytes(weights, settings, splits.spec).to(choose_device(settings.device))
+    return improbable_labels(network, splits.spec, (splits.train, splits.validation))
+
+
+def _improbable_metadata(found: "list[Improbable]", splits: Splits) -> "dict[str, dg.RawMetadataValue]":
     from mnist_pipeline.ml.plots import improbable_grid
 
-    spec, parts = splits.spec, (splits.train, splits.validation)
-    network = model_from_bytes(weights, settings, spec).to(choose_device(settings.device))
-    found = improbable_labels(network, spec, parts)
-    metadata: dict[str, dg.RawMetadataValue] = {"improbable_labels": len(found)}
-    if found:
-        kinds = Counter(label.kind for label in found).most_common(LISTED_KINDS)
-        rows = [
-            {"label": spec.class_names[given], "expected": spec.class_names[likeliest], "images": count}
-            for (given, likeliest), count in kinds
-        ]
-        metadata["improbable_kinds"] = table(rows)
-        metadata["improbable_images"] = picture(improbable_grid(parts, found, spec), "labels that are improbable")
-        metadata |= to_review(context, review_dir, improbable_items(found, parts, spec, model), MOST_TO_REVIEW)
-    return metadata
+    spec, metadata = splits.spec, {"improbable_labels": len(found)}
+    if not found:
+        return {**metadata}
+    kinds = Counter(label.kind for label in found).most_common(LISTED_KINDS)
+    rows = [
+        {"label": spec.class_names[given], "expected": spec.class_names[likeliest], "images": count}
+        for (given, likeliest), count in kinds
+    ]
+    grid = improbable_grid((splits.train, splits.validation), found, spec)
+    return {
+        **metadata,
+        "improbable_kinds": table(rows),
+        "improbable_images": picture(grid, "labels that are improbable"),
+    }
 
 
 def stored_candidate_is_sound(digit_classifier: ModelRecord, model_store: ModelStoreResource) -> dg.AssetCheckResult:

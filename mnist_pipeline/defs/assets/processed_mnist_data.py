@@ -9,15 +9,12 @@ from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import LISTED_FILES, class_table, left_out, picture
 from mnist_pipeline.defs.resources.folders import LabelledImagesResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.defs.reviewing import held_back, to_review
+from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, held_back, to_review
 from mnist_pipeline.files.folders import printable
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import SplitSettings
 from mnist_pipeline.task.dataset import Dataset, LabelledImages
 from mnist_pipeline.task.spec import TaskSpec
-
-MOST_TO_REVIEW = 50
-"""Labels that contradict the deployed model and are sent to /review at a time, the surest contradictions first."""
 
 MAX_CLASS_SHARE_DIFFERENCE = 0.02
 """Labelled images may move the training shares up to here, and rounding those of validation by an image more."""
@@ -86,7 +83,7 @@ def processed_mnist_data(
     metadata: dict[str, dg.RawMetadataValue] = {
         **{f"{name}_images": len(part) for name, part in labels.items()},
         "labelled_digits_joined": len(splits.train.labels) + len(splits.validation.labels) - len(raw.train.labels),
-        "labelled_digits_relabelled": int((relabelled(raw.train, labelled.images)[0].labels != raw.train.labels).sum()),
+        "labelled_digits_relabelled": int((relabelled(raw.train, labelled.images)[0] != raw.train.labels).sum()),
         "labelled_digits_held_out": len(splits.held_out.labels),
         "labelled_digits_skipped": len(labelled.skipped),
         **held_back(context, review_dir),
@@ -110,7 +107,10 @@ def _contradictions(
     model_store: ModelStoreResource,
     review_dir: ReviewResource,
 ) -> "dict[str, dg.RawMetadataValue]":
-    """Send the labels that the deployed model contradicts to /review."""
+    """Send the labels that the deployed model contradicts to /review.
+
+    A model that cannot be asked stops no data.
+    """
     from mnist_pipeline.ml.errors import ModelError, NoDeployedModel
     from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.ml.review_items import contradictions
@@ -119,12 +119,14 @@ def _contradictions(
     try:
         predictor = Predictor.from_store(model_store)
         predictor.require_images_of(spec)
-    except (NoDeployedModel, ModelError, ModelStoreError) as error:
-        context.log.info("labels are not compared with a model: %s", error)
+        count, items = contradictions(predictor, labelled, spec)
+    except NoDeployedModel:
         return {}
-    found = contradictions(predictor, labelled)
-    metadata: dict[str, dg.RawMetadataValue] = {"labels_contradicting_the_model": len(found)}
-    return metadata | to_review(context, review_dir, found, MOST_TO_REVIEW)
+    except (ModelError, ModelStoreError, OSError) as error:
+        context.log.warning("labels are not compared with the deployed model: %s", error)
+        return {"labels_not_compared": str(error)}
+    metadata: dict[str, dg.RawMetadataValue] = {"labels_contradicting_the_model": count}
+    return metadata | to_review(context, review_dir, items, MOST_TO_REVIEW)
 
 
 def processed_data_checks(
@@ -146,8 +148,8 @@ def processed_data_checks(
         metadata={"largest_difference": difference},
     )
     # Labelled images add to train or are held out; nothing may be missing, and test is handed on untouched.
-    corrected, known = relabelled(raw_mnist_data.train, labelled)
-    missing = missing_images(corrected, [train, validation])
+    labels, known = relabelled(raw_mnist_data.train, labelled)
+    missing = missing_images(LabelledImages(raw_mnist_data.train.images, labels), [train, validation])
     joining = LabelledImages(labelled.images[~known], labelled.labels[~known])
     unlabelled = missing_images(joining, [train, held_out])
     untouched = content_digest(test) == content_digest(raw_mnist_data.test)

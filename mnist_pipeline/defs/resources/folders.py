@@ -15,7 +15,8 @@ from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings
 NO_FOLDER = "no folder"
 
 MOST_ITEMS = 1000
-"""Runs leave as many of the latest images to be looked at; a service that shows fewer leaves those."""
+"""A run keeps so many of the latest doubtful answers, and of the latest doubtful labels. A service keeps `review_items`
+of each, which are fewer if nobody set it."""
 
 
 class RawDataResource(dg.ConfigurableResource):

@@ -31,7 +31,8 @@ const send = (path, body) =>
 export const correct = (image, label, name, confirmed = false) =>
   send("corrections", { image, label, class: name, confirmed });
 
-export const settle = (ids, confirm) => send("review/held", { ids, confirm });
+export const settle = ({ source, given, given_name, label }, ids, confirm) =>
+  send("review/held", { source, given, given_name, label, ids, confirm });
 
 export const takeBack = (id) => call(`corrections/${id}`, { method: "DELETE" });
 

@@ -2,13 +2,15 @@ import { call, classChoice, correct, named, percent, settle, showPixels, takeBac
 
 const element = (id) => document.getElementById(id);
 const KEYS = 10; // one figure each
+const KIND = ["reason", "source", "given", "given_name", "label"];
+const MOST_IDS = 1000; // that the service takes at a time
 let items = [];
 let names = []; // of the classes
 let done = []; // [item, id of its correction, or null if it was skipped]
 let busy = false;
 
 const SENTENCES = {
-  held: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}). It does not train before it is confirmed.`,
+  held: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}). This label is not used for training until somebody confirms it.`,
   contradiction: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}).`,
   improbable: (said, sure, given) => `In the training data it is ${given}; a new model takes it for ${said} (${sure}).`,
   unlike: (said, sure) => `It does not look like any of the classes; the likeliest is ${said} (${sure}).`,
@@ -23,7 +25,7 @@ function sentence(item) {
 // The labels that wait with the first one: of its kind, from its source.
 const group = () =>
   items[0]?.reason === "held"
-    ? items.filter((item) => ["reason", "source", "given", "label"].every((key) => item[key] === items[0][key]))
+    ? items.filter((item) => KIND.every((key) => item[key] === items[0][key]))
     : [];
 
 function showGroup() {
@@ -32,7 +34,8 @@ function showGroup() {
   if (!alike.length) return element("waiting-images").replaceChildren();
   const given = named(alike[0].given_name);
   element("alike").textContent =
-    `${alike.length} of one source wait that were called ${given}. Label above those that are not, or skip them.`;
+    `One sender labelled ${alike.length === 1 ? "this picture" : `these ${alike.length} pictures`} as ${given}. ` +
+    "Label or skip the wrong ones above, then confirm the rest.";
   element("confirm").textContent = alike.length === 1 ? `It is ${given}` : `All ${alike.length} are ${given}`;
   element("waiting-images").replaceChildren(...alike.map((item) => {
     const canvas = document.createElement("canvas");
@@ -90,18 +93,20 @@ const skip = () =>
 
 const settleGroup = (confirm) =>
   once(async () => {
-    const ids = group().map((item) => item.id);
-    const { settled, waiting } = await settle(ids, confirm);
+    const ids = group().slice(0, MOST_IDS).map((item) => item.id);
+    const { settled, waiting } = await settle(items[0], ids, confirm);
     items = (await call("review/items")).filter((item) => !done.some(([seen]) => seen.id === item.id));
     element("stored").textContent = `${settled} ${settled === 1 ? "label" : "labels"} ${confirm ? "confirmed" : "forgotten"}.`;
     element("waiting").textContent = waitingText(waiting);
+    done = []; // what was done before cannot be undone in its order any more
   });
 
 const undo = () =>
   once(async () => {
     if (!done.length) return;
     const [item, id] = done.at(-1);
-    if (id) await takeBack(id).catch((error) => { if (error.code !== "unknown_correction") throw error; });
+    if (id && item.reason === "contradiction") await correct(item.image, names.indexOf(item.given_name), item.given_name, true);
+    else if (id) await takeBack(id).catch((error) => { if (error.code !== "unknown_correction") throw error; });
     done.pop();
     items.unshift(item);
     element("stored").textContent = "Taken back.";
