@@ -1,8 +1,9 @@
 """What the gate decides about real models on the full MNIST: `python -m benchmarks.gate_models --results FOLDER`.
 
-Ten pairs that differ in nothing but the seed, and ten each of a candidate that is trained on half of the data, for a
-quarter of the epochs, or with the labels of 3 and 8 swapped in 2% of the training images. What each model predicts for
-the test images is kept in the folder, so that a run that was stopped goes on. On a CPU it takes hours; `--device cuda`.
+Pairs that differ in nothing but the seed, and as many each of a candidate that is trained on half of the data, for a
+quarter of the epochs, or with the labels of 3 and 8 swapped in 2% of the training images; decided by the test images
+and by the slices of the evaluation suite. What each model predicts is kept in the folder, so that a run that was
+stopped goes on. Ten pairs of the default settings take hours on a CPU: `--device cuda`, or `--quick`.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from benchmarks.mnist import add_data_option
 from benchmarks.tables import print_table
 from mnist_pipeline.ml.comparison import Contender
 from mnist_pipeline.ml.gate import decide
-from mnist_pipeline.ml.records import Digests
+from mnist_pipeline.ml.records import Digests, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings, SplitSettings, TrainingSettings
+from mnist_pipeline.ml.suite import Suite, suite
 from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline.task.known import known
 from mnist_pipeline.task.sources import load_directory
+from mnist_pipeline_tests.presets import preset_config
 
-PAIRS = 10
 SWAPPED, SWAPPED_SHARE = (3, 8), 0.02
 INCUMBENT = "the default"
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -50,25 +52,43 @@ def changed(train: LabelledImages, kind: str) -> LabelledImages:
     return train
 
 
-def predicted(kind: str, seed: int, data: Path, results: Path, device: str) -> np.ndarray:
-    """Return the labels that a model of a kind predicts for the test images; trained, if it is not in `results`."""
-    path = results / f"{kind.replace(' ', '_')}-{seed}.npy"
+def predicted(kind: str, seed: int, data: Path, results: Path, device: str, quick: bool) -> np.ndarray:
+    """Return the labels that a model predicts for all images of the suite; trained, if it is not in `results`."""
+    path = results / f"{'quick-' if quick else ''}{kind.replace(' ', '_')}-{seed}.suite.npy"
     if not path.exists():
         import torch
 
-        from mnist_pipeline.ml.data import split
         from mnist_pipeline.ml.model import model_from_bytes, predict_logits
         from mnist_pipeline.ml.training import train
-        from mnist_pipeline.task.dataset import no_images
 
         torch.set_num_threads(2)
-        dataset = load_directory(data, known("mnist"))
-        splits = split(dataset, no_images(dataset.spec), SplitSettings())
-        settings = TrainingSettings(seed=seed, device=device, **CANDIDATES.get(kind, {}))
+        splits, images = asked(data)
+        recipe = (preset_config("quick")["digit_classifier"] if quick else {}) | CANDIDATES.get(kind, {})
+        if quick and kind.startswith("a quarter"):
+            recipe["epochs"] = max(1, preset_config("quick")["digit_classifier"]["epochs"] // 4)
+        settings = TrainingSettings(seed=seed, device=device, **recipe)
         result = train(settings, splits._replace(train=changed(splits.train, kind)))
-        network = model_from_bytes(result.weights, settings.architecture(), dataset.spec)
-        np.save(path, predict_logits(network, splits.test.images, dataset.spec).argmax(1).numpy())
+        network = model_from_bytes(result.weights, settings.architecture(), splits.spec)
+        parts = (part for one in images.sets for part in one.parts())
+        labels = [predict_logits(network, part, splits.spec).argmax(1).numpy().astype(np.uint8) for part in parts]
+        np.save(path, np.concatenate(labels))
     return np.load(path)
+
+
+def asked(data: Path) -> tuple[Splits, Suite]:
+    """Return the splits of the full MNIST and its evaluation suite."""
+    from mnist_pipeline.ml.data import content_digest, split
+    from mnist_pipeline.task.dataset import no_images
+
+    dataset = load_directory(data, known("mnist"))
+    splits = split(dataset, no_images(dataset.spec), SplitSettings())
+    return splits, suite(splits, content_digest(splits.test))
+
+
+def contender(name: str, found: np.ndarray, labels: np.ndarray, images: Suite) -> Contender:
+    correct, digests = found == labels, Digests(name, None)
+    whole = Contender(name, digests, correct)
+    return Contender(name, digests, correct[: images.test_images], in_suite=whole)
 
 
 def main() -> None:
@@ -76,24 +96,30 @@ def main() -> None:
     add_data_option(parser)
     parser.add_argument("--results", type=Path, required=True, help="folder of what the models predicted")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--pairs", type=int, default=10, help="pairs of each kind (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="train by presets/quick.yaml")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time (default: %(default)s)")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
-    labels = load_directory(options.data, known("mnist")).test.labels
-    model = partial(predicted, data=Path(options.data), results=options.results, device=options.device)
-    wanted = [(INCUMBENT, seed) for seed in range(PAIRS)]
-    wanted += [(kind, PAIRS + seed) for kind in CANDIDATES for seed in range(PAIRS)]
+    _, images = asked(options.data)
+    labels = np.concatenate([one.labels for one in images.sets])
+    model = partial(
+        predicted, data=Path(options.data), results=options.results, device=options.device, quick=options.quick
+    )
+    pairs = options.pairs
+    wanted = [(INCUMBENT, seed) for seed in range(pairs)]
+    wanted += [(kind, pairs + seed) for kind in CANDIDATES for seed in range(pairs)]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as workers:
         found = dict(zip(wanted, workers.map(model, *zip(*wanted, strict=True)), strict=True))
     rows, details = [], []
     for kind in CANDIDATES:
         decisions = []
-        for seed in range(PAIRS):
+        for seed in range(pairs):
             old, new = (
-                Contender(f"{name}, seed {number}", Digests(f"{name} {number}", None), found[name, number] == labels)
-                for name, number in ((INCUMBENT, seed), (kind, PAIRS + seed))
+                contender(f"{name}, seed {number}", found[name, number], labels, images)
+                for name, number in ((INCUMBENT, seed), (kind, pairs + seed))
             )
-            verdict = decide(new, old, None, DeploymentSettings())
+            verdict = decide(new, old, None, DeploymentSettings(), slices=images.slices)
             decisions.append((verdict, new.accuracy, old.accuracy))
             details.append([kind, seed, verdict.outcome, verdict.reason])
         verdicts = [verdict for verdict, _, _ in decisions]
@@ -103,6 +129,7 @@ def main() -> None:
                 kind,
                 sum(verdict.outcome == "promoted" for verdict in verdicts),
                 sum(bool(verdict.too_few_images) for verdict in verdicts),
+                ", ".join(sorted({str(one.slice) for verdict in verdicts for one in verdict.lost_slices})) or "none",
                 f"{np.mean([new for _, new, _ in decisions]):.4f}, {np.mean([old for _, _, old in decisions]):.4f}",
                 f"{min(disagreements)} to {max(disagreements)}",
                 f"{np.mean([verdict.comparisons[0].regression for verdict in verdicts]):+.4f}",
@@ -110,8 +137,15 @@ def main() -> None:
                 f"{max(v.comparisons[0].regression_high for v in verdicts):.4f}",
             ]
         )
-    header = ["candidate", "promoted of 10", "too few images", "accuracy: candidate, incumbent", "disagreements"]
-    print_table([*header, "mean regression", "upper ends of the regression"], rows)
+    header = [
+        "candidate",
+        f"promoted of {pairs}",
+        "too few images",
+        "slices lost",
+        "accuracy: candidate, incumbent",
+        "disagreements",
+    ]
+    print_table([*header, "disagreements", "mean regression", "upper ends of the regression"], rows)
     print()
     print_table(["candidate", "pair", "decision", "reason"], details)
 

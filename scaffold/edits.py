@@ -17,6 +17,7 @@ LEFT_OUT_TESTS = (
 
 TESTS_OF_DIGITS = (
     *("task/conftest.py", "task/sample.py", "task/test_sources.py", "task/test_datasets.py", "task/test_page.py"),
+    "task/test_review_page.py",
     *(
         "task/test_slices.py",
         "task/test_closed_loop.py",

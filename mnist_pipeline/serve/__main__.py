@@ -52,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnist_pipeline.serve",
         description="Serve what is deployed: an API (see /docs) and a page to draw on. "
-        "Environment: SERVE_TOKEN (bearer token that callers must send), FEEDBACK=off (take no corrections), and "
-        "the variables of the model store and LABELLED_DIR; see .env.example.",
+        "Environment: SERVE_TOKEN (bearer token that callers must send), FEEDBACK=off (take no corrections), "
+        "SECOND_OPINION=on (labels that contradict the model wait to be confirmed), and the variables of the model "
+        "store, LABELLED_DIR and REVIEW_DIR; see .env.example.",
     )
     parser.add_argument(
         "--store",

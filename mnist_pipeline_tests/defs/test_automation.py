@@ -470,17 +470,16 @@ class Labelled:
     """`processed_mnist_data`, with so many labelled images, and a classifier with the condition under test."""
 
     def __init__(self, least: int) -> None:
-        self.instance, self.labels = dg.DagsterInstance.ephemeral(), (0, 0)
+        self.instance, self.labels = dg.DagsterInstance.ephemeral(), (0, 0, 0)
         self.cursor: Any = None
         self.now = datetime.datetime(2026, 1, 5, 12, tzinfo=datetime.UTC)  # a Monday, and the tick is on Sundays
         condition = on_cron_if_data_changed(tick("0 3 * * 0"), sooner=new_labels(least))
 
         @dg.asset
         def processed_mnist_data():
-            joined, held_out = self.labels
+            names = ("labelled_digits_joined", "labelled_digits_held_out", "labelled_digits_relabelled")
             return dg.MaterializeResult(
-                data_version=dg.DataVersion(f"{joined} {held_out}"),
-                metadata={"labelled_digits_joined": joined, "labelled_digits_held_out": held_out},
+                data_version=dg.DataVersion(str(self.labels)), metadata=dict(zip(names, self.labels, strict=True))
             )
 
         @dg.asset(deps=[processed_mnist_data], automation_condition=condition)
@@ -489,8 +488,8 @@ class Labelled:
 
         self.assets = [processed_mnist_data, classifier]
 
-    def label(self, joined: int, held_out: int) -> None:
-        self.labels = joined, held_out
+    def label(self, joined: int, held_out: int, relabelled: int = 0) -> None:
+        self.labels = joined, held_out, relabelled
         dg.materialize(self.assets, selection=["processed_mnist_data"], instance=self.instance)
 
     def trains(self) -> bool:
@@ -519,6 +518,10 @@ def test_enough_new_labels_do_not_wait_for_the_tick():
         chain.label(joined, 10)
         assert not chain.trains()
     chain.label(88, 12)
+    assert chain.trains()
+    chain.label(88, 12, 49)
+    assert not chain.trains()
+    chain.label(88, 12, 50)  # corrections of raw images are labels, too
     assert chain.trains()
     chain.label(20, 0)  # taken back: that waits for the tick
     assert not chain.trains()
