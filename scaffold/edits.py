@@ -79,11 +79,11 @@ OTHER_DATA: Edits = {
     ".env.example": [
         (
             "# Raw data: mnist, fashion_mnist, kmnist, emnist_letters, emnist_balanced, or folder: your own images, a folder "
-            "a class.\n# DATASET=mnist\n# DATASET_DIR=                  folder of its files; downloads go there "
+            "a class.\n# DATASET=mnist\n# DATASET_DIR=                # folder of its files; downloads go there "
             "($STORAGE_ROOT/mnist, or <task>/raw)\n# Of a data set with a name: auto (the first that works), directory, "
             "download, and of mnist sample (5,000 embedded digits).\n",
             "# Raw data: @DATASETS@; folder is your own images, a folder a class.\n# DATASET=@DATASET@\n"
-            "# DATASET_DIR=                  folder of its files; downloads go there ($STORAGE_ROOT/raw)\n"
+            "# DATASET_DIR=                # folder of its files; downloads go there ($STORAGE_ROOT/raw)\n"
             "# Of a data set with a name: auto (the first that works), directory or download.\n",
         ),
         ("# Names of before, which still work with DATASET=mnist:\n# MNIST_SOURCE=auto\n# MNIST_DIR=\n", ""),
@@ -202,8 +202,8 @@ FOLDER: Edits = {
     ],
     ".env.example": [
         (
-            "# DATASET_DIR=                  folder of its files; downloads go there ($STORAGE_ROOT/raw)\n",
-            "# DATASET_DIR=                  folder of its files ($STORAGE_ROOT/raw)\n",
+            "# DATASET_DIR=                # folder of its files; downloads go there ($STORAGE_ROOT/raw)\n",
+            "# DATASET_DIR=                # folder of its files ($STORAGE_ROOT/raw)\n",
         ),
         (
             "# Of a data set with a name: auto (the first that works), directory or download.\n",

@@ -54,7 +54,8 @@ def class_counts(labels: np.ndarray, spec: TaskSpec) -> list[int]:
 def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -> Splits:
     """Divide the training images into stratified splits; `labelled` joins training, but for what is held out of it.
 
-    A labelled image that is a training image already gives that one its label, and does not join.
+    A labelled image that is a training image already gives that one its label, and does not join; nor does one that is
+    a test image, whatever its label.
     Raises DataError if a class has too few images to be in both splits.
     """
     from sklearn.model_selection import train_test_split  # a second that no other step has to spend
@@ -78,6 +79,7 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
     )
     # Only now: which image is in which split must not depend on it.
     labels, known = relabelled(dataset.train, labelled)
+    known |= of_test(dataset.test, labelled)
     held = held_out(labelled.images, settings) & ~known
     more = LabelledImages(labelled.images[~held & ~known], labelled.labels[~held & ~known])
     return Splits(
@@ -104,6 +106,14 @@ def relabelled(train: LabelledImages, labelled: LabelledImages) -> tuple[np.ndar
             labels[position] = later[digest]
             known.add(digest)
     return labels, np.array([digest in known for digest in given])
+
+
+def of_test(test: LabelledImages, labelled: LabelledImages) -> np.ndarray:
+    """Return bool (M,): which of the labelled images are test images, and so must not train."""
+    if not len(labelled.labels):
+        return np.zeros(0, bool)
+    known = set(map(_digest, test.images))
+    return np.array([_digest(image) in known for image in labelled.images])
 
 
 def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:

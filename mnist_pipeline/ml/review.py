@@ -31,8 +31,10 @@ MOST_HELD_OF_A_KIND, MOST_HELD = 500, 5000
 MOST_OF_A_KIND = 20
 """The most labels of one kind that a run has looked at: the page shows different mistakes."""
 
+DECIDED = b"decided"
 MOST_LABELLED = 10_000
-"""The images of which it is remembered that somebody looked at them."""
+"""So many images are remembered that somebody looked at, which have this content; and as many that were labelled
+otherwise, lest labels push decisions out."""
 
 
 MOST_BYTES = 32 << 20
@@ -63,7 +65,7 @@ class ReviewQueue:
         <root>/labels/<id>.json                         a doubtful label, which trains
         <root>/held/<source>.<kind>.<id>.json           a label that waits until somebody confirms it
         <root>/contradictions/<source>.<kind>.<id>.json empty, for an hour: one that was taken unconfirmed
-        <root>/labelled/<id>.json                       empty: somebody looked at the image
+        <root>/labelled/<id>.json                       the image was labelled, here or elsewhere
 
     Of the first two the latest are kept, so many of each; of held ones all: they are people's work.
     Doubtful answers of a service are added in memory, and written by `write`, which it calls now and then.
@@ -99,7 +101,7 @@ class ReviewQueue:
             new = dict(self._new)
         for digest, (doubt, spec, model) in new.items():
             path = self.root / f"{digest}{ENDING}"
-            if not exists(self._marker(digest)) and not exists(path):
+            if self.is_open(digest) and not exists(path):
                 write_bytes(path, doubt.item(spec, model).model_dump_json().encode())
             with self._lock:
                 self._new.pop(digest, None)
@@ -140,11 +142,12 @@ class ReviewQueue:
         for names in (stored.held, stored.labels.values(), stored.doubts.values()):
             places = self._size
             for name in names:
+                if _id(name) in stored.labelled:
+                    continue
                 left -= stored.sizes[name]
                 if not places or left < 0:
                     break
-                item = None if _id(name) in stored.labelled and name not in stored.held else self._read(name)
-                if item and item.id not in found and item.shape == shape:
+                if (item := self._read(name)) and item.id not in found and item.shape == shape:
                     found[item.id] = item
                     places -= 1
         return sorted(found.values(), key=lambda item: item.order)
@@ -158,6 +161,7 @@ class ReviewQueue:
         kind, waiting = _kind_of(item), walk(self.root / HELD).files
         path = self.root / HELD / f"{kind}{item.id}{ENDING}"
         alike = [name for name in waiting if name.startswith(kind)]
+        waits = any(self.is_open(_id(name)) for name in alike)
         if path.name not in alike and (len(alike) >= MOST_HELD_OF_A_KIND or len(waiting) >= MOST_HELD):
             raise TooManyWait(f"{len(waiting)} labels wait until somebody confirms them on /review: no more are taken")
         marker = self.root / CONTRADICTIONS / path.name
@@ -165,7 +169,7 @@ class ReviewQueue:
         taken = walk(marker.parent).files.items()
         times = [entry.changed for name, entry in taken if name.startswith(kind)]
         recent = sum(changed > _an_hour_before(times) for changed in times)
-        admitted = not (hold_all or alike or recent > MOST_IN_AN_HOUR)
+        admitted = not (hold_all or waits or recent > MOST_IN_AN_HOUR)
         item = item.model_copy(update={"reason": "contradiction" if admitted else "held"})
         write_bytes(self.root / _name(item) if admitted else path, item.model_dump_json().encode())
         delete(self._marker(item.id))  # this is another label than the one that somebody looked at
@@ -184,7 +188,8 @@ class ReviewQueue:
 
     def count_held(self) -> int:
         """Return how many labels wait."""
-        return len(walk(self.root / HELD).files)
+        stored = self._stored()
+        return sum(_id(name) not in stored.labelled for name in stored.held)
 
     def discard(self, items: Iterable[ReviewItem]) -> None:
         """Forget labels that wait."""
@@ -193,29 +198,31 @@ class ReviewQueue:
 
     def discard_held_of(self, digest: str, source: str) -> bool:
         """Forget the labels of an image that wait and that came from this source; return whether there was one."""
+        if not self.is_open(digest):  # somebody decided about it
+            return False
         names = [name for name in walk(self.root / HELD).files if name.startswith(f"{source}.") and _id(name) == digest]
         for name in names:
             delete(self.root / HELD / name)
         return bool(names)
 
-    def label(self, digests: Sequence[str], confirmed: bool) -> None:
-        """Show images no more, since they were labelled; those that nobody would be shown do not count.
-
-        What waits is settled only by somebody who looked at it.
-        """
-        stored = self._stored()
-        held = [name for name in stored.held if _id(name) in digests] if confirmed else []
-        with self._lock:
-            known = {*stored.doubts, *stored.labels, *self._new}
-        for digest in known & set(digests):
-            write_bytes(self._marker(digest), b"")
-        for name in held:
-            delete(self.root / name)
+    def label(self, digests: Sequence[str], decided: bool) -> None:
+        """Show images no more, since they were labelled; a label that waits only if somebody who looked has decided."""
+        waits = set() if decided else set(map(_id, self._stored().held))
+        for digest in set(digests) - waits:
+            if decided or self.is_open(digest):
+                write_bytes(self._marker(digest), DECIDED if decided else b"")
         self._untidy = True
 
     def take_back(self, digest: str) -> None:
-        """Show an image again, since its label was taken back."""
+        """Show an image again, since its label was taken back; but not for a contradicting label that is gone."""
         delete(self._marker(digest))
+        name = f"{LABELS}/{digest}{ENDING}"
+        if (item := self._read(name)) and item.reason == "contradiction":
+            delete(self.root / name)
+
+    def is_open(self, digest: str) -> bool:
+        """Return whether an image was not labelled yet."""
+        return not exists(self._marker(digest))
 
     def _read(self, name: str) -> ReviewItem | None:
         try:
@@ -227,9 +234,12 @@ class ReviewQueue:
     def _trim(self) -> None:
         stored = self._stored()
         gone = [*list(stored.doubts.values())[self._size :], *list(stored.labels.values())[self._size :]]
-        for digest in list(stored.labelled)[MOST_LABELLED:]:  # what it has hidden must not be shown again
+        decided = [digest for digest, name in stored.labelled.items() if stored.sizes[name]]
+        others = [digest for digest in stored.labelled if digest not in set(decided)]
+        for digest in [*decided[MOST_LABELLED:], *others[MOST_LABELLED:]]:  # what it hid must not be shown again
             files = [stored.doubts.get(digest), stored.labels.get(digest), stored.labelled[digest]]
             gone += [name for name in files if name]
+            gone += [name for name in stored.held if _id(name) == digest]
         for name in [*gone, *stored.expired]:
             delete(self.root / name)
         self._untidy = False

@@ -92,7 +92,7 @@ def _add_corrections(
     async def correct(request: Request) -> Response:
         """Say what an image really shows: it is stored for the next training, the same image once.
 
-        Of labels that contradict the deployed model only some of a kind are taken from one address in an hour.
+        Of labels that contradict the deployed model some of a kind are used from one address in an hour; others wait.
         """
         on, served = _switched_on(labelling), follower.answering
         wanted = await _correction_request(request, bodies, served.predictor.spec)
@@ -120,10 +120,15 @@ def _add_review(
 ) -> None:
     @router.get("/review/items")
     async def items() -> list[ReviewItem]:
-        """The latest images to be looked at that are of the shape of now: labels that wait first."""
+        """The latest images to be looked at that have the shape of the model's: labels that wait first."""
         if labelling is None or (served := follower.served) is None:
             return []
         return await run_in_threadpool(_reviewing(labelling).queue.items, served.predictor.spec.array_shape)
+
+    @router.delete("/review/items/{id}", status_code=204, responses=ANSWERS)
+    async def dismiss(id: Annotated[str, Path(pattern=IMAGE_ID)]) -> None:
+        """Say that an image is of no class: it is shown no more, and trains no more if a correction said otherwise."""
+        await run_in_threadpool(_reviewing(labelling).dismiss, id, follower.spec)
 
     body = {"required": True, "content": {"application/json": {"schema": HeldGroup.model_json_schema()}}}
 

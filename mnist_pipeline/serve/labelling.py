@@ -35,7 +35,7 @@ class HeldGroup(BaseModel, extra="forbid", strict=True):
 class Settled(BaseModel):
     """The outcome of a look at labels that waited."""
 
-    settled: int = Field(description="Images whose labels wait no more; of the others none waited.")
+    settled: int = Field(description="So many labels wait no more; of the other images none waited.")
     waiting: int = Field(description="Corrections that no training has seen yet.")
 
 
@@ -97,8 +97,14 @@ class Labelling(NamedTuple):
             label = spec.class_names.index(group.given_name)
             for item in items:
                 self.corrections.store(read_array(item.image, spec), label, spec)
-            self.queue.label([item.id for item in items], confirmed=True)
+            self.queue.label([item.id for item in items], decided=True)
+            self.queue.discard(items)
         return Settled(settled=len(items), waiting=self.corrections.waiting())
+
+    def dismiss(self, digest: str, spec: TaskSpec) -> None:
+        """Take an image out of the queue that is of no class, and a correction that says it is. Raises OSError."""
+        self.queue.label([digest], decided=True)
+        self.corrections.take_back(digest, spec)
 
     def _look(self, served: Served, image: np.ndarray, label: int, source: str) -> tuple[bool, bool]:
         """Return whether the model agrees with a label, and whether it trains at once."""
@@ -119,6 +125,6 @@ class Labelling(NamedTuple):
     def _shown_no_more(self, digest: str, confirmed: bool) -> None:
         """Take an image out of the queue; where that cannot be, the correction is stored all the same."""
         try:
-            self.queue.label([digest], confirmed)
+            self.queue.label([digest], decided=confirmed)
         except OSError as error:
             log.warning("what is to be reviewed cannot be stored now: %s", error)

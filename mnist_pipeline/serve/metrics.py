@@ -38,7 +38,7 @@ class Metrics:
         )
         self.corrections = Counter("mnist_corrections", "Corrections stored.", registry=counters)
         self.corrections_held = Counter(
-            "mnist_corrections_held", "Corrections that wait until somebody confirms them.", registry=counters
+            "mnist_corrections_held", "Answers that a correction waits to be confirmed.", registry=counters
         )
         self.deployments = Counter(
             "mnist_deployments",

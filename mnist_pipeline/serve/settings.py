@@ -1,6 +1,8 @@
 """Settings of the service: default, range and meaning, once; the command line is made of them."""
 
-from pydantic import Field
+from ipaddress import ip_network
+
+from pydantic import Field, field_validator
 
 from mnist_pipeline.ml.settings import ReviewSettings
 
@@ -33,9 +35,8 @@ class ServeSettings(ReviewSettings):
     )
     trusted_proxies: str = Field(
         "",
-        pattern=r"^[0-9A-Za-z.:/*, -]*$",
-        description="Addresses of proxies, with commas, whose X-Forwarded-For tells the source of a request; without "
-        "them all that comes through a proxy is from one source.",
+        description="Addresses or networks of proxies, with commas, whose X-Forwarded-For tells a request's source. "
+        "Without them all that comes through a proxy is from one source.",
     )
     workers: int = Field(1, ge=1, le=256, description="Processes that answer on the one port.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of one forward pass.")
@@ -62,6 +63,16 @@ class ServeSettings(ReviewSettings):
     review_items: int = Field(
         200, ge=1, le=100000, description="Doubtful answers, and doubtful labels, kept for /review."
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for name in filter(None, map(str.strip, value.split(","))):
+            try:
+                ip_network(name, strict=False)
+            except ValueError:
+                raise ValueError(f"{name!r} is neither an address such as 10.0.0.1 nor a network: 10.0.0.0/8") from None
+        return value
 
     def known_hosts(self) -> frozenset[str] | None:
         """Return the host names (without port) that requests may name; None: any."""

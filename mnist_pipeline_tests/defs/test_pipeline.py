@@ -277,12 +277,19 @@ def test_labelled_digits_join_the_training_split_only(pipeline, small_dataset, t
     assert sorted(skipped) == ["2/broken.png", "stray.png"]
 
 
-def test_a_test_image_among_the_labelled_digits_is_noticed(pipeline, small_dataset, tmp_path):
+def test_a_test_image_among_the_labelled_digits_does_not_train(pipeline, small_dataset, tmp_path):
+    before = pipeline.run("raw_mnist_data", "processed_mnist_data").output_for_node("processed_mnist_data")
     folder = tmp_path / "storage" / "labelled" / "0"
     folder.mkdir(parents=True)
     (folder / "leak.png").write_bytes(png(small_dataset.test.images[0]))
-    checks = check_results(pipeline.run("raw_mnist_data", "processed_mnist_data"))
-    assert checks["no_leakage"] is False
+    result = pipeline.run("processed_mnist_data")
+    told, after = metadata(result, "processed_mnist_data"), result.output_for_node("processed_mnist_data")
+    assert (told["labelled_digits_of_test_images"], told["labelled_digits_joined"]) == (1, 0)
+    assert len(after.held_out.labels) == 0
+    assert np.array_equal(after.train.labels, before.train.labels)
+    assert np.array_equal(after.test.labels, before.test.labels)
+    checks = check_results(result)
+    assert checks["no_leakage"] and checks["nothing_lost"]
 
 
 def test_labelled_digits_are_observed_by_content(pipeline, tmp_path):

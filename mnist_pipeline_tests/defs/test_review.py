@@ -65,7 +65,7 @@ def test_labels_that_contradict_the_deployed_model_train_and_are_to_be_looked_at
     assert sum(item.id in right for item in found) <= 2  # of the right labels the model knows most
     assert np.array_equal(wrong[0].image, others[ids.index(wrong[0].id)])
     # What people have looked at is not asked again, nor what is asked already.
-    queue(deployed).label([wrong[0].id], confirmed=True)
+    queue(deployed).label([wrong[0].id], decided=True)
     assert metadata(deployed.run(DATA), DATA)["sent_to_review"] == 0
     assert wrong[0].id not in [item.id for item in items(deployed, "contradiction")]
 

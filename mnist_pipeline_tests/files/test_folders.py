@@ -77,11 +77,10 @@ def test_a_link_to_a_device_counts_nowhere(root):
 
 
 def test_every_name_of_the_file_system_is_walked_read_and_predicted(root, small_dataset, spec):
-    picture = png(small_dataset.test.images[0])
     names = [b"7/\xff\xfe.png", "7/ä ö#?%41.png".encode(), b"7/new\nline.png", b"7/[1].png", b"7/~.png", b"7/a\\b.png"]
     (root / "7").mkdir()
-    for name in names:
-        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(picture)
+    for name, image in zip(names, small_dataset.test.images, strict=False):
+        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(png(image))
     found = walk(root)
     assert sorted(map(os.fsencode, found.files)) == sorted(names)
     before = folders.digest(root, found)

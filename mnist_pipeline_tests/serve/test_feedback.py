@@ -220,6 +220,7 @@ def test_corrections_go_to_a_bucket_too(store, deployed, s3_bucket, s3_url):
         assert stored["waiting"] == 1
         assert listed(s3_bucket, s3_url) == [
             f"labelled/{LABEL}/{stored['id']}.png",
+            f"review/labelled/{stored['id']}.json",
         ]
         assert correct(service)["status"] == 200
         assert read_labelled(root, SPEC).images.labels.tolist() == [LABEL]

@@ -6,12 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from upath import UPath
 
 from mnist_pipeline.files.storage import storage_path
 from mnist_pipeline.ml import review as review_queue
 from mnist_pipeline.ml.labelled import read_labelled
 from mnist_pipeline.ml.predictor import Predictor
-from mnist_pipeline.ml.review import HOUR, MOST_IN_AN_HOUR
+from mnist_pipeline.ml.review import HOUR, MOST_IN_AN_HOUR, ReviewQueue
+from mnist_pipeline.ml.review_items import contradictions
+from mnist_pipeline.serve.settings import ServeSettings
+from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline_tests.serve.service import Service
 from mnist_pipeline_tests.serve.test_feedback import correct, files
 from mnist_pipeline_tests.serve.test_predict import error
@@ -110,8 +114,57 @@ def test_what_waits_is_decided_one_by_one_too(service, labelled, pictures):
     assert held(service) == [ids[23]]
     assert {f"{FOLDER}/{ids[20]}.png", f"{SPEC.class_folders[SAID]}/{ids[21]}.png"} <= set(files(labelled))
     assert service.client.delete(f"/corrections/{ids[22]}").status_code == 404
+    # Taken back, it waits again.
     assert service.client.delete(f"/corrections/{ids[20]}").status_code == 204
     assert f"{FOLDER}/{ids[20]}.png" not in files(labelled)
+    assert set(held(service)) == {ids[20], ids[23]}
+
+
+def test_once_all_were_decided_about_their_kind_trains_again(store, deployed, labelled, pictures):
+    with Service(store, labelled, second_opinion=True) as service:
+        correct(service, pictures[0], GIVEN)
+        correct(service, pictures[0], GIVEN, confirmed=True)
+    with Service(store, labelled) as service:
+        assert not correct(service, pictures[1], GIVEN)["held"]
+
+
+def test_what_was_decided_is_not_asked_by_runs_either(store, deployed, labelled, pictures):
+    with Service(store, labelled, second_opinion=True) as service:
+        ids = [correct(service, picture, GIVEN)["id"] for picture in pictures[:3]]
+        settle(service, ids[:2], confirm=True)
+        correct(service, pictures[2], GIVEN, confirmed=True)
+        ids.append(correct(service, pictures[3], GIVEN, confirmed=True)["id"])
+    labels = LabelledImages(np.array(pictures[:5], np.uint8), np.full(5, GIVEN, np.uint8))
+    _, items = contradictions(Predictor.from_store(store), labels, SPEC)
+    assert ReviewQueue(UPath(labelled.parent / "review"), 200).put(items, 50) == 1
+    with Service(store, labelled) as service:
+        assert [item["image"] for item in review(service)] == [pictures[4]]
+
+
+def test_a_label_that_is_taken_back_is_shown_no_more(service, labelled, pictures):
+    stored = correct(service, pictures[0], GIVEN)
+    assert len(review(service)) == 1
+    assert service.client.delete(f"/corrections/{stored['id']}").status_code == 204
+    assert review(service) == []
+
+
+def test_what_is_of_no_class_leaves_the_queue_and_trains_no_more(store, deployed, labelled, pictures):
+    with Service(store, labelled, confidence_threshold=1) as service:
+        service.client.post("/predict", json={"image": pictures[0]})
+        correct(service, pictures[1], GIVEN)
+        assert len(files(labelled)) == 1
+        for item in review(service):
+            assert service.client.delete(f"/review/items/{item['id']}").status_code == 204
+        assert review(service) == []
+        assert files(labelled) == []
+        service.client.post("/predict", json={"image": pictures[0]})
+        assert review(service) == []
+
+
+@pytest.mark.parametrize("proxies", ["nonsense", "10.0.0.0/33", "*", "127.0.0.1, x"])
+def test_what_is_no_address_of_a_proxy_is_refused(proxies):
+    with pytest.raises(ValueError, match="is neither an address such as"):
+        ServeSettings(trusted_proxies=proxies)
 
 
 def test_taking_back_a_label_that_waits_leaves_the_one_that_trains(store, deployed, labelled, pictures):

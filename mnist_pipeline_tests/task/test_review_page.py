@@ -58,7 +58,7 @@ def test_labels_that_wait_are_looked_at_together_or_one_by_one(store, deployed, 
             visit.wait_for("#stored", "6 labels confirmed.")
             assert visit.page.locator("#group").is_hidden()
             visit.wait_for("#guess", "Somebody says it is a 9, the model says a 4 (")
-            visit.wait_for("#guess", "%). 20 to go.")
+            visit.wait_for("#guess", "unless you correct it. 20 to go.")
             assert sorted(name[0] for name in files(labelled)) == ["4"] + ["9"] * 26
             for four in images[predictor.predict(images).argmax(1) == 4][27:30].tolist():
                 correct(service, four, 9)
@@ -102,9 +102,42 @@ def test_what_is_undone_is_as_it_was(service, labelled, browser):
         visit.wait_for("#stored", "Taken back.")
         assert files(labelled) == [f"9/{stored['id']}.png"]  # the label that somebody had given
         visit.wait_for("#guess", "Somebody says it is a 9")
+        visit.page.reload()
+        visit.wait_for("#guess", "Somebody says it is a 9, the model says a 4 (")
+        visit.wait_for("#guess", "This label is used for training unless you correct it.")
         assert visit.problems == []
+
+
+def test_what_waited_waits_again_when_a_decision_is_undone(store, deployed, labelled, browser):
+    four = TEST.images[TEST.labels == 4][0].tolist()
+    with Service(store, labelled, second_opinion=True) as service:
+        correct(service, four, 9)
+        with Visit(browser, f"{service.url}/review") as visit:
+            visit.wait_for("#guess", "Somebody says it is a 9")
+            visit.page.keyboard.press("4")
+            visit.wait_for("#stored", "Stored as a 4.")
+            visit.page.keyboard.press("u")
+            visit.wait_for("#stored", "Taken back.")
+            assert files(labelled) == []
+            visit.page.reload()
+            visit.wait_for("#alike", "One sender labelled this picture as a 9.")
+            visit.page.get_by_role("button", name="Forget this label").click()
+            visit.wait_for("#stored", "1 label forgotten.")
+            visit.wait_for("#guess", "Nothing to review")
+
+
+def test_what_is_of_no_class_is_said_to_be(store, deployed, labelled, browser):
+    with Service(store, labelled, confidence_threshold=1) as service:
+        service.client.post("/predict", json={"image": TEST.images[0].tolist()})
+        with Visit(browser, f"{service.url}/review") as visit:
+            visit.wait_for("#guess", "1 to go")
+            visit.page.keyboard.press("n")
+            visit.wait_for("#stored", "It is shown no more.")
+            visit.page.reload()
+            visit.wait_for("#guess", "Nothing to review")
+            assert visit.problems == []
 
 
 def test_where_nobody_looks_the_page_says_so(store, deployed, labelled, browser):
     with Service(store, labelled, review=False) as service, Visit(browser, f"{service.url}/review") as visit:
-        visit.wait_for("#stored", "nobody looks at images on this service (--review off)")
+        visit.wait_for("#guess", "Nobody looks at images on this service (--review off).")

@@ -31,6 +31,8 @@ const send = (path, body) =>
 export const correct = (image, label, name, confirmed = false) =>
   send("corrections", { image, label, class: name, confirmed });
 
+export const dismiss = (id) => call(`review/items/${id}`, { method: "DELETE" });
+
 export const settle = ({ source, given, given_name, label }, ids, confirm) =>
   send("review/held", { source, given, given_name, label, ids, confirm });
 
@@ -42,7 +44,9 @@ export const waitingText = (count) =>
   `${count} ${count === 1 ? "correction waits" : "corrections wait"} for the next training.`;
 
 // A name in a sentence: of one or two characters it is a sign, "a 7", else a word.
-export const named = (name) => (name.length > 2 ? name : `a ${name}`);
+export const named = (name) => (name.length > 2 ? name : `${SPOKEN_VOWEL.test(name) ? "an" : "a"} ${name}`);
+
+const SPOKEN_VOWEL = /^(8.?|11|18|[aefhilmnorsx])$/i;
 
 const MOST_BUTTONS = 20;
 

@@ -1,4 +1,4 @@
-import { call, classChoice, correct, named, percent, settle, showPixels, takeBack, waitingText } from "./api.js";
+import { call, classChoice, correct, dismiss, named, percent, settle, showPixels, takeBack, waitingText } from "./api.js";
 
 const element = (id) => document.getElementById(id);
 const KEYS = 10; // one figure each
@@ -8,11 +8,12 @@ let items = [];
 let names = []; // of the classes
 let done = []; // [item, id of its correction, or null if it was skipped]
 let busy = false;
+let off = ""; // the sentence of a service on which nobody looks
 
 const SENTENCES = {
   held: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}). This label is not used for training until somebody confirms it.`,
-  contradiction: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}).`,
-  improbable: (said, sure, given) => `In the training data it is ${given}; a new model takes it for ${said} (${sure}).`,
+  contradiction: (said, sure, given) => `Somebody says it is ${given}, the model says ${said} (${sure}). This label is used for training unless you correct it.`,
+  improbable: (said, sure, given) => `In the training data it is ${given}, but it looks like ${said} (${sure}). Your answer replaces that label.`,
   unlike: (said, sure) => `It does not look like any of the classes; the likeliest is ${said} (${sure}).`,
   unsure: (said, sure) => `The model says ${said}, ${sure} sure.`,
 };
@@ -35,8 +36,10 @@ function showGroup() {
   const given = named(alike[0].given_name);
   element("alike").textContent =
     `One sender labelled ${alike.length === 1 ? "this picture" : `these ${alike.length} pictures`} as ${given}. ` +
-    "Label or skip the wrong ones above, then confirm the rest.";
-  element("confirm").textContent = alike.length === 1 ? `It is ${given}` : `All ${alike.length} are ${given}`;
+    (alike.length === 1 ? "" : "Label or skip the wrong ones above, then confirm the rest.");
+  const all = { 1: "It is", 2: "Both are" }[alike.length] ?? `All ${alike.length} are`;
+  element("confirm").textContent = `${all} ${given}`;
+  element("forget").textContent = alike.length === 1 ? "Forget this label" : "Forget these labels";
   element("waiting-images").replaceChildren(...alike.map((item) => {
     const canvas = document.createElement("canvas");
     canvas.className = "pixels";
@@ -52,12 +55,12 @@ function showGroup() {
 function show() {
   const [item] = items;
   showGroup();
-  element("choices").disabled = element("skip").disabled = !item;
+  for (const name of ["choices", "skip", "none"]) element(name).disabled = !item;
   element("undo").disabled = !done.length;
   showPixels(element("image"), item?.image);
   element("guess").textContent = item
     ? `${sentence(item)} ${items.length} to go.`
-    : "Nothing to review: no image is left to be looked at.";
+    : off || "Nothing to review: no image is left to be looked at.";
 }
 
 // One at a time: a fast hand must not label the next image with this one's key.
@@ -67,7 +70,8 @@ async function once(act) {
   try {
     await act();
   } catch (error) {
-    element("stored").textContent = error.message;
+    if (error.code === "review_off") off = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
+    else element("stored").textContent = error.message;
   } finally {
     busy = false;
     show();
@@ -91,6 +95,15 @@ const skip = () =>
     element("stored").textContent = "Skipped.";
   });
 
+const none = () =>
+  once(async () => {
+    if (!items.length) return;
+    await dismiss(items[0].id);
+    items.shift();
+    done = [];
+    element("stored").textContent = "It is shown no more.";
+  });
+
 const settleGroup = (confirm) =>
   once(async () => {
     const ids = group().slice(0, MOST_IDS).map((item) => item.id);
@@ -105,7 +118,8 @@ const undo = () =>
   once(async () => {
     if (!done.length) return;
     const [item, id] = done.at(-1);
-    if (id && item.reason === "contradiction") await correct(item.image, names.indexOf(item.given_name), item.given_name, true);
+    // The label that somebody had given, which is looked at as when it first came.
+    if (id && item.reason === "contradiction") await correct(item.image, names.indexOf(item.given_name), item.given_name);
     else if (id) await takeBack(id).catch((error) => { if (error.code !== "unknown_correction") throw error; });
     done.pop();
     items.unshift(item);
@@ -121,12 +135,14 @@ async function showWaiting() {
 element("confirm").addEventListener("click", () => settleGroup(true));
 element("forget").addEventListener("click", () => settleGroup(false));
 element("skip").addEventListener("click", skip);
+element("none").addEventListener("click", none);
 element("undo").addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.target.closest?.("dialog, select")) return; // they have keys of their own
   if (hasKeys() && /^[0-9]$/.test(event.key) && Number(event.key) < names.length) label(Number(event.key));
   else if (event.key.toLowerCase() === "s") skip();
+  else if (event.key.toLowerCase() === "n") none();
   else if (event.key.toLowerCase() === "u") undo();
 });
 once(async () => {
