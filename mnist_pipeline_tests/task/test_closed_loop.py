@@ -135,3 +135,4 @@ def test_corrections_make_the_next_model_right(tmp_path, browser):
     assert (helped.outcome, comparison.slice) == ("promoted", "held-out labels")
     assert comparison.regression_high < 0  # a gain, and so is its interval
     assert f"fixes {comparison.fixed} and breaks {comparison.broken} of {comparison.images}" in helped.reason
+    assert "a change by +" in helped.reason  # the interval
