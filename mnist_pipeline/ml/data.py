@@ -79,7 +79,7 @@ def split(dataset: Dataset, labelled: LabelledImages, settings: SplitSettings) -
     )
     # Only now: which image is in which split must not depend on it.
     labels, known = relabelled(dataset.train, labelled)
-    known |= of_test(dataset.test, labelled)
+    known |= among(dataset.test, labelled)
     held = held_out(labelled.images, settings) & ~known
     more = LabelledImages(labelled.images[~held & ~known], labelled.labels[~held & ~known])
     return Splits(
@@ -108,14 +108,6 @@ def relabelled(train: LabelledImages, labelled: LabelledImages) -> tuple[np.ndar
     return labels, np.array([digest in known for digest in given])
 
 
-def of_test(test: LabelledImages, labelled: LabelledImages) -> np.ndarray:
-    """Return bool (M,): which of the labelled images are test images, and so must not train."""
-    if not len(labelled.labels):
-        return np.zeros(0, bool)
-    known = set(map(_digest, test.images))
-    return np.array([_digest(image) in known for image in labelled.images])
-
-
 def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.ndarray:
     """The images at the positions, and then some more, also of those that are larger than memory."""
     found = scratch((len(positions) + len(more), *images.shape[1:]))
@@ -126,10 +118,17 @@ def _chosen(images: np.ndarray, positions: np.ndarray, more: np.ndarray) -> np.n
     return found
 
 
+def among(a: LabelledImages, b: LabelledImages) -> np.ndarray:
+    """Return bool (N,): which images of `b` stand, byte for byte, in `a` too."""
+    if not len(b.labels):
+        return np.zeros(0, bool)
+    known = set(map(_digest, a.images))
+    return np.array([_digest(image) in known for image in b.images])
+
+
 def shared_images(a: LabelledImages, b: LabelledImages) -> int:
     """Count the images of `b` that stand, byte for byte, in `a` too."""
-    known = set(map(_digest, a.images))
-    return sum(_digest(image) in known for image in b.images)
+    return int(among(a, b).sum())
 
 
 def missing_images(whole: LabelledImages, parts: Sequence[LabelledImages]) -> int:

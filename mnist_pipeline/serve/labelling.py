@@ -1,6 +1,7 @@
 """Labels that people send, looked at before they train: those that contradict the deployed model are marked or wait."""
 
 import logging
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ class Labelling(NamedTuple):
                     return Correction(id=digest, label=label, waiting=self.corrections.waiting(), held=True), True
             new = self.corrections.store(image, label, spec)
         if agrees:
-            self._shown_no_more(digest, confirmed)
+            _quietly(self.queue.label, [digest], confirmed)
         return Correction(id=digest, label=label, waiting=self.corrections.waiting()), new
 
     def take_back(self, digest: str, spec: TaskSpec, source: str) -> None:
@@ -79,10 +80,7 @@ class Labelling(NamedTuple):
             return
         if not self.corrections.take_back(digest, spec):
             raise ServiceError(404, "unknown_correction", "there is no correction of this id")
-        try:
-            self.queue.take_back(digest)
-        except OSError as error:
-            log.warning("what is to be reviewed cannot be stored now: %s", error)
+        _quietly(self.queue.take_back, digest)
 
     def settle(self, served: Served, group: HeldGroup) -> Settled:
         """Store the labels of a group that wait, or forget them. Raises ServiceError and OSError."""
@@ -122,9 +120,10 @@ class Labelling(NamedTuple):
         except TooManyWait as error:
             raise ServiceError(429, "too_many_wait", str(error), retry_after=HELD_WAIT_SECONDS) from None
 
-    def _shown_no_more(self, digest: str, confirmed: bool) -> None:
-        """Take an image out of the queue; where that cannot be, the correction is stored all the same."""
-        try:
-            self.queue.label([digest], decided=confirmed)
-        except OSError as error:
-            log.warning("what is to be reviewed cannot be stored now: %s", error)
+
+def _quietly(change: Callable[..., None], *arguments: object) -> None:
+    """Change the queue; where that cannot be, what was done about the correction stays done."""
+    try:
+        change(*arguments)
+    except OSError as error:
+        log.warning("what is to be reviewed cannot be stored now: %s", error)

@@ -66,7 +66,7 @@ def processed_mnist_data(
     whether the others help. One that is a training image already corrects its label; one that is a test image is not
     used. Labels that the deployed model contradicts train, and are to be looked at on /review. Images stay uint8."""
     from mnist_pipeline.files.errors import DataError
-    from mnist_pipeline.ml.data import class_counts, data_version, of_test, relabelled, split
+    from mnist_pipeline.ml.data import class_counts, data_version, relabelled, shared_images, split
     from mnist_pipeline.ml.labelled import read_labelled
     from mnist_pipeline.ml.plots import class_distribution, class_grid
 
@@ -84,7 +84,7 @@ def processed_mnist_data(
         **{f"{name}_images": len(part) for name, part in labels.items()},
         "labelled_digits_joined": len(splits.train.labels) + len(splits.validation.labels) - len(raw.train.labels),
         "labelled_digits_relabelled": int((relabelled(raw.train, labelled.images)[0] != raw.train.labels).sum()),
-        "labelled_digits_of_test_images": int(of_test(raw.test, labelled.images).sum()),
+        "labelled_digits_of_test_images": shared_images(raw.test, labelled.images),
         "labelled_digits_held_out": len(splits.held_out.labels),
         "labelled_digits_skipped": len(labelled.skipped),
         **held_back(context, review_dir),
@@ -136,7 +136,7 @@ def processed_data_checks(
     """Yield the results of CHECKS."""
     import numpy as np
 
-    from mnist_pipeline.ml.data import class_counts, content_digest, missing_images, of_test, relabelled, shared_images
+    from mnist_pipeline.ml.data import among, class_counts, content_digest, missing_images, relabelled, shared_images
 
     train, validation, test, spec, held_out = processed_mnist_data
     shares = [np.array(class_counts(part.labels, spec)) / len(part.labels) for part in (train, validation)]
@@ -151,7 +151,7 @@ def processed_data_checks(
     # Labelled images add to train or are held out; nothing may be missing, and test is handed on untouched.
     labels, known = relabelled(raw_mnist_data.train, labelled)
     missing = missing_images(LabelledImages(raw_mnist_data.train.images, labels), [train, validation])
-    known |= of_test(raw_mnist_data.test, labelled)
+    known |= among(raw_mnist_data.test, labelled)
     joining = LabelledImages(labelled.images[~known], labelled.labels[~known])
     unlabelled = missing_images(joining, [train, held_out])
     untouched = content_digest(test) == content_digest(raw_mnist_data.test)
