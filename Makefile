@@ -17,6 +17,11 @@ help: ## Show this list
 run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
 	$(BIN)/python -m mnist_pipeline run $(if $(CONFIG),--config $(CONFIG))
 
+.PHONY: sweep
+sweep: install ## Try settings, with no server, and rank them: make sweep CONFIG=sweeps/learning_rate.yaml
+	@test -n "$(CONFIG)" || { echo "make sweep CONFIG=sweeps/learning_rate.yaml; there are: $$(ls sweeps)" >&2; exit 1; }
+	$(BIN)/python -m mnist_pipeline sweep --config $(CONFIG)
+
 .PHONY: dev
 dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
 	$(BIN)/dg dev --host 127.0.0.1

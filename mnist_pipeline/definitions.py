@@ -29,6 +29,7 @@ from mnist_pipeline.defs.resources.folders import (
 from mnist_pipeline.defs.resources.stores import as_resource
 from mnist_pipeline.defs.run_config import configure, read_pipeline_config
 from mnist_pipeline.defs.sensors import automation_sensor, deployment_sensor, folder_sensor
+from mnist_pipeline.defs.sweeping import sweep_job, sweep_sensor
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.stores import store_from_environment
 
@@ -49,10 +50,11 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     channels, in_memory = channels_from_environment(environment), environment.in_memory()
     return dg.Definitions(
         assets=[*sources, *assets],
-        jobs=build_jobs(one_process_only if in_memory else PRELOADED_FORKSERVER),
+        jobs=[*build_jobs(one_process_only if in_memory else PRELOADED_FORKSERVER), sweep_job],
         sensors=[
             automation_sensor(automated, every),
             deployment_sensor(automated, every),
+            sweep_sensor(automated, every),
             *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
             *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],

@@ -1,6 +1,7 @@
-"""Runs of the whole graph from the command line: start one, end those that died, sum up the last one."""
+"""Runs from the command line: of the whole graph, of sweeps; end those that died, sum up the last one."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from dagster._check import CheckError  # Dagster has no public names for these t
 from dagster._core.errors import DagsterHomeNotSetError
 from dagster._core.launcher import WorkerStatus
 
-from mnist_pipeline.defs.jobs import EVERYTHING
+from mnist_pipeline.defs.assets.trial import TRIALS_NAME
+from mnist_pipeline.defs.jobs import CANDIDATE_JOB, EVERYTHING, LEADERBOARD_JOB, TRIAL_JOB
 from mnist_pipeline.defs.run_config import ConfigInvalid
+from mnist_pipeline.defs.sweeping import PARTITION_TAG, TRIAL_RUN_TAGS, due_trials
+from mnist_pipeline.experiments.sweep import Sweep
+from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.trail import Damaged
 
@@ -22,6 +27,11 @@ NEXT_STEPS = (
     "the gate more test images or a wider max_regression. All the same: strategy 'force', which needs a reason"
 )
 """Words after a refusal."""
+
+RAW_DATA, DATA = "raw_mnist_data", "processed_mnist_data"
+
+LOOK_SECONDS = 1
+"""Between two looks if a trial is due."""
 
 QUIET = {"console": {"config": {"log_level": "INFO"}}}
 """The loggers of a run that names none: Dagster's default tells of every event."""
@@ -38,20 +48,123 @@ def full_pipeline_job() -> dg.JobDefinition:
     return defs.resolve_job_def(EVERYTHING)
 
 
+def trial_job() -> dg.JobDefinition:
+    """Return the job of one trial."""
+    from mnist_pipeline.definitions import defs
+
+    return defs.resolve_job_def(TRIAL_JOB)
+
+
+def leaderboard_job() -> dg.JobDefinition:
+    """Return the job of the ranking of a sweep."""
+    from mnist_pipeline.definitions import defs
+
+    return defs.resolve_job_def(LEADERBOARD_JOB)
+
+
+def candidate_job() -> dg.JobDefinition:
+    """Return the job that sends a trial to evaluation and gate."""
+    from mnist_pipeline.definitions import defs
+
+    return defs.resolve_job_def(CANDIDATE_JOB)
+
+
 def run(config: dict[str, Any]) -> None:
     """Materialize the whole graph in a run of this process.
 
     Raises Problem if a setting is not valid, and if the run fails; then its log said why.
     """
     with _instance() as instance:
-        try:
-            result = dg.execute_job(
-                dg.reconstructable(full_pipeline_job), instance, run_config={"loggers": QUIET} | config
-            )
-        except dg.DagsterInvalidConfigError as error:
-            raise Problem("; ".join(found.message.partition("\n")[0] for found in error.errors)) from error
-        except (ConfigInvalid, CheckError) as error:
-            raise Problem(f"the configuration is not valid: {error}") from error
+        _succeed(_execute(instance, full_pipeline_job, config))
+
+
+def run_candidate(trial: str) -> None:
+    """Send a trial to evaluation and gate, in a run of this process. Raises Problem if the run fails."""
+    with _instance() as instance:
+        _succeed(_execute(instance, candidate_job, {"ops": {"digit_classifier": {"config": {"trial": trial}}}}))
+
+
+def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
+    """Run the trials of a sweep in this process, one after the other, each in a run of its own, and rank them.
+
+    Where the daemon runs trials of it, too, each is run by one of both. A trial whose run fails is tried again, some
+    times. Raises Problem if there is no data to train on, or the ranking fails.
+    """
+    recover()
+    with _instance() as instance:
+        if instance.get_latest_materialization_event(dg.AssetKey(DATA)) is None:
+            print(f"{DATA} is not there yet, and is made first", flush=True)
+            _succeed(_execute(instance, full_pipeline_job, {}, [dg.AssetKey(name) for name in (RAW_DATA, DATA)]))
+        sweeps.begin(sweep)
+        told = False
+        while not (record := sweeps.read(sweep.name)).is_complete:
+            if sweep.name not in sweeps.open():
+                print(f"{sweep.name} was stopped; the same command goes on with it")
+                return
+            due = due_trials(instance, sweeps, [sweep.name])
+            if not due:
+                if not told and not sweeps.read(sweep.name).is_complete:
+                    print("waiting: trials are at work elsewhere, or a training of the main graph waits", flush=True)
+                told = True
+                time.sleep(LOOK_SECONDS)
+                continue
+            told = False
+            _run_trial(instance, sweeps, due[0])
+        sweeps.close(sweep.name)
+        _succeed(
+            _execute(instance, leaderboard_job, {"ops": {"leaderboard": {"config": {"sweep": record.sweep.name}}}})
+        )
+
+
+def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
+    record, trial = sweeps.chosen(name)
+    done, planned = sum(found.is_done for found in record.trials), _planned(record)
+    said = ", ".join(f"{setting}={value}" for setting, value in trial.values.items()) or "no change"
+    print(f"trial {name} ({done + 1} of {planned}): {said}", flush=True)
+    instance.add_dynamic_partitions(TRIALS_NAME, [name])
+    with _execute(instance, trial_job, {}, tags={PARTITION_TAG: name, **TRIAL_RUN_TAGS}):
+        record, trial = sweeps.chosen(name)
+    if trial.version:
+        left = (planned - done - 1) * (trial.seconds or 0)
+        print(
+            f"  validation accuracy {trial.validation_accuracy:.4f}, loss {trial.validation_loss:.4f}, "
+            f"{trial.seconds:.0f} s of training; the others need about {left / 60:.0f} min",
+            flush=True,
+        )
+    else:
+        print(f"  {trial.problem or 'the run ended without a result, and is tried again'}", flush=True)
+
+
+def _planned(record: SweepRecord) -> int:
+    """The number of trials that there will be, as far as it is known."""
+    sweep = record.sweep
+    if record.exhausted:
+        return len(record.trials)
+    return ((sweep.configurations or 0) + sweep.baseline) * len(sweep.seeds)
+
+
+def _execute(
+    instance: dg.DagsterInstance,
+    job: Callable[[], dg.JobDefinition],
+    config: dict[str, Any],
+    assets: list[dg.AssetKey] | None = None,
+    tags: dict[str, str] | None = None,
+) -> dg.JobExecutionResult:
+    try:
+        return dg.execute_job(
+            dg.reconstructable(job),
+            instance,
+            run_config={"loggers": QUIET} | config,
+            asset_selection=assets,
+            tags=tags,
+        )
+    except dg.DagsterInvalidConfigError as error:
+        raise Problem("; ".join(found.message.partition("\n")[0] for found in error.errors)) from error
+    except (ConfigInvalid, CheckError) as error:
+        raise Problem(f"the configuration is not valid: {error}") from error
+
+
+def _succeed(result: dg.JobExecutionResult) -> None:
     with result:
         if not result.success:
             raise Problem(f"the run {result.run_id} failed: its log is above, and in the UI (make dev)")

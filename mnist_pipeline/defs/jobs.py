@@ -10,6 +10,11 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 
 EVERYTHING = "full_pipeline_job"
+TRIAL_JOB, LEADERBOARD_JOB, CANDIDATE_JOB = "trial_job", "leaderboard_job", "candidate_job"
+TRAINING_JOBS = ("training_job", EVERYTHING)
+"""The jobs that train a candidate."""
+
+EXPERIMENTS = dg.AssetSelection.groups("experiments")
 
 
 def _forked_from(modules: Iterable[str]) -> dg.ExecutorDefinition:
@@ -54,9 +59,17 @@ def build_jobs(executor: dg.ExecutorDefinition = PRELOADED_FORKSERVER) -> list[U
         ),
         dg.define_asset_job(
             EVERYTHING,
-            dg.AssetSelection.all(),
+            dg.AssetSelection.all() - EXPERIMENTS,
             description="Everything, from raw data to predictions.",
             executor_def=executor,
+        ),
+        dg.define_asset_job(TRIAL_JOB, ["trial"], description="One trial of a sweep; the sensor `sweeps` runs it."),
+        dg.define_asset_job(LEADERBOARD_JOB, ["leaderboard"], description="The ranking of a sweep."),
+        dg.define_asset_job(
+            CANDIDATE_JOB,
+            ["digit_classifier", "model_evaluation", "production_digit_classifier"],
+            description="The best trial of the sweep that was started last, or another one, to evaluation and gate.",
+            config={"ops": {"digit_classifier": {"config": {"trial": "newest"}}}},
         ),
     ]
 

@@ -11,3 +11,6 @@ DAGSTER = (
 
 MACHINE_LEARNING = tuple(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots"))
 """Most steps need these. PyTorch is left to the one that trains."""
+
+TRAINING = ("mnist_pipeline.experiments.trying",)
+"""The trials of a sweep need this, and with it PyTorch, again and again."""

@@ -49,6 +49,34 @@ class LenientRecord(BaseModel, frozen=True, extra="allow"):
         return content
 
 
+class SplitRecord(LenientRecord):
+    """One of the splits that a version was trained, chosen or tested on."""
+
+    digest: str | None = Field(None, description="Content digest of images and labels (hex), by which it is kept.")
+    images: int | None = None
+    class_counts: list[int] = Field([], description="Images of each class, in the order of the class names.")
+
+
+class Provenance(LenientRecord):
+    """The code, the packages and the machine that trained a version: with settings and data, what weights hang on."""
+
+    git_commit: str | None = Field(None, description="The commit of the code (hex); None where it is no git checkout.")
+    uncommitted_changes: bool | None = Field(None, description="True: tracked files differed from that commit.")
+    python: str | None = Field(None, description="The version of Python.")
+    packages: dict[str, str] = Field({}, description="The version of each installed package, by its name.")
+    processor: str | None = Field(None, description="The model of the CPU.")
+    instructions: str | None = Field(None, description="The vector instructions that PyTorch uses, such as AVX512.")
+    cores: int | None = Field(None, description="Cores of the machine that the process may use.")
+    threads: int | None = Field(None, description="Threads of one operation of PyTorch.")
+    device: str | None = Field(None, description="cpu, cuda or mps.")
+    precision: str | None = Field(None, description="float32 or bfloat16.")
+    gpu: str | None = Field(None, description="The model of the GPU; None: there is none, or it was not used.")
+    memory_gib: float | None = Field(None, description="Memory of the machine.")
+    seconds: float | None = Field(None, description="Wall clock of all epochs, validation included.")
+    peak_memory_mib: float | None = Field(None, description="The most memory that the process of the training took.")
+    initial_weights_sha256: str | None = Field(None, description="Of the file `initial_weights`; None: there was none.")
+
+
 class TrainingRecord(LenientRecord):
     """The origin of a version, as far as the code that wrote it recorded it."""
 
@@ -62,6 +90,11 @@ class TrainingRecord(LenientRecord):
     drift_reference: DriftReference | None = Field(None, description="None in versions from before it was kept.")
     temperature: float | None = Field(None, description="The number that model.onnx divides the logits by.")
     coverage: CoverageCurve | None = Field(None, description="None in versions from before it was kept.")
+    splits: dict[str, SplitRecord] = Field(
+        {}, description="By their names; none in versions from before they were kept."
+    )
+    provenance: Provenance | None = Field(None, description="None in versions from before it was recorded.")
+    trial: str | None = Field(None, description="The trial of a sweep that it was; None: of the main graph.")
 
     def best(self, metric: str) -> float | None:
         """Return a metric of the best epoch; None if it was not recorded."""

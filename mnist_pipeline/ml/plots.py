@@ -40,7 +40,7 @@ def class_distribution(splits: dict[str, np.ndarray], spec: TaskSpec) -> bytes:
     axes.set(xlabel="label", ylabel="share of the images")
     _name_ticks(axes.set_xticks, spec)
     axes.legend(ncols=len(splits), loc="lower center")
-    return _png(figure)
+    return png(figure)
 
 
 def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
@@ -55,7 +55,7 @@ def class_grid(split: LabelledImages, spec: TaskSpec, rows: int = 4) -> bytes:
             if row < len(of_label):
                 axis.imshow(split.images[of_label[row]], **_colours(spec))
         axes[0, column].set_title(_names(spec)[label], **_slanted(spec))
-    return _png(figure)
+    return png(figure)
 
 
 def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> bytes:
@@ -81,7 +81,7 @@ def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     figure.axes[0].set_yscale("log")
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
@@ -100,7 +100,7 @@ def confusion(evaluation: SplitEvaluation, spec: TaskSpec) -> bytes:
     _name_ticks(axes.set_xticks, spec)
     _name_ticks(axes.set_yticks, spec, slanted=False)
     axes.set_title(f"accuracy {evaluation.accuracy:.4f} on {evaluation.images:,} images")
-    return _png(figure)
+    return png(figure)
 
 
 def slice_accuracies(evaluation: Evaluation) -> bytes:
@@ -117,7 +117,7 @@ def slice_accuracies(evaluation: Evaluation) -> bytes:
     axes.tick_params(axis="y", labelsize=8)
     axes.set(xlabel="accuracy, 95% interval", ylim=(-0.7, len(scores) - 0.3))
     axes.set_title(f"dotted: all test images ({evaluation.test.accuracy:.4f})", fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def calibration_and_coverage(scores: "Mapping[str, SplitScores]", target_error: float, threshold: float) -> bytes:
@@ -138,7 +138,7 @@ def calibration_and_coverage(scores: "Mapping[str, SplitScores]", target_error: 
     coverage.set(title=said, xlabel="share answered without review", ylabel="error among them", ylim=(0, None))
     reliability.legend(fontsize=8, loc="lower right")
     coverage.legend(fontsize=8, loc="upper left")
-    return _png(figure)
+    return png(figure)
 
 
 def mistake_grid(split: LabelledImages, mistakes: "Sequence[Mistake]", spec: TaskSpec) -> bytes:
@@ -204,7 +204,7 @@ def label_counts(counts: Sequence[int], spec: TaskSpec) -> bytes:
     axes.set(xlabel="predicted label", ylabel="images")
     _name_ticks(axes.set_xticks, spec)
     axes.margins(y=0.15)
-    return _png(figure)
+    return png(figure)
 
 
 def drift_histograms(reference: DriftReference, report: DriftReport, spec: TaskSpec) -> bytes:
@@ -227,7 +227,7 @@ def drift_histograms(reference: DriftReference, report: DriftReport, spec: TaskS
             axes.set_xlabel("")
             _name_ticks(axes.set_xticks, spec)
     figure.axes[0].legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _colours(spec: TaskSpec) -> dict[str, Any]:
@@ -267,10 +267,11 @@ def _titled_grid(
     for number, (axis, image, title) in enumerate(zip(grid, images, titles, strict=False)):
         axis.imshow(image, **_colours(spec))
         axis.set_title(title, fontsize=8, color=colours[number] if colours else "black")
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return a figure as a file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -1,13 +1,17 @@
 """The meaning of a model store, once for all backends: what people do with it, over its versions and decisions."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from mnist_pipeline.ml.manifest import PROMOTED, Decision
 from mnist_pipeline.ml.records import Digests
+from mnist_pipeline.stores.datasets import SPLIT_RECORDS, SPLITS, delete_unused, digests_of
 from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decision, storable
-from mnist_pipeline.stores.errors import ModelStoreError, NothingDeployed
-from mnist_pipeline.stores.objects import delete_old_proofs, time_text
+from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, ObjectMissing, UnknownModel
+from mnist_pipeline.stores.objects import EXPERIMENTS, delete_old_proofs, time_text
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.stores.versions import MANIFEST, complete_versions, newest_first, time_in
 
@@ -25,6 +29,8 @@ class Pruned(NamedTuple):
     versions: list[str]
     orphans: list[str]
     """Versions that were never complete, and unfinished files."""
+    data: list[str]
+    """Digests of images that no version needs any more."""
 
 
 class ModelStore(DecisionStore):
@@ -103,8 +109,8 @@ class ModelStore(DecisionStore):
 
         In use are what is deployed, what it replaced, the reference, and what waits for approval. The names are
         announced in the state of the store first: from then on nothing deploys them, and a promotion that is under way
-        looks again. What a killed prune announced is deleted by the next one. Raises ValueError for `keep` below 1 or a
-        negative time.
+        looks again. What a killed prune announced is deleted by the next one. Images that no version and no sweep needs
+        any more go, too. Raises ValueError for `keep` below 1 or a negative time.
         """
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
@@ -138,4 +144,15 @@ class ModelStore(DecisionStore):
         self.change_state(finish)
         delete_old_proofs(self, before)
         unfinished = sorted({*orphans} - {*announced}) + sorted(self.delete_unfinished(before))
-        return Pruned(newest_first(announced), unfinished)
+        return Pruned(newest_first(announced), unfinished, delete_unused(self, self._needed_data, before))
+
+    def _needed_data(self) -> set[str]:
+        """Return the digests of the images that versions and sweeps name."""
+        needed: set[str] = set()
+        for name in self.versions():
+            with suppress(CorruptModel, UnknownModel):
+                needed |= digests_of(self.manifest(name).training.splits)
+        for key in [key for key in self.list_objects(EXPERIMENTS) if key.endswith(f"/{SPLITS}")]:
+            with suppress(ObjectMissing, ValidationError):
+                needed |= digests_of(SPLIT_RECORDS.validate_json(self.read_object(key)[0]))
+        return needed

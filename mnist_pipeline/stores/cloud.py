@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -61,6 +61,9 @@ class CloudModelStore(ModelStore):
 
         with suppress(ObjectMissing), self._errors(key):  # Azure and Google say so
             obstore.delete(self._bucket(), self._key(key))
+
+    def below(self, folder: str) -> Self:
+        return self.model_copy(update={"prefix": self._key(folder)})
 
     def _put(self, key: str, data: bytes, mode: Any) -> str:
         import obstore

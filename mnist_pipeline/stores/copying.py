@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mnist_pipeline.stores.base import ModelStore
+from mnist_pipeline.stores.datasets import INDEX
 from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
-from mnist_pipeline.stores.objects import prove_conditional_writes
+from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, prove_conditional_writes
 from mnist_pipeline.stores.state import PRODUCTION, parse_state
 from mnist_pipeline.stores.trail import READ_AT_A_TIME
 from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS
@@ -28,7 +29,7 @@ class Copied:
 
 
 def copy(source: ModelStore, target: ModelStore, on_version: Callable[[str], None] = lambda name: None) -> Copied:
-    """Copy all versions, decisions and the state; `on_version` is told each version before it is copied.
+    """Copy versions, decisions, images, sweeps and the state; `on_version` is told each version before it is copied.
 
     The weights of each version are verified at the source and at the target, also of those that are there already. The
     state comes last, so that nothing is deployed at the target that is not there; where it changed meanwhile, what is
@@ -43,6 +44,7 @@ def copy(source: ModelStore, target: ModelStore, on_version: Callable[[str], Non
         _copy_versions(source, target, done, on_version)
         _copy_decisions(source, target, done)
         _copy_what_earlier_code_left(source, target)
+        _copy_experiments(source, target)
         if _read(source, PRODUCTION) == state:
             break
     if state is None:
@@ -82,12 +84,7 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
         except CorruptModel as error:
             done.damaged[name] = str(error)
             continue
-        models = tuple(f"{name}/{file}" for file in (WEIGHTS, ONNX, ONNX_RECORD))
-        last = f"{name}/{MANIFEST}"  # as a save does
-        for key in (*(key for key in source.list_objects(f"{name}/") if key != last), last):
-            content = verified.get(key.removeprefix(f"{name}/")) or _read(source, key)
-            if content is not None:
-                _write(target, key, content, immutable=key in (*models, last))
+        _copy_files(source, target, name, verified)
         try:
             if target.verify(name)[0] != manifest:
                 raise ModelStoreError(f"{target.address} has another {name} than {source.address}")
@@ -95,6 +92,21 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
             target.delete_version(name)
             continue
         (done.present if name in there else done.versions).append(name)
+
+
+def copy_version(source: ModelStore, target: ModelStore, name: str) -> None:
+    """Copy a version with all that belongs to it. Raises UnknownModel, or CorruptModel if it is damaged."""
+    _, verified = source.verify(name)
+    _copy_files(source, target, name, verified)
+
+
+def _copy_files(source: ModelStore, target: ModelStore, name: str, verified: dict[str, bytes]) -> None:
+    models = tuple(f"{name}/{file}" for file in (WEIGHTS, ONNX, ONNX_RECORD))
+    last = f"{name}/{MANIFEST}"  # as a save does
+    for key in (*(key for key in source.list_objects(f"{name}/") if key != last), last):
+        content = verified.get(key.removeprefix(f"{name}/")) or _read(source, key)
+        if content is not None:
+            _write(target, key, content, immutable=key in (*models, last))
 
 
 def _copy_decisions(source: ModelStore, target: ModelStore, done: Copied) -> None:
@@ -116,6 +128,15 @@ def _copy_what_earlier_code_left(source: ModelStore, target: ModelStore) -> None
     for key in (WAITING_DECISION, *source.list_objects(TEST_SETS)):
         if (content := _read(source, key)) is not None:
             _write(target, key, content, immutable=False)
+
+
+def _copy_experiments(source: ModelStore, target: ModelStore) -> None:
+    """Copy the images of trainings, and the sweeps with their versions."""
+    for prefix in (DATA, EXPERIMENTS):
+        last = (f"/{MANIFEST}", f"/{INDEX}")  # without them the rest counts as not there
+        for key in sorted(source.list_objects(prefix), key=lambda key: (key.endswith(last), key)):
+            if (content := _read(source, key)) is not None:
+                _write(target, key, content, immutable=False)
 
 
 def _write(target: ModelStore, key: str, content: bytes, immutable: bool) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
@@ -75,6 +76,9 @@ class LocalModelStore(ModelStore):
         if path.parent != Path(self.base_path):
             with suppress(OSError):  # not empty, or gone already
                 path.parent.rmdir()
+
+    def below(self, folder: str) -> Self:
+        return self.model_copy(update={"base_path": str(self._path(folder))})
 
     def delete_unfinished(self, before: datetime) -> list[str]:
         removed = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -13,6 +14,12 @@ from mnist_pipeline.stores.errors import ModelStoreError, ObjectChanged, ObjectM
 
 PROOFS = ".proofs/"
 """Keys of the objects that a store is tried with; a backend lists them, but nothing else looks at them."""
+
+DATA = "data/"
+"""Keys of the images that versions were trained on; see `datasets`."""
+
+EXPERIMENTS = "experiments/"
+"""Keys of sweeps and of the versions that they try; see `experiments`."""
 
 
 class ObjectStore(BaseModel, ABC, frozen=True):
@@ -45,6 +52,10 @@ class ObjectStore(BaseModel, ABC, frozen=True):
     @abstractmethod
     def delete_object(self, key: str) -> None:
         """Remove an object; nothing happens if there is none."""
+
+    @abstractmethod
+    def below(self, folder: str) -> Self:
+        """Return the store of the keys that begin with `folder` and a slash."""
 
     def delete_unfinished(self, before: datetime) -> list[str]:
         """Remove the temporary files of killed writers, last changed before then (UTC); returns their names."""

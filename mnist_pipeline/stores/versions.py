@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
+from mnist_pipeline.ml.manifest import ModelManifest, Provenance, SplitRecord, TrainingRecord
 from mnist_pipeline.ml.records import CoverageCurve, DriftReference, EpochMetrics
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, export_version, recorded_digest
-from mnist_pipeline.stores.objects import ObjectStore, time_text
+from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, ObjectStore, time_text
 from mnist_pipeline.task.spec import TaskSpec
 
 WEIGHTS = "weights.safetensors"
@@ -31,10 +31,10 @@ DIGEST_LENGTH = 32
 """The beginning of a SHA-256 that names a set of images."""
 
 DECISIONS = "decisions/"
-"""The prefix of the audit trail, which stands between versions in a listing and is passed over there."""
+"""The prefix of the audit trail."""
 
-AFTER_DECISIONS = "decisions0"
-"""The first name after all that begin with DECISIONS: in ASCII 0 follows the slash."""
+PASSED_OVER = (DATA, DECISIONS, EXPERIMENTS)
+"""The prefixes of what stands between versions in a listing, in order: a listing must not grow with them."""
 
 VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
 """Names also come from people: nothing that could lead out of the store."""
@@ -58,11 +58,11 @@ class VersionStore(ObjectStore):
         drift_reference: DriftReference | None = None,
         temperature: float | None = None,
         coverage: CoverageCurve | None = None,
+        splits: dict[str, SplitRecord] | None = None,
+        provenance: Provenance | None = None,
+        trial: str | None = None,
     ) -> ModelManifest:
-        """Store a new version: the weights, and the file `model.onnx` that `ml.export` made of them.
-
-        A kill on the way leaves no version behind.
-        """
+        """Store a new version: the weights, and the file `model.onnx` made of them. A kill leaves no version behind."""
         while True:
             created_at = datetime.now(UTC)
             accuracy = history[best_epoch - 1].validation_accuracy
@@ -83,6 +83,9 @@ class VersionStore(ObjectStore):
                     drift_reference=drift_reference,
                     temperature=temperature,
                     coverage=coverage,
+                    splits=splits or {},
+                    provenance=provenance,
+                    trial=trial,
                 ),
             )
             try:  # creating the weights claims the name
@@ -100,11 +103,11 @@ class VersionStore(ObjectStore):
     def version_files(self) -> dict[str, list[str]]:
         """Return the names of the files of each version, also of those that are not complete.
 
-        The listing costs a request for each thousand files; the audit trail is passed over, so that the cost does not
-        grow with it.
+        The listing costs a request for each thousand files; images, the audit trail and experiments are passed over, so
+        that the cost does not grow with them.
         """
         found: dict[str, list[str]] = {}
-        for key in self._keys_but_decisions():
+        for key in self._keys_of_versions():
             name, _, file = key.partition("/")
             if VERSION_NAME.fullmatch(name):
                 found.setdefault(name, []).append(file)
@@ -187,12 +190,15 @@ class VersionStore(ObjectStore):
         for key in list(self.list_objects(f"{name}/")):
             self.delete_object(key)
 
-    def _keys_but_decisions(self) -> Iterator[str]:
-        for key in self.list_objects():
-            if key.startswith(DECISIONS):
-                break
-            yield key
-        yield from self.list_objects(after=AFTER_DECISIONS)
+    def _keys_of_versions(self) -> Iterator[str]:
+        passed: str | None = ""
+        while passed is not None:
+            after, passed = passed, None
+            for key in self.list_objects(after=after):
+                if key.startswith(PASSED_OVER):
+                    passed = f"{key.partition('/')[0]}0"  # in ASCII 0 follows the slash
+                    break
+                yield key
 
     def _known_versions(self) -> str:
         versions = self.versions()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from upath import UPath
 
-from mnist_pipeline.defs.assets.digit_classifier import CRASH_RETRIES
 from mnist_pipeline.defs.assets.prediction_input import prediction_input
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
@@ -19,6 +18,7 @@ from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, exis
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import to_review
+from mnist_pipeline.defs.training import CRASH_RETRIES
 from mnist_pipeline.files.storage import exists, read_bytes, reading, write_bytes, writing
 from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings

@@ -1,31 +1,28 @@
 """A trained candidate."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from statistics import harmonic_mean
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import Field
 
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
+from mnist_pipeline.defs.training import CRASH_RETRIES, epochs_of, reporter, version_metadata
 from mnist_pipeline.ml.manifest import ModelManifest
-from mnist_pipeline.ml.records import EpochMetrics, ModelRecord, Splits
+from mnist_pipeline.ml.records import ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.improbable import Improbable
-    from mnist_pipeline.ml.training import TrainingResult
 
 TRAINING_POOL = "training"
 LISTED_KINDS = 20
 """The commonest kinds of improbable labels are listed."""
-
-CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
-"""The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
 RETRAIN = {
     "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON"), sooner=new_labels()),
@@ -35,7 +32,14 @@ RETRAIN = {
 
 
 class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pydantic's plugin, for three bases
-    """Architecture, augmentation and recipe of the candidate."""
+    """Architecture, augmentation and recipe of the candidate, or the trial that is to be the candidate."""
+
+    trial: str | None = Field(
+        None,
+        description="A trial that is taken as the candidate instead of training one, such as learning_rate/007-s0; of "
+        "the name of a sweep its best one, of `newest` that of the sweep that was started last. The other settings "
+        "have no effect then.",
+    )
 
 
 @dg.asset(
@@ -66,18 +70,21 @@ def digit_classifier(
     """A network trained on the train split, as a new immutable version in the model store.
 
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
-    whole epoch. Labels that it finds improbable are to be looked at on /review."""
-    from mnist_pipeline.ml import drift
-    from mnist_pipeline.ml.coverage import coverage_curve
-    from mnist_pipeline.ml.data import data_version
+    whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` in its configuration it is
+    the version that a sweep trained already."""
+    if config.trial:
+        yield from _taken(config.trial, processed_mnist_data, model_store)
+        return
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
     from mnist_pipeline.ml.improbable import improbable_items
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
+    from mnist_pipeline.stores.candidates import save_trained
 
-    splits, folder, settings = processed_mnist_data, checkpoints.path(), TrainingSettings(**config.model_dump())
+    splits, folder = processed_mnist_data, checkpoints.path()
+    settings = TrainingSettings(**config.model_dump(exclude={"trial"}))
     try:
-        result = train(settings, splits, _reporter(context, settings.epochs), folder)
+        result = train(settings, splits, reporter(context, settings.epochs), folder)
     except (TrainingDiverged, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     try:
@@ -85,31 +92,19 @@ def digit_classifier(
         improbable = _improbable_labels(result.weights, settings, splits)  # a failure once it is saved saves another
     except ModelError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    probabilities = exported.answers.probabilities  # of the validation images
-    manifest = model_store.save(
-        result.weights,
-        exported.onnx,
-        task=splits.spec,
-        settings=settings,
-        history=result.history,
-        best_epoch=result.best_epoch,
-        data_version=data_version(splits.spec, *splits.parts.values()),
-        code_version=TRAINING_CODE_VERSION,
-        run_id=context.run_id,
-        drift_reference=drift.reference(splits.validation.images, probabilities, splits.spec),
-        temperature=exported.temperature,
-        coverage=coverage_curve(probabilities.max(1), probabilities.argmax(1) == splits.validation.labels),
-    )
+    manifest = save_trained(model_store, result, exported, settings, splits, context.run_id)
     try:
         discard_checkpoint(settings, splits, folder)
     except OSError as error:  # the version is saved: trying again would save another one
         context.log.warning("the checkpoint could not be removed: %s", error)
     items = improbable_items(improbable, (splits.train, splits.validation), splits.spec, manifest.name)
     yield dg.Output(
-        record := _record(manifest, result),
+        record := _record(manifest),
         data_version=dg.DataVersion(str(manifest.digests)),
         metadata={
-            **_metadata(manifest, result, settings),
+            **version_metadata(manifest),
+            "stopped_early": result.stopped_early,
+            "resumed_after_epoch": result.resumed_after,
             **_improbable_metadata(improbable, splits),
             **to_review(context, review_dir, items, MOST_TO_REVIEW),
         },
@@ -117,54 +112,36 @@ def digit_classifier(
     yield stored_candidate_is_sound(record, model_store)
 
 
-def _reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochMetrics], None]:
-    def report(metrics: EpochMetrics) -> None:
-        context.log.info(
-            "epoch %d/%d: training loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f images/s",
-            *(metrics.epoch, epochs, metrics.train_loss, metrics.validation_loss),
-            *(metrics.validation_accuracy, metrics.images_per_second),
-        )
-        # An observation is shown while the step still runs, and changes no data version.
-        context.log_event(dg.AssetObservation(context.asset_key, metadata=metrics.model_dump()))
+def _taken(
+    trial: str, splits: Splits, store: ModelStoreResource
+) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
+    """A trial of a sweep as the candidate."""
+    from mnist_pipeline.experiments.candidate import take_candidate
+    from mnist_pipeline.stores.errors import ModelStoreError
 
-    return report
+    try:
+        manifest = take_candidate(store, trial, splits)
+    except ModelStoreError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    yield dg.Output(
+        record := _record(manifest),
+        data_version=dg.DataVersion(str(manifest.digests)),
+        metadata={**version_metadata(manifest), "trial": manifest.training.trial or trial},
+    )
+    yield stored_candidate_is_sound(record, store)
 
 
-def _record(manifest: ModelManifest, result: "TrainingResult") -> ModelRecord:
-    best = result.history[result.best_epoch - 1]
+def _record(manifest: ModelManifest) -> ModelRecord:
+    epochs, best_epoch = epochs_of(manifest), manifest.training.best_epoch or 0
+    best = epochs[best_epoch - 1]
     return ModelRecord(
         name=manifest.name,
         weights_sha256=manifest.weights_sha256,
         onnx_sha256=manifest.onnx_sha256,
         validation_accuracy=best.validation_accuracy,
         validation_loss=best.validation_loss,
-        best_epoch=result.best_epoch,
+        best_epoch=best_epoch,
     )
-
-
-def _metadata(
-    manifest: ModelManifest, result: "TrainingResult", settings: TrainingSettings
-) -> "dict[str, dg.RawMetadataValue]":
-    from mnist_pipeline.ml.plots import learning_curves
-
-    best = result.history[result.best_epoch - 1]
-    return {
-        "model": manifest.name,
-        "weights_sha256": manifest.weights_sha256,
-        "onnx_sha256": manifest.onnx_sha256,
-        "temperature": manifest.training.temperature,
-        "validation_accuracy": best.validation_accuracy,
-        "validation_loss": best.validation_loss,
-        "best_epoch": result.best_epoch,
-        "epochs": len(result.history),
-        "stopped_early": result.stopped_early,
-        "resumed_after_epoch": result.resumed_after,
-        "images_per_second": harmonic_mean(epoch.images_per_second for epoch in result.history),
-        "device": result.device,
-        "precision": result.precision,
-        "learning_curves": picture(learning_curves(result.history, result.best_epoch), "learning curves"),
-        "settings": dg.MetadataValue.json(settings.model_dump()),
-    }
 
 
 def _improbable_labels(weights: bytes, settings: TrainingSettings, splits: Splits) -> "list[Improbable]":

@@ -1,0 +1,164 @@
+"""Commands about experiments: sweeps, their leaderboard, one of them to the gate, a training once more."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_pipeline.commands.arguments import positive
+from mnist_pipeline.experiments.candidate import best_trial
+from mnist_pipeline.experiments.sweep import read_sweep
+from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline.stores import ModelStore, ModelStoreError
+
+LISTED_CONFIGURATIONS = 20
+
+
+def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to a parser."""
+    sweep = commands.add_parser(
+        "sweep", help="try settings: start a sweep, or go on with one; without options, list all sweeps"
+    )
+    sweep.add_argument("--config", type=Path, metavar="FILE", help="the sweep, YAML; see sweeps/")
+    sweep.add_argument("--stop", metavar="NAME", help="begin no more trials of a sweep; --config goes on with it")
+    board = commands.add_parser("leaderboard", help="the configurations of a sweep, the best first, on validation")
+    board.add_argument("sweep", nargs="?", help="its name (default: the one that was started last)")
+    board.add_argument("--limit", type=positive, default=LISTED_CONFIGURATIONS, help="how many (default: 20)")
+    board.add_argument("--json", action="store_true", help="all, for machines")
+    board.add_argument("--settings", action="store_true", help="the settings of the best one, for PIPELINE_CONFIG")
+    candidate = commands.add_parser(
+        "candidate", help="send the best trial of a sweep, or any trial, to evaluation and gate"
+    )
+    candidate.add_argument("trial", nargs="?", default="newest", help="a sweep or a trial (default: the newest sweep)")
+    again = commands.add_parser(
+        "reproduce", help="train a version again, and tell if the weights are the same, and if not, what differs"
+    )
+    again.add_argument("version", help="its name, the beginning of it, or a trial, such as learning_rate/007-s0")
+    again.add_argument("--threads", type=positive, help="threads of the training (default: as many as then)")
+
+
+def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
+    """Carry out one of the commands, and return the exit status.
+
+    Raises ModelStoreError, SweepInvalid, EnvironmentInvalid or OSError.
+    """
+    match options.command:
+        case "sweep" if options.config:
+            from mnist_pipeline import runs
+
+            sweep = read_sweep(options.config)
+            runs.run_sweep(sweep, Sweeps(store))
+            print_leaderboard(store, sweep.name)
+        case "sweep" if options.stop:
+            sweeps = Sweeps(store)
+            sweeps.read(options.stop)
+            sweeps.close(options.stop)
+            print(f"no more trials of {options.stop} begin; those at work go on to their end")
+        case "sweep":
+            print_sweeps(Sweeps(store))
+        case "leaderboard":
+            print_leaderboard(store, options.sweep, options.limit, options.json, options.settings)
+        case "candidate":
+            from mnist_pipeline import runs
+
+            record, trial = best_trial(Sweeps(store), options.trial)
+            print(f"{record.name_of(trial)}, {trial.version}, goes to evaluation and gate", flush=True)
+            runs.run_candidate(record.name_of(trial))
+            runs.print_summary(store)
+        case "reproduce":
+            return _reproduce(store, options.version, options.threads)
+    return 0
+
+
+def print_sweeps(sweeps: Sweeps) -> None:
+    """Print a line for each sweep, the one that was started last first."""
+    opened = sweeps.open()
+    rows = [("sweep", "started", "method", "trials done", "failed", "state")]
+    for name in sweeps.names():
+        record = sweeps.read(name)
+        state = "complete" if record.is_complete else "open" if name in opened else "stopped"
+        rows.append((name, f"{record.started_at:%Y-%m-%d %H:%M}", record.sweep.method, *_progress(record), state))
+    print("\n".join(_aligned(rows)) if len(rows) > 1 else "there is no sweep yet: make sweep CONFIG=sweeps/...")
+
+
+def print_leaderboard(
+    store: ModelStore,
+    name: str | None,
+    limit: int = LISTED_CONFIGURATIONS,
+    as_json: bool = False,
+    settings: bool = False,
+) -> None:
+    """Print the leaderboard of a sweep. Raises ModelStoreError if it has none."""
+    from mnist_pipeline.experiments.leaderboard import as_config, leaderboard, table_rows
+
+    sweeps = Sweeps(store)
+    board = leaderboard(sweeps.read(name or sweeps.newest()))
+    rows, sweep = table_rows(board), board.record.sweep
+    if settings:
+        import yaml
+
+        print(yaml.safe_dump(as_config(board, board.best), sort_keys=False), end="")
+        return
+    if as_json:
+        print(json.dumps({"sweep": sweep.name, "rows": rows, "importance": board.importance}, indent=2))
+        return
+    print(f"{sweep.name}: {sweep.metric.replace('_', ' ')}, mean of {len(sweep.seeds)} seeds")
+    print("\n".join(_aligned([[name.replace("_", " ") for name in rows[0]], *map(_cells, rows[:limit])])))
+    for trial, why in board.failed.items():
+        print(f"failed: {trial}: {why}")
+    if board.open:
+        print(f"{board.open} trials are not done yet")
+    if board.importance:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in board.importance.items())
+        print(f"importance: {shares}")
+    print(f"send the best to the gate: python -m mnist_pipeline candidate {sweep.name}")
+
+
+def _reproduce(store: ModelStore, name: str, threads: int | None) -> int:
+    from mnist_pipeline.experiments.reproducing import reproduce
+
+    if "/" in name:
+        record, trial = best_trial(Sweeps(store), name)
+        manifest = Sweeps(store).models(record.sweep.name).manifest(trial.version or "")
+    else:
+        manifest = store.manifest(store.resolve(name))
+    kept = sum(record.images or 0 for record in manifest.training.splits.values())
+    print(f"training {manifest.name} again, on {kept:,} images that were kept", flush=True)
+    epochs = manifest.training.settings.get("epochs")
+    try:
+        found = reproduce(
+            store,
+            manifest,
+            lambda epoch: print(
+                f"epoch {epoch.epoch}/{epochs}: validation accuracy {epoch.validation_accuracy:.4f}", flush=True
+            ),
+            threads,
+        )
+    except (ValueError, ArithmeticError) as error:
+        raise ModelStoreError(f"{manifest.name} cannot be trained here: {error}") from error
+    print(f"then: {found.expected}\nnow:  {found.found}")
+    print("the weights are the same" if found.is_same else "the weights differ")
+    for kind, words in found.differing.items():
+        print(f"{kind}: {'; '.join(words)}")
+    if not found.is_same and not found.differing:
+        print("commit, packages, hardware and data are the same as then", file=sys.stderr)
+    return 0 if found.is_same else 1
+
+
+def _progress(record: SweepRecord) -> tuple[str, str]:
+    done = sum(trial.version is not None for trial in record.trials)
+    failed = sum(trial.is_done for trial in record.trials) - done
+    return f"{done} of {len(record.trials)}{'' if record.exhausted else ' so far'}", str(failed)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [f"{v:.4f}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """The rows as lines of columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

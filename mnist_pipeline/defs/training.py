@@ -1,0 +1,61 @@
+"""The progress and the metadata of a training, for the assets that train."""
+
+from collections.abc import Callable
+from statistics import harmonic_mean
+
+import dagster as dg
+
+from mnist_pipeline.defs.metadata import picture
+from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.records import EpochMetrics
+
+CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
+"""The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
+
+
+def reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochMetrics], None]:
+    """Return a function that tells each epoch in the log, and on the asset's page while the step still runs."""
+    partition = context.partition_key if context.has_partition_key else None
+
+    def report(metrics: EpochMetrics) -> None:
+        context.log.info(
+            "epoch %d/%d: training loss %.4f, validation loss %.4f, validation accuracy %.4f, %.0f images/s",
+            *(metrics.epoch, epochs, metrics.train_loss, metrics.validation_loss),
+            *(metrics.validation_accuracy, metrics.images_per_second),
+        )
+        # An observation changes no data version.
+        context.log_event(dg.AssetObservation(context.asset_key, metadata=metrics.model_dump(), partition=partition))
+
+    return report
+
+
+def epochs_of(manifest: ModelManifest) -> list[EpochMetrics]:
+    """Return the epochs of a version that this code trained."""
+    return [EpochMetrics(**epoch) for epoch in manifest.training.history]
+
+
+def version_metadata(manifest: ModelManifest) -> "dict[str, dg.RawMetadataValue]":
+    """Return what there is to see of a version that this code trained."""
+    from mnist_pipeline.ml.plots import learning_curves
+
+    training = manifest.training
+    history, best_epoch, origin = epochs_of(manifest), training.best_epoch or 0, training.provenance
+    best = history[best_epoch - 1]
+    return {
+        "model": manifest.name,
+        "weights_sha256": manifest.weights_sha256,
+        "onnx_sha256": manifest.onnx_sha256,
+        "temperature": training.temperature,
+        "validation_accuracy": best.validation_accuracy,
+        "validation_loss": best.validation_loss,
+        "best_epoch": best_epoch,
+        "epochs": len(history),
+        "images_per_second": harmonic_mean(epoch.images_per_second for epoch in history),
+        "device": origin.device if origin else None,
+        "precision": origin.precision if origin else None,
+        "training_seconds": origin.seconds if origin else None,
+        "peak_memory_mib": origin.peak_memory_mib if origin else None,
+        "git_commit": origin.git_commit if origin else None,
+        "learning_curves": picture(learning_curves(history, best_epoch), "learning curves"),
+        "settings": dg.MetadataValue.json(training.settings),
+    }

@@ -1,0 +1,62 @@
+"""Plots of a sweep: each function returns a PNG."""
+
+import json
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mnist_pipeline.experiments.leaderboard import Leaderboard, setting_names
+from mnist_pipeline.ml.plots import DPI, png
+
+LISTED = 12
+"""The number of values of a setting that have room along an axis."""
+
+
+def score_against_cost(board: Leaderboard) -> bytes:
+    """Draw the metric of each configuration over the seconds of its training, with the spread over its seeds."""
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for row in board.rows:
+        best, plain = row is board.best, not row.values
+        colour = "tab:green" if best else "tab:orange" if plain else "tab:blue"
+        axes.errorbar(row.seconds, row.score, yerr=row.spread, fmt="o", color=colour, capsize=3)
+        if best or plain:
+            said = " (no change)" if plain else ""
+            axes.annotate(f" {row.configuration:03d}{said}", (row.seconds, row.score), fontsize=8, va="bottom")
+    axes.set(xlabel="seconds of a training", ylabel=_metric(board))
+    return png(figure)
+
+
+def score_by_setting(board: Leaderboard) -> bytes:
+    """Draw the metric over each setting that was varied, and the importance of each."""
+    names = setting_names(board)
+    count = len(names) + bool(board.importance)
+    figure = Figure(figsize=(3.2 * count, 3.2), dpi=DPI, layout="constrained")
+    grid = figure.subplots(1, count, squeeze=False)[0]
+    usual = board.record.sweep.training_settings({}, board.record.sweep.seeds[0])
+    for axes, name in zip(grid, names, strict=False):
+        values = [row.values.get(name, getattr(usual, name)) for row in board.rows]
+        axes.plot(_positions(axes, board, name, values), [row.score for row in board.rows], "o", alpha=0.7)
+        axes.set(title=name)
+    grid[0].set(ylabel=_metric(board))
+    if board.importance:
+        names = list(board.importance)[::-1]
+        grid[-1].barh(names, [board.importance[name] for name in names], color="gray")
+        grid[-1].set(title="importance (fANOVA)", xlim=(0, 1))
+    return png(figure)
+
+
+def _positions(axes: Any, board: Leaderboard, name: str, values: list[Any]) -> list[Any]:
+    """The values along the axis: numbers as such, others by their order, with their names."""
+    dimension = board.record.sweep.dimensions().get(name)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if dimension and dimension.log:
+            axes.set_xscale("log")
+        return values
+    texts = sorted({json.dumps(value) for value in values})
+    axes.set_xticks(range(len(texts))[:: -(-len(texts) // LISTED)], texts[:: -(-len(texts) // LISTED)], rotation=30)
+    return [texts.index(json.dumps(value)) for value in values]
+
+
+def _metric(board: Leaderboard) -> str:
+    return board.record.sweep.metric.replace("_", " ")
