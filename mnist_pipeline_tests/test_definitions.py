@@ -33,6 +33,8 @@ GRAPH = {
     "digit_classifier": ("model_pipeline", {"processed_mnist_data"}),
     "model_evaluation": ("model_pipeline", {"digit_classifier", "processed_mnist_data"}),
     "production_digit_classifier": ("model_pipeline", {"model_evaluation", "processed_mnist_data"}),
+    "trial": ("experiments", {"processed_mnist_data"}),
+    "leaderboard": ("experiments", {"trial"}),
     "prediction_input": ("inference", set()),
     "batch_digit_predictions": (
         "inference",
@@ -44,7 +46,11 @@ JOBS = {
     "training_job": {"raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"},
     "deployment_job": {"production_digit_classifier"},
     "inference_job": {"batch_digit_predictions", "digit_predictions"},
-    "full_pipeline_job": set(GRAPH) - {"labelled_digits", "prediction_input"},
+    "full_pipeline_job": set(GRAPH) - {"labelled_digits", "prediction_input", "trial", "leaderboard"},
+    "trial_job": {"trial"},
+    "leaderboard_job": {"leaderboard"},
+    "candidate_job": {"digit_classifier", "model_evaluation", "production_digit_classifier"},
+    "sweep_job": set(),
 }
 CHECKS = {
     "raw_mnist_data": {"complete", "class_sizes", "full_data_set"},
@@ -54,6 +60,8 @@ CHECKS = {
     "production_digit_classifier": {"candidate_accepted", "deployed_model_works"},
     "batch_digit_predictions": {"batch_predictions_are_sane", "no_drift"},
     "digit_predictions": {"digit_predictions_are_sane"},
+    "trial": {"trial_is_stored"},
+    "leaderboard": {"all_trials_ranked"},
 }
 
 
@@ -91,6 +99,7 @@ def test_definitions_are_loadable_and_named():
     assert {sensor.name for sensor in defs.sensors or []} == {
         "automation",
         "watch_deployment",
+        "sweeps",
         "watch_labelled_digits",
         "watch_prediction_input",
         "slack_alerts",
@@ -127,7 +136,7 @@ from mnist_pipeline.environment import Environment
 
 defs = build_definitions(Environment.read({"STORAGE_ROOT": sys.argv[1], "PREDICTION_INPUT": sys.argv[1]}))
 with dg.DagsterInstance.ephemeral() as instance:
-    for name in ("watch_labelled_digits", "watch_prediction_input", "slack_alerts"):
+    for name in ("watch_labelled_digits", "watch_prediction_input", "sweeps", "slack_alerts"):
         sensor = defs.get_repository_def().get_sensor_def(name)
         with dg.build_sensor_context(instance, definitions=defs, resources=defs.resources) as context:
             sensor.evaluate_tick(context)
@@ -287,6 +296,7 @@ def test_automation_runs_unless_it_is_off(automation, status):
     assert found == {
         "automation": status,
         "watch_deployment": status,
+        "sweeps": status,
         "watch_labelled_digits": status,
         "watch_prediction_input": status,
         "slack_alerts": "RUNNING",

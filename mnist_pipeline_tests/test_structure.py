@@ -22,17 +22,19 @@ MAY_IMPORT = {
     "ml": {"files", "task"},
     "environment": {"files", "task"},
     "stores": {"files", "task", "ml", "environment"},
-    "defs": {"files", "task", "ml", "environment", "stores"},
+    "experiments": {"files", "task", "ml", "stores"},
+    "defs": {"files", "task", "ml", "environment", "stores", "experiments"},
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "defs"},
-    "runs": {"stores", "defs", "definitions"},
-    "__main__": {"environment", "stores", "runs", "defs"},
+    "runs": {"stores", "experiments", "defs", "definitions"},
+    "commands": {"environment", "stores", "experiments", "runs"},
+    "__main__": {"environment", "stores", "experiments", "runs", "defs", "commands"},
     "run_launcher": {"defs"},
     "__init__": set(),
 }
 """Each folder or file at the root, and the others that it may import."""
 
-NO_DAGSTER = ("files", "task", "ml", "stores", "serve", "environment")
+NO_DAGSTER = ("files", "task", "ml", "stores", "experiments", "serve", "environment")
 
 KEPT_NAMES = re.compile(
     r"mnist_pipeline(\.task\.known\.mnist)?|(raw|processed)_mnist_data|labelled_digits|(production_)?digit_classifier|(batch_)?digit_predictions"

@@ -112,7 +112,7 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:
     opened = sweeps.open()
     for sweep in [name] if name else sweeps.names():
-        if sweep in opened and not name:
+        if sweep in opened and not name and not sweeps.read(sweep).is_complete:
             print(f"{sweep} stays: it has trials left to do (sweep --stop {sweep})")
             continue
         versions = len(sweeps.models(sweep).versions()) if sweeps.read(sweep) else 0

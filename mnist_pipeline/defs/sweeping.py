@@ -119,14 +119,13 @@ def sweep_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
         name="sweeps",
         description="Runs the trials of open sweeps, and the leaderboard of each that is complete.",
         asset_selection=EXPERIMENTS | dg.AssetSelection.checks_for_assets(trial.key, leaderboard.key),
-        required_resource_keys={"model_store"},
         default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=every_seconds,
     )
-    def sweeps(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    def sweeps(context: dg.SensorEvaluationContext, model_store: ModelStoreResource) -> dg.SensorResult | dg.SkipReason:
         from mnist_pipeline.experiments.trials import Sweeps
 
-        found = Sweeps(context.resources.model_store)
+        found = Sweeps(model_store)
         before = found.open()
         due = due_trials(context.instance, found) if before else []
         complete = sorted({*before} - {*found.open()}) if before else []

@@ -56,6 +56,7 @@ def version_metadata(manifest: ModelManifest) -> "dict[str, dg.RawMetadataValue]
         "training_seconds": origin.seconds if origin else None,
         "peak_memory_mib": origin.peak_memory_mib if origin else None,
         "git_commit": origin.git_commit if origin else None,
+        "splits_kept_bytes": sum(kept.bytes or 0 for kept in training.splits.values()),
         "learning_curves": picture(learning_curves(history, best_epoch), "learning curves"),
         "settings": dg.MetadataValue.json(training.settings),
     }

@@ -1,4 +1,4 @@
-"""A training once more, from what its version records: are the weights the same, and if not, what differs?"""
+"""A training once more, from what its version records, and what differs if the weights are not the same."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Reproduction(NamedTuple):
     found: str
     """SHA-256 (hex) of the weights now."""
     differing: dict[str, list[str]]
-    """What differs in words, by commit, packages, hardware and data; also where the weights are the same."""
+    """The differences in words, by commit, packages, hardware and data; also where the weights are the same."""
     provenance: Provenance
 
     @property

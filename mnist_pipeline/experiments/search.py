@@ -135,9 +135,8 @@ def _usual(sweep: Sweep, name: str) -> Any:
 
 
 def _best_of(other: "SweepRecord", sweep: Sweep) -> list[dict[str, Any]]:
-    """The best configurations of another sweep, each with all settings in which it differs from the defaults there."""
+    """The best configurations of another sweep; the settings that its trials share are shared by those of `sweep`."""
     best = [row for row in ranked(other) if row.values or not sweep.baseline][: sweep.configurations]
     if not best:
         raise SweepInvalid(f"best_of: no trial of the sweep {other.sweep.name} has succeeded yet")
-    shared = {name: value for name, value in other.sweep.settings.items() if name not in sweep.settings}
-    return [shared | row.values for row in best]
+    return [row.values for row in best]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.task.settings import Settings
@@ -71,7 +71,10 @@ class Dimension(Settings):
 
 
 class Sweep(Settings):
-    """What is tried. A configuration is a value for each setting of `space`; a trial is its training with one seed."""
+    """The plan of a search.
+
+    A configuration is a value for each setting of `space`; a trial is its training with one seed.
+    """
 
     name: str = Field(pattern=SWEEP_NAME, description="Small letters, figures and underscores; names what is stored.")
     method: Literal["grid", "random", "tpe", "best"] = Field(
@@ -93,7 +96,9 @@ class Sweep(Settings):
     search_seed: int = Field(0, ge=0, lt=2**31, description="With random and tpe: another one tries other values.")
     settings: dict[str, Value] = Field({}, description="Settings that all trials share, in place of the defaults.")
     space: dict[str, Any] = Field({}, description="The settings that are varied: choices, or low and high (step, log).")
-    best_of: str | None = Field(None, pattern=SWEEP_NAME, description="With best: the other sweep.")
+    best_of: str | None = Field(
+        None, pattern=SWEEP_NAME, description="With best: the other sweep; its settings hold, too."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -106,13 +111,13 @@ class Sweep(Settings):
 
     @field_validator("settings", "space")
     @classmethod
-    def _known(cls, named: dict[str, Any], field: ValidationInfo) -> dict[str, Any]:
+    def _known(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
             if name == "seed":
-                raise ValueError(f"{field.field_name}: the seeds of trials are set by `seeds`")
+                raise ValueError("the seeds of trials are set by `seeds`")
             if name not in TrainingSettings.model_fields:
                 known = ", ".join(sorted(set(TrainingSettings.model_fields) - {"seed"}))
-                raise ValueError(f"{field.field_name}: there is no setting {name!r}, but {known}")
+                raise ValueError(f"there is no setting {name!r}, but {known}")
         return named
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ class Trial(Record):
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells it from the other trials of its sweep."""
+        """Its identity among the trials of its sweep."""
         return self.configuration, self.seed
 
 
@@ -107,6 +107,9 @@ class Sweeps:
 
         Raises ModelStoreError if there is one of this name that tries something else.
         """
+        if sweep.best_of:
+            shared = self.read(sweep.best_of).sweep.settings
+            sweep = sweep.model_copy(update={"settings": shared | sweep.settings})
         try:
             record = self.read(sweep.name)
         except UnknownModel:
@@ -202,9 +205,10 @@ class Sweeps:
 
     def delete(self, name: str) -> None:
         """Delete a sweep with its versions. Raises ModelStoreError for one that has trials left to do."""
-        if name in self.open():
+        if name in self.open() and not self.read(name).is_complete:
             raise ModelStoreError(f"the sweep {name} has trials left to do: stop it first (sweep --stop {name})")
-        self.store.delete_object(_key(name))  # first, so that no sweep without its versions is ever listed
+        self.close(name)
+        self.store.delete_object(_key(name))  # before the rest, so that no sweep without its versions is ever listed
         for key in list(self.store.list_objects(f"{EXPERIMENTS}{name}/")):
             self.store.delete_object(key)
 
@@ -236,7 +240,7 @@ def _content(record: SweepRecord) -> bytes:
 
 
 def _unchanging(sweep: Sweep) -> dict[str, Any]:
-    """What of a sweep cannot be changed once it has begun."""
+    """The part of a sweep that cannot be changed once it has begun."""
     return sweep.model_dump(mode="json", exclude={"configurations", "seeds"})
 
 

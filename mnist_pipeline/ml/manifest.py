@@ -54,6 +54,7 @@ class SplitRecord(LenientRecord):
 
     digest: str | None = Field(None, description="Content digest of images and labels (hex), by which it is kept.")
     images: int | None = None
+    bytes: int | None = Field(None, description="The size that they are kept in.")
     class_counts: list[int] = Field([], description="Images of each class, in the order of the class names.")
 
 

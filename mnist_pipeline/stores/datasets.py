@@ -32,7 +32,7 @@ PART_BYTES = 32 << 20
 
 
 class Index(BaseModel, frozen=True):
-    """What lies in a folder of `data/`."""
+    """The description of a folder of `data/`."""
 
     shape: tuple[int, ...]
     """The images: uint8 (N, H, W) or (N, H, W, C)."""
@@ -49,7 +49,8 @@ def keep_splits(store: ObjectStore, splits: Splits) -> dict[str, SplitRecord]:
         digest = content_digest(part)
         _keep(store, digest, part)
         counts = class_counts(part.labels, splits.spec)
-        kept[name] = SplitRecord(digest=digest, images=len(part.labels), class_counts=counts)
+        size = part.images.nbytes + part.labels.nbytes
+        kept[name] = SplitRecord(digest=digest, images=len(part.labels), class_counts=counts, bytes=size)
     return kept
 
 

@@ -1,0 +1,116 @@
+"""The images that versions were trained on, kept in the store of each kind."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.ml.records import Splits
+from mnist_pipeline.stores import CorruptModel, ModelStore, UnknownModel
+from mnist_pipeline.stores import datasets as kept
+from mnist_pipeline.stores.copying import copy
+from mnist_pipeline.stores.datasets import INDEX, delete_unused, digests_of, keep_splits, kept_data, load_splits
+from mnist_pipeline.stores.objects import DATA
+from mnist_pipeline.task.dataset import LabelledImages
+
+LATER = timedelta(days=2)
+
+
+def same(a: Splits, b: Splits) -> bool:
+    return all(content_digest(a.parts[name]) == content_digest(b.parts[name]) for name in {*a.parts, *b.parts})
+
+
+@pytest.fixture
+def with_held_out(splits: Splits) -> Splits:
+    return splits._replace(held_out=LabelledImages(splits.test.images[:7], splits.test.labels[:7]))
+
+
+def test_splits_come_back_as_they_were(store: ModelStore, splits, with_held_out, monkeypatch):
+    monkeypatch.setattr(kept, "PART_BYTES", 100_000)  # several objects for each
+    for one in (splits, with_held_out):
+        records = keep_splits(store, one)
+        back = load_splits(store, records, one.spec)
+        assert same(back, one)
+        assert back.train.images.dtype == back.train.labels.dtype == np.uint8
+        assert {name: record.images for name, record in records.items()} == {
+            name: len(part.labels) for name, part in one.parts.items()
+        }
+        assert all(sum(record.class_counts) == record.images for record in records.values())
+        size = sum(len(store.read_object(key)[0]) for key in store.list_objects(DATA) if not key.endswith(INDEX))
+        assert size == sum(record.bytes or 0 for record in records.values())
+
+
+def test_equal_images_are_kept_once_and_pruned_with_the_last_version(store: ModelStore, save, splits, with_held_out):
+    records, more = keep_splits(store, splits), keep_splits(store, with_held_out)
+    assert len(kept_data(store)) == 4  # test, validation, train, and the held-out ones
+    old = save()
+    store.put(f"{old.name}/manifest.json", _with_splits(old, more))
+    new = save()
+    store.put(f"{new.name}/manifest.json", _with_splits(new, records))
+    assert store.prune(keep=2).data == []
+    pruned = store.prune(keep=1, orphans_older_than=timedelta(0))
+    assert pruned.versions == [old.name]
+    assert pruned.data == sorted(digests_of(more) - digests_of(records))
+    assert same(load_splits(store, records, splits.spec), splits)
+    with pytest.raises(UnknownModel, match="are not kept in"):
+        load_splits(store, more, splits.spec)
+
+
+def test_what_was_asked_for_of_late_stays(store: ModelStore, splits):
+    keep_splits(store, splits)
+    now = datetime.now(UTC)
+    assert delete_unused(store, set, now - LATER) == []
+    assert len(delete_unused(store, set, now + LATER)) == 3
+    assert kept_data(store) == {}
+
+
+def test_what_a_kill_left_does_not_count_and_is_completed(store: ModelStore, splits, monkeypatch):
+    records = keep_splits(store, splits)
+    digest = str(records["train"].digest)
+    kept._write_index(store, digest, splits.train.images.shape, 0)
+    store.delete_object(f"{DATA}{digest}/1")
+    with pytest.raises(UnknownModel):
+        load_splits(store, records, splits.spec)
+    assert delete_unused(store, set, datetime.now(UTC) - LATER) == []  # somebody may be at it
+    keep_splits(store, splits)
+    assert same(load_splits(store, records, splits.spec), splits)
+
+
+def test_changed_images_are_refused(store: ModelStore, splits):
+    records = keep_splits(store, splits)
+    key = f"{DATA}{records['test'].digest}/0"
+    content = bytearray(store.read_object(key)[0])
+    content[0] ^= 1
+    store.put(key, bytes(content))
+    with pytest.raises(CorruptModel, match="are not those that were kept"):
+        load_splits(store, records, splits.spec)
+    store.put(key, bytes(content) + b"more")
+    with pytest.raises(CorruptModel, match="are damaged"):
+        load_splits(store, records, splits.spec)
+
+
+def test_a_version_from_before_says_so(store: ModelStore, splits):
+    with pytest.raises(UnknownModel, match="were not kept: it was saved before splits were"):
+        load_splits(store, {}, splits.spec)
+
+
+def test_no_listing_of_versions_sees_them_and_a_copy_takes_them_along(store: ModelStore, save, splits, tmp_path):
+    from mnist_pipeline.stores import LocalModelStore
+
+    records = keep_splits(store, splits)
+    inner = store.below("experiments/some")
+    manifest = save()
+    inner.put(f"{manifest.name}/manifest.json", b"{}")
+    assert store.versions() == [manifest.name]
+    assert list(store.version_files()) == [manifest.name]
+    assert list(inner.list_objects()) == [f"{manifest.name}/manifest.json"]
+    target = LocalModelStore(base_path=str(tmp_path / "copy"))
+    copy(store, target)
+    assert same(load_splits(target, records, splits.spec), splits)
+    assert list(target.below("experiments/some").list_objects()) == [f"{manifest.name}/manifest.json"]
+
+
+def _with_splits(manifest, records) -> bytes:
+    training = manifest.training.model_copy(update={"splits": records})
+    return manifest.model_copy(update={"training": training}).model_dump_json().encode()
