@@ -1,0 +1,134 @@
+"""Sweeps by the real daemon and from the command line, killed in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from mnist_pipeline.experiments.leaderboard import leaderboard
+from mnist_pipeline.experiments.sweep import parse_sweep
+from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline_tests.live import PROJECT, wait_until
+from mnist_pipeline_tests.scenario import Scenario
+from mnist_pipeline_tests.task.examples import TINY
+
+pytestmark = pytest.mark.live
+
+EPOCHS = 40
+SWEEP: dict[str, Any] = {
+    "name": "some",
+    "method": "tpe",
+    "configurations": 19,
+    "settings": {name: value for name, value in TINY.items() if name != "learning_rate"} | {"epochs": EPOCHS},
+    "space": {"learning_rate": {"low": 0.001, "high": 0.03, "log": True}, "conv_dropout": {"low": 0, "high": 0.3}},
+}
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    scenario = Scenario(tmp_path)
+    yield scenario
+    scenario.deployment.stop()
+
+
+def epochs_told(instance: dg.DagsterInstance) -> "Counter[tuple[str, int]]":
+    """How often each epoch of each trial was told."""
+    told: Counter[tuple[str, int]] = Counter()
+    for record in instance.fetch_observations(dg.AssetKey("trial"), limit=1000).records:
+        observation = record.event_log_entry.asset_observation
+        assert observation and observation.partition
+        told[observation.partition, int(str(observation.metadata["epoch"].value))] += 1
+    return told
+
+
+def require_nothing_lost_or_twice(record: SweepRecord, sweeps: Sweeps, told: "Counter[tuple[str, int]]", killed: int):
+    """Each trial has one version; of a trial that was killed at most the telling of one epoch is missing."""
+    assert record.is_complete
+    models = sweeps.models(record.sweep.name)
+    manifests = [models.manifest(name) for name in models.versions()]
+    assert sorted(str(manifest.training.trial) for manifest in manifests) == [record.name_of(t) for t in record.trials]
+    assert all(len(manifest.training.history) == EPOCHS for manifest in manifests)
+    assert set(told.values()) == {1}
+    everything = {(record.name_of(t), epoch) for t in record.trials for epoch in range(1, EPOCHS + 1)}
+    assert everything >= set(told)
+    missing = Counter(trial for trial, _ in everything - set(told))
+    assert all(count == 1 for count in missing.values()) and len(missing) <= killed
+
+
+def test_twenty_trials_of_the_daemon_outlive_kills(scenario):
+    deployment, sweeps = scenario.deployment, Sweeps(scenario.store)
+    scenario.first_build()
+    deployment.instance.event_log_storage.set_concurrency_slots("trials", 2)
+    sweeps.begin(parse_sweep(SWEEP, "the test"))
+
+    def at_work() -> set[str]:
+        return {run.tags["dagster/partition"] for run in deployment.running() if "dagster/partition" in run.tags}
+
+    def in_the_middle() -> bool:
+        told = epochs_told(deployment.instance)
+        begun = {trial for trial, _ in told} & at_work()
+        return len(begun) == 2 and all(told[trial, 3] and not told[trial, EPOCHS] for trial in begun)
+
+    for done in (2, 9):
+        deployment.wait_for(
+            lambda done=done: sum(t.is_done for t in sweeps.read("some").trials) >= done and in_the_middle(),
+            "two trials in the middle",
+            600,
+        )
+        deployment.kill()
+        deployment.start()
+    deployment.wait_for(lambda: sweeps.read("some").is_complete and not sweeps.open(), "the end of the sweep", 900)
+    [ranking] = deployment.wait_for(lambda: deployment.built("leaderboard"), "the leaderboard", 120)
+    record = sweeps.read("some")
+    assert len(record.trials) == 20
+    require_nothing_lost_or_twice(record, sweeps, epochs_told(deployment.instance), killed=4)
+    assert ranking["best"] == record.name_of(leaderboard(record).best.best_trial)
+    # The main graph has seen nothing of it.
+    assert len(scenario.store.versions()) == 1
+    assert deployment.is_alive()
+
+
+def test_a_sweep_from_the_command_line_goes_on_after_a_kill(scenario, tmp_path):
+    """Without a daemon; the data is made first."""
+    deployment, sweeps = scenario.deployment, Sweeps(scenario.store)
+    file = tmp_path / "some.yaml"
+    file.write_text(yaml.safe_dump(SWEEP | {"configurations": 3}))
+
+    def start(log: Path) -> "subprocess.Popen[bytes]":
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "mnist_pipeline", "sweep", "--config", str(file)],
+                env=deployment.variables,
+                cwd=PROJECT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    for number, trial in enumerate(("some/000-s0", "some/002-s0")):
+        process = start(tmp_path / f"log{number}")
+        wait_until(
+            lambda trial=trial, process=process: (
+                epochs_told(deployment.instance)[trial, 3] or process.poll() is not None
+            ),
+            f"an epoch of {trial}",
+            300,
+            every=0.5,
+        )
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    process = start(tmp_path / "last")
+    assert process.wait(timeout=600) == 0, (tmp_path / "last").read_text()
+    said = (tmp_path / "last").read_text()
+    assert "some/003-s0 (4 of 4)" in said
+    assert "some/000-s0 (" not in said
+    assert "send the best to the gate: python -m mnist_pipeline candidate some" in said
+    record = sweeps.read("some")
+    require_nothing_lost_or_twice(record, sweeps, epochs_told(deployment.instance), killed=2)
