@@ -16,7 +16,7 @@ from mnist_pipeline.experiments.sweep import SweepInvalid
 from mnist_pipeline.stores import ModelStoreError
 
 RUNNING = ("run", "recover", "summary")
-EXPERIMENTING = ("sweep", "leaderboard", "candidate", "reproduce")
+EXPERIMENTING = ("sweep", "leaderboard", "candidate", "compare", "card", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "defs"},
     "runs": {"stores", "experiments", "defs", "definitions"},
-    "commands": {"environment", "stores", "experiments", "runs"},
+    "commands": {"files", "ml", "environment", "stores", "experiments", "runs"},
     "__main__": {"environment", "stores", "experiments", "runs", "defs", "commands"},
     "run_launcher": {"defs"},
     "__init__": set(),

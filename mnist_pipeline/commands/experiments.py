@@ -9,8 +9,11 @@ from typing import Any
 
 from mnist_pipeline.commands.arguments import positive
 from mnist_pipeline.experiments.candidate import best_trial
+from mnist_pipeline.experiments.naming import find_version
 from mnist_pipeline.experiments.sweep import read_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline.files.atomic import write_bytes
+from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.stores import ModelStore, ModelStoreError
 
 LISTED_CONFIGURATIONS = 20
@@ -32,6 +35,12 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "candidate", help="send the best trial of a sweep, or any trial, to evaluation and gate"
     )
     candidate.add_argument("trial", nargs="?", default="newest", help="a sweep or a trial (default: the newest sweep)")
+    compare = commands.add_parser("compare", help="two versions beside each other, as a table and a page")
+    for which in ("first", "second"):
+        compare.add_argument(which, help="a version, the beginning of its name, a trial, or `deployed`")
+    compare.add_argument("--page", type=Path, metavar="FILE", help="also write the page, HTML that stands by itself")
+    card = commands.add_parser("card", help="make the card of a version again, beside it in the store")
+    card.add_argument("version", help="its name, the beginning of it, or `deployed`")
     again = commands.add_parser(
         "reproduce", help="train a version again, and tell if the weights are the same, and if not, what differs"
     )
@@ -67,6 +76,14 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
             print(f"{record.name_of(trial)}, {trial.version}, goes to evaluation and gate", flush=True)
             runs.run_candidate(record.name_of(trial))
             runs.print_summary(store)
+        case "compare":
+            _compare(store, options.first, options.second, options.page)
+        case "card":
+            from mnist_pipeline.experiments.card import CARD, keep_card
+
+            found = find_version(store, options.version)
+            keep_card(found.store, found.manifest.name)
+            print(f"{found.store.address}/{found.manifest.name}/{CARD}")
         case "reproduce":
             return _reproduce(store, options.version, options.threads)
     return 0
@@ -116,14 +133,31 @@ def print_leaderboard(
     print(f"send the best to the gate: python -m mnist_pipeline candidate {sweep.name}")
 
 
+def _compare(store: ModelStore, first: str, second: str, page: Path | None) -> None:
+    from mnist_pipeline.experiments import comparing
+
+    try:
+        found = comparing.compare_versions(store, first, second)
+    except ModelError as error:
+        raise ModelStoreError(str(error)) from error
+    print(f"first:  {found.first.manifest.name}\nsecond: {found.second.manifest.name}")
+    if found.remark:
+        print(f"beware: {found.remark}")
+    for rows in (comparing.score_rows(found), comparing.settings_rows(found), comparing.paired_rows(found)):
+        print(*(["", *_aligned([[*rows[0]], *map(_cells, rows)])] if rows else ["", "no setting differs"]), sep="\n")
+    content = comparing.comparison_page(found)
+    key = f"{found.first.manifest.name}/compared/{found.second.manifest.name}.html"
+    found.first.store.put(key, content)
+    print(f"\nthe page: {found.first.store.address}/{key}")
+    if page:
+        write_bytes(page, content)
+        print(f"and:      {page}")
+
+
 def _reproduce(store: ModelStore, name: str, threads: int | None) -> int:
     from mnist_pipeline.experiments.reproducing import reproduce
 
-    if "/" in name:
-        record, trial = best_trial(Sweeps(store), name)
-        manifest = Sweeps(store).models(record.sweep.name).manifest(trial.version or "")
-    else:
-        manifest = store.manifest(store.resolve(name))
+    manifest = find_version(store, name).manifest
     kept = sum(record.images or 0 for record in manifest.training.splits.values())
     print(f"training {manifest.name} again, on {kept:,} images that were kept", flush=True)
     epochs = manifest.training.settings.get("epochs")

@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+from mnist_pipeline.experiments.pages import inline, render, script
 from mnist_pipeline.experiments.ranking import Row, compared, ranked
 from mnist_pipeline.experiments.search import study_of
 from mnist_pipeline.experiments.trials import SweepRecord
@@ -10,6 +11,9 @@ from mnist_pipeline.stores.errors import ModelStoreError
 
 LEAST_FOR_IMPORTANCE = 4
 """Fewer configurations say nothing about importance."""
+
+PAGE = "leaderboard.html"
+"""The page, in the folder of its sweep."""
 
 MIB = 2**20
 
@@ -46,6 +50,23 @@ def leaderboard(record: SweepRecord) -> Leaderboard:
 def table_rows(board: Leaderboard) -> list[dict[str, Any]]:
     """Return a row a configuration for a table: rank, the settings that were varied, scores, cost."""
     return [_cells(board, rank, row) for rank, row in enumerate(board.rows, 1)]
+
+
+def leaderboard_page(board: Leaderboard, cost: bytes, by_setting: bytes) -> bytes:
+    """Return the page of a leaderboard with its two plots (`plots`), HTML with no other resources."""
+    import yaml
+
+    return render(
+        "leaderboard.html",
+        board=board,
+        record=board.record,
+        sweep=board.record.sweep,
+        rows=table_rows(board),
+        settings=yaml.safe_dump(as_config(board, board.best), sort_keys=False),
+        cost=inline(cost),
+        by_setting=inline(by_setting),
+        sort_script=script("sort.js"),
+    )
 
 
 def setting_names(board: Leaderboard) -> list[str]:

@@ -1,12 +1,14 @@
 """Plots of a sweep: each function returns a PNG."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from mnist_pipeline.experiments.leaderboard import Leaderboard, setting_names
 from mnist_pipeline.ml.plots import DPI, png
+from mnist_pipeline.ml.records import EpochMetrics
 
 LISTED = 12
 """The number of values of a setting that have room along an axis."""
@@ -43,6 +45,22 @@ def score_by_setting(board: Leaderboard) -> bytes:
         names = list(board.importance)[::-1]
         grid[-1].barh(names, [board.importance[name] for name in names], color="gray")
         grid[-1].set(title="importance (fANOVA)", xlim=(0, 1))
+    return png(figure)
+
+
+def compared_curves(histories: Mapping[str, Sequence[EpochMetrics]]) -> bytes:
+    """Draw loss and accuracy on the validation images over the epochs, a line for each name."""
+    figure = Figure(figsize=(9, 3), dpi=DPI, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for name, history in histories.items():
+        epochs = [metrics.epoch for metrics in history]
+        loss.plot(epochs, [metrics.validation_loss for metrics in history], marker=".", label=name)
+        accuracy.plot(epochs, [metrics.validation_accuracy for metrics in history], marker=".", label=name)
+    loss.set(title="validation loss (nats)", xlabel="epoch", yscale="log")
+    accuracy.set(title="validation accuracy", xlabel="epoch")
+    for axes in (loss, accuracy):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
     return png(figure)
 
 

@@ -27,6 +27,7 @@ from mnist_pipeline.serve.labelling import Labelling
 from mnist_pipeline.serve.limits import BodyReader
 from mnist_pipeline.serve.metrics import Metrics
 from mnist_pipeline.serve.middleware import Guard, error_response
+from mnist_pipeline.serve.models import model_pages, model_routes
 from mnist_pipeline.serve.openapi import describe, predict_parameters
 from mnist_pipeline.serve.operations import operations_routes
 from mnist_pipeline.serve.predicting import Predicting
@@ -95,6 +96,7 @@ def create_app(
     app.include_router(_predict_route(predicting), **common)
     app.include_router(operations_routes(settings, follower, metrics, **common))
     app.include_router(feedback_routes(labelling, follower, bodies, metrics, **common))
+    app.include_router(model_routes(store, **common))
     describe(app, follower)
     _add_pages(app)
     _answer_errors_in_one_shape(app, metrics)
@@ -125,6 +127,7 @@ def _predict_route(predicting: Predicting) -> APIRouter:
 
 
 def _add_pages(app: FastAPI) -> None:
+    app.include_router(model_pages())
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/", include_in_schema=False)

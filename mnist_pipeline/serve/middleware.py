@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from mnist_pipeline.serve.errors import ServiceError, as_service_error
 from mnist_pipeline.serve.metrics import Metrics
 
-OPEN_PATHS = ("/", "/review", "/docs", "/openapi.json", "/healthz", "/readyz")
-OPEN_FOLDERS = ("/static/", "/static-offline-docs/")
+OPEN_PATHS = ("/", "/review", "/models", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_FOLDERS = ("/static/", "/static-offline-docs/", "/models/", "/leaderboards/")
 """The paths that need no token: the pages without their data, and the probes of orchestrators."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -4,6 +4,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mnist_pipeline.ml.manifest import Decision
+from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
 from mnist_pipeline.stores.state import State
@@ -57,18 +58,24 @@ def overview(store: ModelStore, limit: int | None = None) -> Overview:
     return Overview(rows, len(versions))
 
 
-def _row(store: ModelStore, name: str, state: State, about: list[Decision]) -> Row:
-    score = next((decision.test_accuracy for decision in about if decision.test_accuracy is not None), None)
-    outcome = f"{about[0].outcome} ({about[0].strategy})" if about else ""
+def words_of(name: str, digests: Digests | None, state: State) -> list[str]:
+    """Return what a version is now: deployed, reference, waiting, rolled back. Of a damaged one `digests` is None."""
     deployed, words = state.deployed, []
     words += ["deployed"] if deployed and name == deployed.version else []
     words += ["reference"] if deployed and name == deployed.reference else []
     words += ["waiting"] if state.waiting and name == state.waiting.version else []
+    words += ["rolled back"] if digests and state.rolled_back_because(digests) and not words else []
+    return words
+
+
+def _row(store: ModelStore, name: str, state: State, about: list[Decision]) -> Row:
+    score = next((decision.test_accuracy for decision in about if decision.test_accuracy is not None), None)
+    outcome = f"{about[0].outcome} ({about[0].strategy})" if about else ""
     try:
         manifest = store.manifest(name)
     except CorruptModel:
-        return Row(name, "", "", None, score, outcome, ", ".join([*words, "damaged"]))
-    words += ["rolled back"] if state.rolled_back_because(manifest.digests) and not words else []
+        return Row(name, "", "", None, score, outcome, ", ".join([*words_of(name, None, state), "damaged"]))
+    words = words_of(name, manifest.digests, state)
     training = manifest.training
     return Row(
         name,

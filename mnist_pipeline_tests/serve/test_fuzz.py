@@ -123,7 +123,7 @@ def test_the_document_is_true(store, deployed, labelled, mode):
         if mode == GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
             document = document.include(method=["POST", "DELETE"])
         operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
-        assert len(operations) == (11 if mode == GenerationMode.POSITIVE else 5)
+        assert len(operations) == (16 if mode == GenerationMode.POSITIVE else 5)
         for operation in operations:
 
             @settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
@@ -73,7 +74,7 @@ def digit_classifier(
     whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` in its configuration it is
     the version that a sweep trained already."""
     if config.trial:
-        yield from _taken(config.trial, processed_mnist_data, model_store)
+        yield from _taken(context, config.trial, processed_mnist_data, model_store)
         return
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
@@ -105,6 +106,7 @@ def digit_classifier(
             **version_metadata(manifest),
             "stopped_early": result.stopped_early,
             "resumed_after_epoch": result.resumed_after,
+            **kept_card(context, model_store, manifest.name),
             **_improbable_metadata(improbable, splits),
             **to_review(context, review_dir, items, MOST_TO_REVIEW),
         },
@@ -113,7 +115,7 @@ def digit_classifier(
 
 
 def _taken(
-    trial: str, splits: Splits, store: ModelStoreResource
+    context: dg.AssetExecutionContext, trial: str, splits: Splits, store: ModelStoreResource
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A trial of a sweep as the candidate."""
     from mnist_pipeline.experiments.candidate import take_candidate
@@ -126,7 +128,11 @@ def _taken(
     yield dg.Output(
         record := _record(manifest),
         data_version=dg.DataVersion(str(manifest.digests)),
-        metadata={**version_metadata(manifest), "trial": manifest.training.trial or trial},
+        metadata={
+            **version_metadata(manifest),
+            **kept_card(context, store, manifest.name),
+            "trial": manifest.training.trial or trial,
+        },
     )
     yield stored_candidate_is_sound(record, store)
 

@@ -40,6 +40,7 @@ def leaderboard(
     from mnist_pipeline.experiments.plots import score_against_cost, score_by_setting
     from mnist_pipeline.experiments.trials import Sweeps
     from mnist_pipeline.stores.errors import ModelStoreError
+    from mnist_pipeline.stores.objects import EXPERIMENTS
 
     sweeps = Sweeps(model_store)
     try:
@@ -51,6 +52,9 @@ def leaderboard(
     problems = [*(f"{name}: {why}" for name, why in board.failed.items())]
     if board.open:
         problems.append(f"{board.open} trials are not done yet")
+    cost, by_setting = score_against_cost(board), score_by_setting(board)
+    page = f"{EXPERIMENTS}{record.sweep.name}/{ranking.PAGE}"
+    model_store.put(page, ranking.leaderboard_page(board, cost, by_setting))
     settings = yaml.safe_dump(ranking.as_config(board, best), sort_keys=False)
     yield dg.MaterializeResult(
         metadata={
@@ -62,8 +66,9 @@ def leaderboard(
             "trials": sum(len(row.trials) for row in board.rows),
             "failed_trials": len(board.failed),
             "leaderboard": table(ranking.table_rows(board)),
-            "score_against_cost": picture(score_against_cost(board), "the metric over the cost of a training"),
-            "score_by_setting": picture(score_by_setting(board), "the metric over each setting"),
+            "score_against_cost": picture(cost, "the metric over the cost of a training"),
+            "score_by_setting": picture(by_setting, "the metric over each setting"),
+            "page": dg.MetadataValue.path(f"{model_store.address}/{page}"),
             "importance": dg.MetadataValue.json(board.importance),
             "settings_of_the_best": dg.MetadataValue.md(f"```yaml\n{settings}```"),
             "send_it_to_the_gate": dg.MetadataValue.text(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
@@ -37,6 +38,7 @@ class ModelEvaluationConfig(dg.Config, EvaluationSettings):
     ],
 )
 def model_evaluation(
+    context: dg.AssetExecutionContext,
     config: ModelEvaluationConfig,
     digit_classifier: ModelRecord,
     processed_mnist_data: Splits,
@@ -46,10 +48,12 @@ def model_evaluation(
     classes, the ends of what drift watches, corrupted test images, and labelled images that never train."""
     import numpy as np
 
+    from mnist_pipeline.ml.coverage import threshold_for
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.evaluation import evaluate
     from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.ml.suite import HELD_OUT, slice_scores, suite
+    from mnist_pipeline.stores.evaluations import keep_evaluation
     from mnist_pipeline.stores.scores import predict_labels
 
     manifest, onnx = model_store.load_onnx(digit_classifier.name)
@@ -71,6 +75,8 @@ def model_evaluation(
         test_digest=test_digest,
         slices=slice_scores(images, predicted == images.labels),
     )
+    threshold = threshold_for(scores["validation"].curve, config.target_error)
+    keep_evaluation(model_store, evaluation, scores, config.target_error, threshold)
     # More held-out labels are no reason to decide about the same weights again.
     lasting = evaluation.model_copy(update={"slices": [one for one in evaluation.slices if one.name != HELD_OUT]})
     yield dg.Output(
@@ -79,19 +85,21 @@ def model_evaluation(
         data_version=dg.DataVersion(
             f"{manifest.weights_sha256[:16]}-{str(manifest.onnx_sha256)[:16]}-{lasting.digest(exclude={'model'})[:16]}"
         ),
-        metadata=_metadata(evaluation, scores, processed_mnist_data, config.target_error),
+        metadata={
+            **_metadata(evaluation, scores, processed_mnist_data, config.target_error, threshold),
+            **kept_card(context, model_store, manifest.name),
+        },
     )
     yield scores_agree(evaluation)
 
 
 def _metadata(
-    evaluation: Evaluation, scores: "Mapping[str, SplitScores]", splits: Splits, target_error: float
+    evaluation: Evaluation, scores: "Mapping[str, SplitScores]", splits: Splits, target_error: float, threshold: float
 ) -> "dict[str, dg.RawMetadataValue]":
-    from mnist_pipeline.ml.coverage import answered_at, threshold_for
+    from mnist_pipeline.ml.coverage import answered_at
     from mnist_pipeline.ml.plots import calibration_and_coverage, confusion, mistake_grid, slice_accuracies
 
     test, validation, spec = evaluation.test, evaluation.validation, splits.spec
-    threshold = threshold_for(scores["validation"].curve, target_error)
     share, error = answered_at(scores["test"].curve, threshold)
     shown: dict[str, dg.RawMetadataValue] = {
         "model": evaluation.model.name,

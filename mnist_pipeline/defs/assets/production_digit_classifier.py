@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
+from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
@@ -94,7 +95,8 @@ def production_digit_classifier(
     context.log_event(dg.AssetObservation(context.asset_key, metadata=decision.model_dump(mode="json")))
     evidence = _evidence(decision, decided, processed_mnist_data)
     if deployed := model_store.production():
-        yield _deployment(deployed, decision, evidence)
+        cards = kept_card(context, model_store, deployed.version, decision.version, deployed.incumbent_version)
+        yield _deployment(deployed, decision, evidence | cards)
     # After the materialization: a check's result is about the latest one.
     yield dg.AssetCheckResult(
         check_name=GATE_CHECK,
@@ -116,7 +118,8 @@ def _nothing_decided(
     if current and observing:  # a rollback or an approval by command is told like the decisions of the graph, once
         context.log_event(dg.AssetObservation(context.asset_key, metadata=current.model_dump(mode="json")))
     if current:
-        yield _deployment(current, current, {})
+        cards = kept_card(context, store, current.version, current.incumbent_version)
+        yield _deployment(current, current, cards)
     if observing:
         described = f"{current.outcome} by {current.actor}: {current.reason}" if current else "nothing is deployed"
         shown: dict[str, Any] = _scores(current) | {"deployed": current.version} if current else {}
@@ -149,7 +152,9 @@ def _actor(context: dg.AssetExecutionContext) -> str:
     return f"run {run.run_id}"
 
 
-def _deployment(deployed: Decision, latest: Decision, evidence: dict[str, dg.MetadataValue]) -> dg.Output[Decision]:
+def _deployment(
+    deployed: Decision, latest: Decision, evidence: "dict[str, dg.RawMetadataValue]"
+) -> dg.Output[Decision]:
     """Return what is deployed, with the last decision as metadata."""
     return dg.Output(
         deployed,
@@ -186,11 +191,11 @@ def _scores(decision: Decision) -> dict[str, float]:
     return {name: score for name, score in scores.items() if score is not None}
 
 
-def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> dict[str, dg.MetadataValue]:
+def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> "dict[str, dg.RawMetadataValue]":
     """The comparisons as a table, and a picture of the images that the candidate fixes and breaks."""
     from mnist_pipeline.ml.plots import disagreement_grid
 
-    shown: dict[str, dg.MetadataValue] = {}
+    shown: dict[str, dg.RawMetadataValue] = {}
     if decision.comparisons:
         columns = {comparison.role: _in_words(comparison) for comparison in decision.comparisons}
         measures = next(iter(columns.values()))

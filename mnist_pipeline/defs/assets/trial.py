@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.resources.folders import CheckpointsResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
@@ -65,7 +66,7 @@ def trial(
     if done.version:
         try:
             manifest, _ = models.verify(done.version)
-            metadata |= version_metadata(manifest)
+            metadata |= version_metadata(manifest) | kept_card(context, models, manifest.name)
         except ModelStoreError as error:
             problem = str(error)
     if problem:

@@ -4,6 +4,25 @@ const TOKEN = "mnist-token";
 const PATIENCE_MS = 30_000;
 
 export async function call(path, options = {}) {
+  const response = await ask(path, options);
+  if (response.status === 204) return null;
+  const answer = await response.json().catch(() => null);
+  if (!answer) throw new Error(`Something between this page and the service answered ${response.status}.`);
+  if (!response.ok) throw Object.assign(new Error(answer.error.message), { code: answer.error.code });
+  return answer;
+}
+
+// The text of a page that the service has of the store.
+export async function page(path) {
+  const response = await ask(path);
+  if (!response.ok) {
+    const answer = await response.json().catch(() => null);
+    throw new Error(answer?.error.message ?? `Something answered ${response.status}.`);
+  }
+  return response.text();
+}
+
+async function ask(path, options = {}) {
   for (let wrong = false; ; wrong = true) {
     const token = sessionStorage.getItem(TOKEN);
     const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
@@ -17,11 +36,7 @@ export async function call(path, options = {}) {
       await askForToken(wrong || token);
       continue;
     }
-    if (response.status === 204) return null;
-    const answer = await response.json().catch(() => null);
-    if (!answer) throw new Error(`Something between this page and the service answered ${response.status}.`);
-    if (!response.ok) throw Object.assign(new Error(answer.error.message), { code: answer.error.code });
-    return answer;
+    return response;
   }
 }
 
