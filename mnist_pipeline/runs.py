@@ -98,7 +98,7 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
         sweeps.begin(sweep)
         told = False
         while not (record := sweeps.read(sweep.name)).is_complete:
-            if sweep.name not in sweeps.open():
+            if sweep.name not in sweeps.open() and not sweeps.read(sweep.name).is_complete:
                 print(f"{sweep.name} was stopped; the same command goes on with it")
                 return
             due = due_trials(instance, sweeps, [sweep.name])

@@ -24,8 +24,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     sweep = commands.add_parser(
         "sweep", help="try settings: start a sweep, or go on with one; without options, list all sweeps"
     )
-    sweep.add_argument("--config", type=Path, metavar="FILE", help="the sweep, YAML; see sweeps/")
-    sweep.add_argument("--stop", metavar="NAME", help="begin no more trials of a sweep; --config goes on with it")
+    what = sweep.add_mutually_exclusive_group()
+    what.add_argument("--config", type=Path, metavar="FILE", help="the sweep, YAML; see sweeps/")
+    what.add_argument("--stop", metavar="NAME", help="begin no more trials of a sweep; --config goes on with it")
     board = commands.add_parser("leaderboard", help="the configurations of a sweep, the best first, on validation")
     board.add_argument("sweep", nargs="?", help="its name (default: the one that was started last)")
     board.add_argument("--limit", type=positive, default=LISTED_CONFIGURATIONS, help="how many (default: 20)")
@@ -94,7 +95,11 @@ def print_sweeps(sweeps: Sweeps) -> None:
     opened = sweeps.open()
     rows = [("sweep", "started", "method", "trials done", "failed", "state")]
     for name in sweeps.names():
-        record = sweeps.read(name)
+        try:
+            record = sweeps.read(name)
+        except ModelStoreError as error:  # damaged, or being deleted
+            rows.append((name, "", "", "", "", str(error).partition("\n")[0]))
+            continue
         state = "complete" if record.is_complete else "open" if name in opened else "stopped"
         rows.append((name, f"{record.started_at:%Y-%m-%d %H:%M}", record.sweep.method, *_progress(record), state))
     print("\n".join(_aligned(rows)) if len(rows) > 1 else "there is no sweep yet: make sweep CONFIG=sweeps/...")

@@ -110,13 +110,17 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
 
 
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:
-    opened = sweeps.open()
+    if name and name not in sweeps.names():
+        sweeps.read(name)  # says which there are
     for sweep in [name] if name else sweeps.names():
-        if sweep in opened and not name and not sweeps.read(sweep).is_complete:
-            print(f"{sweep} stays: it has trials left to do (sweep --stop {sweep})")
+        versions = len(sweeps.models(sweep).versions())
+        try:
+            sweeps.delete(sweep)
+        except ModelStoreError as error:
+            if name:
+                raise
+            print(f"{sweep} stays: {error}")
             continue
-        versions = len(sweeps.models(sweep).versions()) if sweeps.read(sweep) else 0
-        sweeps.delete(sweep)
         print(f"deleted the sweep {sweep} with {versions} versions")
 
 

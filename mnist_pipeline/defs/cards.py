@@ -19,6 +19,6 @@ def kept_card(
     for name in dict.fromkeys(filter(None, names)):
         try:
             keep_card(store, name)
-        except ModelStoreError as error:
+        except (ModelStoreError, OSError, ValueError) as error:
             context.log.warning("%s has no card: %s", name, error)
     return {"card": dg.MetadataValue.path(f"{store.address}/{names[0]}/{CARD}")}

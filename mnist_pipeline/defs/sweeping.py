@@ -1,6 +1,7 @@
 """Sweeps as Dagster runs them: which trials are due, the job that starts a sweep, the sensor that keeps it going."""
 
-from collections.abc import Iterable
+import logging
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,9 +13,15 @@ from mnist_pipeline.defs.assets.leaderboard import leaderboard
 from mnist_pipeline.defs.assets.trial import TRIALS, TRIALS_POOL, trial
 from mnist_pipeline.defs.jobs import EXPERIMENTS, TRAINING_JOBS, TRIAL_JOB
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.stores.errors import ModelStoreError, UnknownModel
 
 if TYPE_CHECKING:
-    from mnist_pipeline.experiments.trials import Sweeps, Trial
+    from mnist_pipeline.experiments.trials import Sweeps
+
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 3
+"""A trial whose runs ended so often without a result is given up: something else is wrong than a lost process."""
 
 PARTITION_TAG = "dagster/partition"
 
@@ -47,7 +54,6 @@ def start_sweep(context: dg.OpExecutionContext, config: SweepConfig, model_store
     """Start a sweep, or go on with one that was stopped; the sensor `sweeps` runs its trials."""
     from mnist_pipeline.experiments.sweep import SweepInvalid, parse_sweep
     from mnist_pipeline.experiments.trials import Sweeps
-    from mnist_pipeline.stores.errors import ModelStoreError
 
     given = {name: value for name, value in config.model_dump().items() if name in config.model_fields_set}
     try:
@@ -70,8 +76,6 @@ def due_trials(instance: dg.DagsterInstance, sweeps: "Sweeps", names: list[str] 
     Trials whose run ended without a result come first; after so many of those that something else must be wrong, a
     trial is given up, and the record says so.
     """
-    from mnist_pipeline.experiments.trials import MOST_FAILURES
-
     names = sweeps.open() if names is None else names
     if not names:
         return []
@@ -82,34 +86,47 @@ def due_trials(instance: dg.DagsterInstance, sweeps: "Sweeps", names: list[str] 
     room = pool_limit(instance) - len(running)
     due: list[str] = []
     for name in names:
-        record = sweeps.read(name)
-        while room > len(due):
-            waiting = [t for t in record.trials if not t.is_done and record.name_of(t) not in {*running, *due}]
-            if not waiting:
-                before, record = record, sweeps.propose(name)
-                if record == before:
-                    break
-                continue
-            first = waiting[0]
-            if len(ended := runs_of(instance, record.name_of(first))) >= MOST_FAILURES:
-                given_up = f"given up after {len(ended)} runs without a result; the last was {ended[0].run_id}"
-                record = sweeps.record(record.name_of(first), _given_up(first, given_up))
-            else:
-                due.append(record.name_of(first))
+        try:
+            due += _due_of(instance, sweeps, name, running, room - len(due))
+        except UnknownModel:  # deleted while it was open
+            sweeps.close(name)
+        except ModelStoreError as error:
+            log.warning("no trials of the sweep %s begin: %s", name, error)
     return due
 
 
-def runs_of(instance: dg.DagsterInstance, name: str) -> "list[dg.DagsterRun]":
-    """Return the runs of a trial that have ended, the newest first."""
-    ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS]
-    return list(instance.get_runs(dg.RunsFilter(statuses=ended, tags={PARTITION_TAG: name})))
+def _due_of(instance: dg.DagsterInstance, sweeps: "Sweeps", name: str, running: set[str], room: int) -> list[str]:
+    """The trials of one sweep that are due, at most so many."""
+    record, due = sweeps.read(name), list[str]()
+    while room > len(due):
+        waiting = [t for t in record.trials if not t.is_done and record.name_of(t) not in {*running, *due}]
+        if not waiting:
+            before, record = record, sweeps.propose(name)
+            if record == before:
+                break
+            continue
+        trial_name = record.name_of(waiting[0])
+        if len(ended := failed_runs(instance, trial_name, record.started_at)) >= MOST_FAILURES:
+            why = f"given up after {len(ended)} runs without a result; the last was {ended[0].run_id}"
+            record = sweeps.record(trial_name, waiting[0].model_copy(update={"problem": why}))
+        else:
+            due.append(trial_name)
+    return due
+
+
+def failed_runs(instance: dg.DagsterInstance, name: str, since: datetime) -> "list[dg.DagsterRun]":
+    """Return the runs of a trial that ended without a result since its sweep began, the newest first."""
+    ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    wanted = dg.RunsFilter(statuses=ended, tags={PARTITION_TAG: name}, created_after=since)
+    return list(instance.get_runs(wanted))
 
 
 def pool_limit(instance: dg.DagsterInstance) -> int:
     """Return how many trials may be trained at a time: the limit of their pool, or the default one of the instance."""
     limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
     default = instance.get_concurrency_config().pool_config.default_pool_limit
-    return limits.get(TRIALS_POOL) or default or 1
+    limit = limits.get(TRIALS_POOL, default)
+    return 1 if limit is None else limit
 
 
 def sweep_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
@@ -126,31 +143,41 @@ def sweep_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
         from mnist_pipeline.experiments.trials import Sweeps
 
         found = Sweeps(model_store)
-        before = found.open()
-        due = due_trials(context.instance, found) if before else []
-        complete = sorted({*before} - {*found.open()}) if before else []
+        due = due_trials(context.instance, found)
+        complete = [name for name in found.open() if _is_complete(found, name)]
         if not due and not complete:
             return dg.SkipReason("no trial is due")
+        requests = [_trial_request(context.instance, found, name) for name in due]
+        ranked = [_leaderboard_request(found, name) for name in complete]
+        for name in complete:
+            found.close(name)
         return dg.SensorResult(
-            run_requests=[*_trial_requests(context.instance, due), *map(_leaderboard_request, complete)],
+            run_requests=[*requests, *ranked],
             dynamic_partitions_requests=[TRIALS.build_add_request(due)] if due else [],
         )
 
     return sweeps
 
 
-def _trial_requests(instance: dg.DagsterInstance, due: Iterable[str]) -> Iterable[dg.RunRequest]:
-    for name in due:
-        attempt = len(runs_of(instance, name))  # the same trial again needs another key
-        yield dg.RunRequest(
-            run_key=f"{name} {attempt}", asset_selection=[trial.key], partition_key=name, tags=TRIAL_RUN_TAGS
-        )
+def _is_complete(sweeps: "Sweeps", name: str) -> bool:
+    try:
+        return sweeps.read(name).is_complete
+    except ModelStoreError:  # it was told where its trials are due
+        return False
 
 
-def _leaderboard_request(sweep: str) -> dg.RunRequest:
-    return dg.RunRequest(
-        asset_selection=[leaderboard.key], run_config={"ops": {"leaderboard": {"config": {"sweep": sweep}}}}
-    )
+def _trial_request(instance: dg.DagsterInstance, sweeps: "Sweeps", name: str) -> dg.RunRequest:
+    since = sweeps.chosen(name).record.started_at
+    attempt = len(failed_runs(instance, name, since))
+    # Dagster starts no second run of a key: the same trial again, or of a later sweep of this name, needs another one.
+    key = f"{name} {since:%Y%m%dT%H%M%S} {attempt}"
+    return dg.RunRequest(run_key=key, asset_selection=[trial.key], partition_key=name, tags=TRIAL_RUN_TAGS)
+
+
+def _leaderboard_request(sweeps: "Sweeps", name: str) -> dg.RunRequest:
+    config = {"ops": {leaderboard.op.name: {"config": {"sweep": name}}}}
+    key = f"leaderboard {name} {sweeps.read(name).digest()[:16]}"
+    return dg.RunRequest(run_key=key, asset_selection=[leaderboard.key], run_config=config)
 
 
 def _is_of_trial(run: dg.DagsterRun) -> bool:
@@ -167,7 +194,3 @@ def _waits_to_train(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
         return False
     stats = instance.get_run_step_stats(run.run_id, [step])
     return not any(found.start_time for found in stats)
-
-
-def _given_up(found: "Trial", why: str) -> "Trial":
-    return found.model_copy(update={"problem": why})

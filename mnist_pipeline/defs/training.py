@@ -29,17 +29,12 @@ def reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochM
     return report
 
 
-def epochs_of(manifest: ModelManifest) -> list[EpochMetrics]:
-    """Return the epochs of a version that this code trained."""
-    return [EpochMetrics(**epoch) for epoch in manifest.training.history]
-
-
 def version_metadata(manifest: ModelManifest) -> "dict[str, dg.RawMetadataValue]":
     """Return what there is to see of a version that this code trained."""
     from mnist_pipeline.ml.plots import learning_curves
 
     training = manifest.training
-    history, best_epoch, origin = epochs_of(manifest), training.best_epoch or 0, training.provenance
+    history, best_epoch, origin = training.epochs, training.best_epoch or 0, training.provenance
     best = history[best_epoch - 1]
     return {
         "model": manifest.name,

@@ -1,13 +1,17 @@
 """A trial's version as a candidate of the main graph."""
 
+from datetime import UTC, datetime
+
 from mnist_pipeline.experiments.ranking import ranked
 from mnist_pipeline.experiments.trials import Chosen, Sweeps
-from mnist_pipeline.ml.data import data_version
+from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.copying import copy_version
 from mnist_pipeline.stores.errors import ModelStoreError
+from mnist_pipeline.stores.objects import time_text
+from mnist_pipeline.stores.versions import ENTERED
 
 NEWEST = "newest"
 """The name that stands for the sweep that was started last."""
@@ -42,12 +46,17 @@ def take_candidate(store: ModelStore, name: str, splits: Splits) -> ModelManifes
     record, trial = best_trial(sweeps, name)
     models = sweeps.models(record.sweep.name)
     manifest = models.manifest(trial.version or "")
-    now = data_version(splits.spec, *splits.parts.values())
-    if manifest.training.data_version != now:
-        then = (manifest.training.data_version or "")[:8]
+    differing = [
+        name
+        for name in ("train", "validation", "test")  # held-out labels neither train nor decide
+        if manifest.training.splits[name].digest != content_digest(splits.parts[name])
+    ]
+    if differing:
         raise ModelStoreError(
-            f"{record.name_of(trial)} was trained on the data {then}, and now they are {now[:8]}: start the sweep "
-            f"again under another name, or train with its settings, {trial.values}"
+            f"{record.name_of(trial)} was trained on other {', '.join(differing)} images than there are now; "
+            f"start the sweep again under another name, or train with its settings, {trial.values}"
         )
+    # By its name it is old, and prune goes by when it came; first, so that no prune takes it for a killed save.
+    store.put(f"{manifest.name}/{ENTERED}{time_text(datetime.now(UTC))}", b"")
     copy_version(models, store, manifest.name)
     return manifest

@@ -9,12 +9,11 @@ from mnist_pipeline.experiments.pages import inline, render
 from mnist_pipeline.ml import plots
 from mnist_pipeline.ml.evaluation import SplitScores
 from mnist_pipeline.ml.manifest import Decision, ModelManifest, Provenance
-from mnist_pipeline.ml.records import EpochMetrics, Evaluation
+from mnist_pipeline.ml.records import Evaluation
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.evaluations import KeptEvaluation, kept_evaluation
 from mnist_pipeline.stores.exports import recorded_digest
-from mnist_pipeline.stores.overview import words_of
 
 CARD = "card.html"
 """The card, in the folder of its version; it is made again whenever something is recorded about that."""
@@ -29,16 +28,14 @@ def keep_card(store: ModelStore, name: str) -> None:
 
 def card(store: ModelStore, name: str) -> bytes:
     """Return the card of a version, HTML with no other resources. Raises UnknownModel or CorruptModel."""
-    manifest, kept, state = store.manifest(name), kept_evaluation(store, name), store.state()
+    manifest, kept = store.manifest(name), kept_evaluation(store, name)
     training = manifest.training
     decisions = [decision for decision, _ in zip(store.decisions_about(name), range(SHOWN_DECISIONS), strict=False)]
-    history = [EpochMetrics(**epoch) for epoch in training.history if epoch.keys() >= EpochMetrics.model_fields.keys()]
-    drawn = bool(history) and len(history) == len(training.history) and training.best_epoch
+    history = training.epochs
     return render(
         "card.html",
         manifest=manifest,
         training=training,
-        state=", ".join(words_of(manifest.name, manifest.digests, state)),
         validation_accuracy=training.best("validation_accuracy"),
         validation_loss=training.best("validation_loss"),
         decisions=decisions,
@@ -49,7 +46,7 @@ def card(store: ModelStore, name: str) -> bytes:
         ],
         class_rows=_class_rows(manifest),
         training_facts=_training_facts(manifest),
-        curves=inline(plots.learning_curves(history, training.best_epoch or 0)) if drawn else None,
+        curves=inline(plots.learning_curves(history, training.best_epoch or 0)) if history else None,
         settings=list(_settings(manifest)),
         origin=list(_origin(training.provenance or Provenance())),
         packages=training.provenance.packages if training.provenance else {},

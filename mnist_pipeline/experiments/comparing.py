@@ -10,7 +10,7 @@ from mnist_pipeline.experiments.plots import compared_curves
 from mnist_pipeline.ml import plots
 from mnist_pipeline.ml.comparison import Contender, compare, compare_slices
 from mnist_pipeline.ml.manifest import Comparison, Provenance
-from mnist_pipeline.ml.records import UNKNOWN, EpochMetrics, Splits
+from mnist_pipeline.ml.records import UNKNOWN, Splits
 from mnist_pipeline.ml.suite import suite
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.datasets import load_images
@@ -20,6 +20,7 @@ from mnist_pipeline.stores.exports import ONNX
 from mnist_pipeline.stores.scores import predicted_labels
 from mnist_pipeline.stores.versions import WEIGHTS
 from mnist_pipeline.task.dataset import LabelledImages, no_images
+from mnist_pipeline.task.spec import TaskSpec
 
 MIB = 2**20
 
@@ -32,6 +33,8 @@ class Compared(NamedTuple):
     on: str
     """test or validation: the images that both are asked about."""
     images: LabelledImages
+    spec: TaskSpec
+    """The classes that the labels stand for."""
     labels: tuple[np.ndarray, np.ndarray]
     """int64 (N,) each: the labels that they predict."""
     overall: Comparison
@@ -79,6 +82,7 @@ def compare_versions(store: ModelStore, first: str, second: str) -> Compared:
         *found,
         on,
         images,
+        spec,
         (labels[0], labels[1]),
         compare(contenders[0], contenders[1], "incumbent"),
         compare_slices(contenders[0], contenders[1], "incumbent", asked.slices),
@@ -133,21 +137,19 @@ def comparison_page(compared: Compared) -> bytes:
     """Return the page of a comparison, HTML with no other resources."""
     ours, theirs = compared.labels
     differ = bool((ours != theirs).any())
-    spec = compared.first.manifest.task
-    histories = {
-        role: [EpochMetrics(**epoch) for epoch in one.manifest.training.history]
-        for role, one in (("first", compared.first), ("second", compared.second))
-    }
+    histories = {"first": compared.first.manifest.training.epochs, "second": compared.second.manifest.training.epochs}
     return render(
         "compare.html",
         compared=compared,
+        # A card is beside that of the other one only where both are versions of one store.
+        up="../../" if compared.first.store.address == compared.second.store.address else "",
         first=compared.first.manifest.name,
         second=compared.second.manifest.name,
         settings=settings_rows(compared),
         scores=score_rows(compared),
         paired=paired_rows(compared),
         curves=inline(compared_curves(histories)),
-        images=inline(plots.disagreement_grid(compared.images, ours, theirs, spec)) if differ else None,
+        images=inline(plots.disagreement_grid(compared.images, ours, theirs, compared.spec)) if differ else None,
     )
 
 

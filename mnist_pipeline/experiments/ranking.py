@@ -3,6 +3,8 @@
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mnist_pipeline.stores.errors import CorruptModel
+
 if TYPE_CHECKING:
     from mnist_pipeline.experiments.trials import SweepRecord, Trial
 
@@ -30,12 +32,13 @@ class Row(NamedTuple):
     """The mean wall clock of a training."""
     difference: tuple[float, float, float] | None = None
     """The mean of the metric less that of the configuration without a change, and the ends of the 95% interval of that;
-    None where either has fewer than two seeds."""
+    None where either has fewer than two seeds, or none of them differs. It is not corrected for the number of
+    configurations that were tried."""
 
     @property
     def best_trial(self) -> "Trial":
         """The trial with the least validation loss of those that succeeded."""
-        return min(self.trials, key=lambda trial: trial.validation_loss or 0.0)
+        return min(self.trials, key=lambda trial: measured(trial, "validation_loss"))
 
 
 def ranked(record: "SweepRecord") -> list[Row]:
@@ -59,9 +62,9 @@ def ranked(record: "SweepRecord") -> list[Row]:
                 planned=len(trials),
                 score=fmean(scores),
                 spread=stdev(scores) if len(scores) > 1 else None,
-                validation_accuracy=fmean(trial.validation_accuracy or 0.0 for trial in done),
-                validation_loss=fmean(trial.validation_loss or 0.0 for trial in done),
-                seconds=fmean(trial.seconds or 0.0 for trial in done),
+                validation_accuracy=fmean(measured(trial, "validation_accuracy") for trial in done),
+                validation_loss=fmean(measured(trial, "validation_loss") for trial in done),
+                seconds=fmean(measured(trial, "seconds") for trial in done),
             )
         )
     sign = -1 if record.sweep.metric == "validation_accuracy" else 1
@@ -82,15 +85,24 @@ def compared(record: "SweepRecord", rows: list[Row]) -> list[Row]:
     ]
 
 
-def _difference(record: "SweepRecord", row: Row, base: Row) -> tuple[float, float, float]:
+def measured(trial: "Trial", name: str) -> float:
+    """Return a number of a trial that succeeded. Raises CorruptModel if its record lacks it."""
+    if (value := getattr(trial, name)) is None:
+        raise CorruptModel(
+            f"the record of the version {trial.version} has no {name}: delete its sweep, and start it again"
+        )
+    return float(value)
+
+
+def _difference(record: "SweepRecord", row: Row, base: Row) -> tuple[float, float, float] | None:
     from scipy import stats
 
     ours, theirs = _scores(record, row.trials), _scores(record, base.trials)
-    if not (row.spread or base.spread):  # nothing varies, and the statistic would be 0/0
-        return (row.score - base.score,) * 3
+    if not (row.spread or base.spread):  # nothing varies, and so nothing is known about how much it would
+        return None
     interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(INTERVAL)
     return row.score - base.score, float(interval.low), float(interval.high)
 
 
 def _scores(record: "SweepRecord", trials: "tuple[Trial, ...]") -> list[float]:
-    return [getattr(trial, record.sweep.metric) for trial in trials]
+    return [measured(trial, record.sweep.metric) for trial in trials]

@@ -31,24 +31,24 @@ def next_configurations(record: "SweepRecord", best: "SweepRecord | None") -> tu
             tried.append(trial.values)
     new: list[dict[str, Any]] = [{}] if sweep.baseline and not record.trials else []
     known, wanted = [*tried, *new], (sweep.configurations or 0) + sweep.baseline
+    usual = {name: _usual(sweep, name) for name in sweep.space} if sweep.baseline else None  # that is no change
     match sweep.method:
         case "grid":
-            usual = {name: _usual(sweep, name) for name in sweep.space} if sweep.baseline else None
             others = [values for values in sweep.grid() if values not in known and values != usual]
-            new += others[: wanted - len(known)] if sweep.configurations else others
+            new += others[: max(0, wanted - len(known))] if sweep.configurations else others
             return new, True
         case "best":
-            new += _best_of(best, sweep) if best else []
-            return new, True
+            others = [values for values in _best_of(best, sweep) if values not in known] if best else []
+            return [*new, *others[: max(0, wanted - len(known))]], True
         case "random":
-            while len(known) < wanted and (values := _drawn(sweep, record, known)) is not None:
+            while len(known) < wanted and (values := _drawn(sweep, record, known, usual)) is not None:
                 new.append(values)
                 known.append(values)
             return new, True
         case "tpe":
             if new or len(known) >= wanted:
                 return new, len(known) >= wanted
-            values = _drawn(sweep, record, known)
+            values = _drawn(sweep, record, known, usual)
             return ([values] if values is not None else []), values is None or len(known) + 1 >= wanted
 
 
@@ -89,14 +89,16 @@ def study_of(record: "SweepRecord", number: int) -> "optuna.Study":
     return study
 
 
-def _drawn(sweep: Sweep, record: "SweepRecord", known: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _drawn(
+    sweep: Sweep, record: "SweepRecord", known: list[dict[str, Any]], usual: dict[str, Any] | None
+) -> dict[str, Any] | None:
     """A configuration that is not known yet; None if hardly any is left."""
     dimensions = sweep.dimensions()
     distributions = {name: _distribution(dimension) for name, dimension in dimensions.items()}
     for draw in range(MOST_DRAWS):
         asked = study_of(record, len(known) * MOST_DRAWS + draw).ask(distributions)
         values = {name: _decoded(dimensions[name], value) for name, value in asked.params.items()}
-        if values not in known:
+        if values not in known and values != usual:
             return values
     return None
 
@@ -136,7 +138,7 @@ def _usual(sweep: Sweep, name: str) -> Any:
 
 def _best_of(other: "SweepRecord", sweep: Sweep) -> list[dict[str, Any]]:
     """The best configurations of another sweep; the settings that its trials share are shared by those of `sweep`."""
-    best = [row for row in ranked(other) if row.values or not sweep.baseline][: sweep.configurations]
+    best = [row for row in ranked(other) if row.values or not sweep.baseline]
     if not best:
         raise SweepInvalid(f"best_of: no trial of the sweep {other.sweep.name} has succeeded yet")
-    return [row.values for row in best]
+    return [{name: value for name, value in row.values.items() if name not in sweep.settings} for row in best]

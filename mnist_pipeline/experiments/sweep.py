@@ -157,6 +157,10 @@ class Sweep(Settings):
         for values in itertools.product(*(dimension.values or [] for dimension in dimensions.values())):
             yield dict(zip(dimensions, values, strict=True))
 
+    def sharing(self, settings: dict[str, Any]) -> "Sweep":
+        """Return the sweep with these settings, too, where it has none of its own. Raises SweepInvalid."""
+        return parse_sweep(self.model_dump() | {"settings": settings | self.settings}, self.name)
+
     def training_settings(self, values: dict[str, Any], seed: int) -> TrainingSettings:
         """Return the settings of a trial."""
         return TrainingSettings(**{**self.settings, **values, "seed": seed})

@@ -1,5 +1,6 @@
-"""The record of a sweep: its trials, what each came to, and who has taken which.
+"""The record of a sweep: its trials, and what each came to.
 
+experiments/.named/<time>_<sweep>  empty: there is this sweep
 experiments/.open/<sweep>          empty: the sweep has trials left to do
 experiments/<sweep>/sweep.json     the sweep and all its trials; replaced by compare-and-swap
 experiments/<sweep>/splits.json    the digests of the images that all its trials are trained and ranked on
@@ -12,27 +13,24 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from mnist_pipeline.experiments.search import next_configurations
-from mnist_pipeline.experiments.sweep import SWEEP_NAME, Sweep
+from mnist_pipeline.experiments.sweep import MAX_TRIALS, SWEEP_NAME, Sweep
 from mnist_pipeline.ml.manifest import SplitRecord
 from mnist_pipeline.ml.records import Record
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.datasets import SPLIT_RECORDS, SPLITS
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
-from mnist_pipeline.stores.objects import EXPERIMENTS
+from mnist_pipeline.stores.objects import EXPERIMENTS, NAMED_SWEEPS, OPEN_SWEEPS, time_text
+from mnist_pipeline.stores.overview import sweep_names
 
-OPEN = f"{EXPERIMENTS}.open/"
 SWEEP = "sweep.json"
 TRIAL_NAME = re.compile(rf"(?P<sweep>{SWEEP_NAME.strip('^$')})/(?P<configuration>\d{{3,}})-s(?P<seed>\d+)")
 """Names of trials, which are the partitions in Dagster."""
 
-MOST_FAILURES = 3
-"""A trial whose runs ended so often without a result is given up: something else is wrong than a lost process."""
 
-
-class Trial(Record):
+class Trial(Record, extra="ignore"):
     """One training of a sweep, and what it came to. Losses are in nats, accuracies 0..1, both on validation images."""
 
     configuration: int = Field(description="The number of the configuration; 0 is the one without a change, if any.")
@@ -57,13 +55,24 @@ class Trial(Record):
         return self.configuration, self.seed
 
 
-class SweepRecord(Record):
+class SweepRecord(Record, extra="ignore"):
     """The content of `sweep.json`."""
 
     sweep: Sweep
     started_at: datetime
     trials: tuple[Trial, ...] = ()
     exhausted: bool = Field(False, description="True: there are no more configurations to try.")
+
+    @field_validator("sweep", mode="wrap")
+    @classmethod
+    def _also_of_other_code(cls, content: Any, validate: ValidatorFunctionWrapHandler) -> Sweep:
+        """A setting that there is no more, or of another range, is no reason to lose what was tried."""
+        try:
+            return validate(content)
+        except ValidationError:
+            if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+                raise
+            return Sweep.model_construct(**content)
 
     @property
     def is_complete(self) -> bool:
@@ -105,44 +114,30 @@ class Sweeps:
     def begin(self, sweep: Sweep) -> SweepRecord:
         """Start a sweep, or go on with one that was stopped; trials that are done stay so.
 
-        Raises ModelStoreError if there is one of this name that tries something else.
+        Raises ModelStoreError if there is one of this name that tries something else, SweepInvalid if its settings do
+        not go together with those of the sweep that it goes on from.
         """
-        if sweep.best_of:
-            shared = self.read(sweep.best_of).sweep.settings
-            sweep = sweep.model_copy(update={"settings": shared | sweep.settings})
         try:
             record = self.read(sweep.name)
         except UnknownModel:
-            record = self._proposing(SweepRecord(sweep=sweep, started_at=datetime.now(UTC)))
-            try:
-                self.store._create(_key(sweep.name), _content(record))
-            except ObjectChanged:
-                return self.begin(sweep)
+            record = self._new(sweep)
         else:
-            if _unchanging(record.sweep) != _unchanging(sweep):
-                raise ModelStoreError(
-                    f"there is a sweep {sweep.name} that tries something else: give this one another name. (Only more "
-                    "configurations and seeds can be added to a sweep)"
-                )
-            record = self.change(sweep.name, lambda found: _extended(found, sweep))
-        if not record.exhausted and sweep.method != "tpe":  # those of tpe hang on the results of the others
-            record = self.propose(sweep.name)
+            record = self._continued(record, sweep)
         if not record.is_complete:
-            self.store.put(f"{OPEN}{sweep.name}", b"")
+            self.store.put(f"{OPEN_SWEEPS}{sweep.name}", b"")
         return record
 
     def open(self) -> list[str]:
         """Return the names of the sweeps that have trials left to do; a request, however many sweeps there are."""
-        return [key.removeprefix(OPEN) for key in self.store.list_objects(OPEN)]
+        return [key.removeprefix(OPEN_SWEEPS) for key in self.store.list_objects(OPEN_SWEEPS)]
 
     def close(self, name: str) -> None:
         """Count a sweep as stopped or complete; `begin` goes on with it."""
-        self.store.delete_object(f"{OPEN}{name}")
+        self.store.delete_object(f"{OPEN_SWEEPS}{name}")
 
     def names(self) -> list[str]:
         """Return the names of all sweeps, the one that was started last at first."""
-        found = [key.split("/")[1] for key in self._sweep_keys()]
-        return sorted(found, key=lambda name: self.read(name).started_at, reverse=True)
+        return sweep_names(self.store)
 
     def newest(self) -> str:
         """Return the name of the sweep that was started last. Raises UnknownModel if there is none."""
@@ -177,14 +172,8 @@ class Sweeps:
                 return new
 
     def propose(self, name: str) -> SweepRecord:
-        """Add the next configuration, if there is one; that it is recorded before it runs keeps it from running twice.
-
-        A sweep that is complete is closed.
-        """
-        record = self.change(name, self._proposing)
-        if record.is_complete:
-            self.close(name)
-        return record
+        """Add the next configuration, if there is one: it is recorded before it runs, and so does not run twice."""
+        return self.change(name, self._proposing)
 
     def record(self, trial_name: str, result: Trial) -> SweepRecord:
         """Record what a trial came to. Once it has a version, that stays."""
@@ -205,18 +194,46 @@ class Sweeps:
 
     def delete(self, name: str) -> None:
         """Delete a sweep with its versions. Raises ModelStoreError for one that has trials left to do."""
-        if name in self.open() and not self.read(name).is_complete:
-            raise ModelStoreError(f"the sweep {name} has trials left to do: stop it first (sweep --stop {name})")
+        with suppress(UnknownModel, CorruptModel):  # a killed deletion left the rest; what is damaged can go
+            if name in self.open() and not self.read(name).is_complete:
+                raise ModelStoreError(f"the sweep {name} has trials left to do: stop it first (sweep --stop {name})")
         self.close(name)
-        self.store.delete_object(_key(name))  # before the rest, so that no sweep without its versions is ever listed
+        self.store.delete_object(_key(name))  # before the rest, so that no sweep without its versions is ever read
         for key in list(self.store.list_objects(f"{EXPERIMENTS}{name}/")):
             self.store.delete_object(key)
+        for key in [key for key in self.store.list_objects(NAMED_SWEEPS) if key.partition("_")[2] == name]:
+            self.store.delete_object(key)  # last, so that what a kill leaves is still named
 
-    def _sweep_keys(self) -> list[str]:
-        return [key for key in self.store.list_objects(EXPERIMENTS) if key.endswith(f"/{SWEEP}")]
+    def _new(self, sweep: Sweep) -> SweepRecord:
+        if sweep.best_of:
+            sweep = sweep.sharing(self.read(sweep.best_of).sweep.settings)
+        now = datetime.now(UTC)
+        record = self._proposing(SweepRecord(sweep=sweep, started_at=now))
+        self.store.put(f"{NAMED_SWEEPS}{time_text(now)}_{sweep.name}", b"")
+        self.store.delete_object(f"{EXPERIMENTS}{sweep.name}/{SPLITS}")  # of a deleted sweep of this name
+        try:
+            self.store._create(_key(sweep.name), _content(record))
+        except ObjectChanged:  # somebody else began it at the same moment
+            return self.begin(sweep)
+        return record
+
+    def _continued(self, record: SweepRecord, sweep: Sweep) -> SweepRecord:
+        if sweep.best_of:
+            sweep = sweep.model_copy(update={"settings": record.sweep.settings | sweep.settings})
+        if _unchanging(record.sweep) != _unchanging(sweep) or not _is_more(record.sweep, sweep):
+            raise ModelStoreError(
+                f"there is a sweep {sweep.name} that tries something else: give this one another name. (To a sweep "
+                "configurations and seeds can be added, and nothing else changed)"
+            )
+        record = self.change(sweep.name, lambda found: _extended(found, sweep))
+        if not record.exhausted and sweep.method != "tpe":  # those of tpe hang on the results of the others
+            record = self.propose(sweep.name)
+        return record
 
     def _proposing(self, record: SweepRecord) -> SweepRecord:
-        best = self.read(record.sweep.best_of) if record.sweep.best_of and not record.trials else None
+        if record.exhausted:
+            return record
+        best = self.read(record.sweep.best_of) if record.sweep.best_of else None
         configurations, exhausted = next_configurations(record, best)
         return record.with_trials(configurations).model_copy(update={"exhausted": exhausted})
 
@@ -225,7 +242,7 @@ class Sweeps:
             data, token = self.store.read_object(_key(name))
             return SweepRecord.model_validate_json(data), token
         except ObjectMissing:
-            known = ", ".join(sorted({key.split("/")[1] for key in self._sweep_keys()}))
+            known = ", ".join(sorted(self.names()))
             raise UnknownModel(f"there is no sweep {name!r}, but {known or 'none yet'}") from None
         except ValidationError as error:
             raise CorruptModel(f"the record of the sweep {name} is damaged, or of other code: {error}") from error
@@ -242,6 +259,12 @@ def _content(record: SweepRecord) -> bytes:
 def _unchanging(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that cannot be changed once it has begun."""
     return sweep.model_dump(mode="json", exclude={"configurations", "seeds"})
+
+
+def _is_more(before: Sweep, sweep: Sweep) -> bool:
+    """Return whether a sweep tries all that it tried before, and maybe more."""
+    fewer = (sweep.configurations or MAX_TRIALS) < (before.configurations or MAX_TRIALS)
+    return not fewer and set(before.seeds) <= set(sweep.seeds)
 
 
 def _extended(record: SweepRecord, sweep: Sweep) -> SweepRecord:

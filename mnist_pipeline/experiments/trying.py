@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ValidationError
 from upath import UPath
 
 from mnist_pipeline.experiments.trials import Chosen, Sweeps, Trial
@@ -11,6 +12,7 @@ from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.export import export
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics, Splits
+from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
 from mnist_pipeline.stores.candidates import save_trained
 from mnist_pipeline.stores.datasets import digests_of, keep_splits, load_splits
@@ -23,13 +25,14 @@ def run_trial(
     name: str,
     current: Splits,
     checkpoint_dir: Path | UPath,
-    on_epoch: Callable[[EpochMetrics], None],
+    reporter: Callable[[int], Callable[[EpochMetrics], None]],
     run_id: str,
 ) -> Trial:
     """Train a trial and record what it came to; one that has a version already is not trained again.
 
     A killed one continues after its last whole epoch. It is trained on the splits that its sweep began with, also
     where `current` are others by now. A loss that diverges, and settings that cannot be trained, are a result.
+    `reporter` is given the number of epochs, and returns what is called after each.
     Raises UnknownModel for what is no trial, or if those splits are gone.
     """
     chosen = sweeps.chosen(name)
@@ -37,13 +40,16 @@ def run_trial(
     if trial.version is not None:
         return trial
     models = sweeps.models(sweep.name)
-    if saved := _saved_before(sweeps, chosen, name):
+    try:
+        settings = sweep.training_settings(trial.values, trial.seed)
+    except ValidationError as error:
+        return _recorded(sweeps, name, trial.model_copy(update={"problem": str(error)}))
+    if saved := _saved_before(sweeps, chosen, name, settings):
         weights = models.read_object(f"{saved.name}/{WEIGHTS}")[0]
         return _recorded(sweeps, name, _result(trial, saved, len(weights)))
     splits = _splits_of(sweeps, sweep.name, current)
     try:
-        settings = sweep.training_settings(trial.values, trial.seed)
-        result = train(settings, splits, on_epoch, checkpoint_dir)
+        result = train(settings, splits, reporter(settings.epochs), checkpoint_dir)
         exported = export(result.weights, settings, splits)
     except (TrainingDiverged, ModelError, ValueError) as error:
         return _recorded(sweeps, name, trial.model_copy(update={"problem": str(error)}))
@@ -61,13 +67,20 @@ def _splits_of(sweeps: Sweeps, sweep: str, current: Splits) -> Splits:
     return current if digests_of(then) == digests_of(now) else load_splits(sweeps.store, then, current.spec)
 
 
-def _saved_before(sweeps: Sweeps, chosen: Chosen, name: str) -> ModelManifest | None:
-    """The version of a trial that was killed after it had saved it, and before it had recorded it."""
+def _saved_before(sweeps: Sweeps, chosen: Chosen, name: str, settings: TrainingSettings) -> ModelManifest | None:
+    """The version of a trial that was killed after it had saved it, and before it had recorded it.
+
+    Not one of a deleted sweep of the same name, which a run that was at work then may have left.
+    """
     models = sweeps.models(chosen.record.sweep.name)
     recorded = {trial.version for trial in chosen.record.trials}
     for version in models.versions():
         with suppress(CorruptModel, UnknownModel):
-            if version not in recorded and (manifest := models.manifest(version)).training.trial == name:
+            if version in recorded:
+                continue
+            training = (manifest := models.manifest(version)).training
+            since = training.created_at and training.created_at >= chosen.record.started_at
+            if training.trial == name and since and training.settings == settings.model_dump():
                 return manifest
     return None
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from mnist_pipeline.ml.records import CoverageCurve, Digests, DriftReference, Record
+from mnist_pipeline.ml.records import CoverageCurve, Digests, DriftReference, EpochMetrics, Record
 from mnist_pipeline.task.known.mnist import MNIST
 from mnist_pipeline.task.settings import NetworkSettings
 from mnist_pipeline.task.spec import TaskSpec
@@ -103,6 +103,15 @@ class TrainingRecord(LenientRecord):
             return None
         value = self.history[self.best_epoch - 1].get(metric)
         return value if isinstance(value, int | float) else None
+
+    @property
+    def epochs(self) -> list[EpochMetrics]:
+        """The history, as far as this code can read it: none if an epoch lacks something."""
+        known = [{name: epoch.get(name) for name in EpochMetrics.model_fields} for epoch in self.history]
+        try:
+            return [EpochMetrics.model_validate(epoch) for epoch in known]
+        except ValidationError:
+            return []
 
     @property
     def began_at(self) -> datetime | None:

@@ -75,9 +75,7 @@ def differences(then: Provenance, now: Provenance) -> dict[str, list[str]]:
     found = {
         "commit": list(_differing(then, now, "git_commit", "uncommitted_changes")),
         "packages": list(_packages_differing(then, now)),
-        "hardware": list(
-            _differing(then, now, "processor", "instructions", "cores", "threads", "device", "gpu", "precision")
-        ),
+        "hardware": list(_differing(then, now, *HARDWARE)),
     }
     if then.uncommitted_changes and now.uncommitted_changes:
         found["commit"].append("there were uncommitted changes, and there are")

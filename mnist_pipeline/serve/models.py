@@ -13,7 +13,7 @@ from mnist_pipeline.serve.errors import ServiceError
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.objects import EXPERIMENTS
-from mnist_pipeline.stores.overview import overview
+from mnist_pipeline.stores.overview import overview, sweep_names
 from mnist_pipeline.stores.versions import VERSION_NAME
 
 STATIC = Path(__file__).parent / "static"
@@ -44,7 +44,7 @@ class Versions(BaseModel):
 
     versions: list[Version]
     total: int
-    sweeps: list[str] = Field(description="Sweeps that have a leaderboard.")
+    sweeps: list[str] = Field(description="The sweeps that were started last, at most as many as versions.")
 
 
 def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
@@ -53,8 +53,8 @@ def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
 
     def listed(limit: int) -> Versions:
         found = overview(store, limit)
-        sweeps = [key.split("/")[1] for key in store.list_objects(EXPERIMENTS) if key.endswith(f"/{LEADERBOARD}")]
-        return Versions(versions=[Version(**r._asdict()) for r in found.rows], total=found.versions, sweeps=sweeps)
+        versions = [Version(**row._asdict()) for row in found.rows]
+        return Versions(versions=versions, total=found.versions, sweeps=sweep_names(store)[:limit])
 
     def kept(key: str, missing: str) -> Response:
         try:
@@ -93,7 +93,7 @@ def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
     @router.get("/sweeps/{sweep}/leaderboard", response_class=Response, **guarded)
     async def leaderboard(sweep: str) -> Response:
         """Return the leaderboard of a sweep, a page that stands by itself."""
-        missing = f"there is no leaderboard of a sweep {sweep!r}"
+        missing = f"there is no leaderboard of a sweep {sweep!r}, or it is not complete yet"
         if not SWEEP_NAME.fullmatch(sweep):
             raise ServiceError(404, "not_found", missing)
         return await run_in_threadpool(kept, f"{EXPERIMENTS}{sweep}/{LEADERBOARD}", missing)

@@ -1,5 +1,6 @@
 """The meaning of a model store, once for all backends: what people do with it, over its versions and decisions."""
 
+import logging
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -13,7 +14,9 @@ from mnist_pipeline.stores.decisions import DecisionStore, identity, new_decisio
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, NothingDeployed, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.objects import EXPERIMENTS, delete_old_proofs, time_text
 from mnist_pipeline.stores.state import State
-from mnist_pipeline.stores.versions import MANIFEST, complete_versions, newest_first, time_in
+from mnist_pipeline.stores.versions import MANIFEST, complete_versions, entered_at, newest_first
+
+log = logging.getLogger(__name__)
 
 ORPHANS_OLDER_THAN = timedelta(days=1)
 """Nobody takes a day to save a version: what has no manifest by then never will."""
@@ -118,7 +121,7 @@ class ModelStore(DecisionStore):
             raise ValueError(f"orphans_older_than must not be negative, but is {orphans_older_than}")
         before = datetime.now(UTC) - min(orphans_older_than, LONGEST)
         found = self.version_files()
-        versions = complete_versions(found)
+        versions = sorted(complete_versions(found), key=lambda name: entered_at(name, found[name]), reverse=True)
 
         def announce(state: State) -> State | None:
             doomed = [name for name in versions[keep:] if name not in state.in_use]
@@ -132,7 +135,7 @@ class ModelStore(DecisionStore):
         orphans = [
             name
             for name, files in found.items()
-            if MANIFEST not in files and time_in(name) <= time_text(before) and name not in state.in_use
+            if MANIFEST not in files and entered_at(name, files) <= time_text(before) and name not in state.in_use
         ]
         for name in orphans:
             self.delete_version(name)
@@ -144,15 +147,20 @@ class ModelStore(DecisionStore):
         self.change_state(finish)
         delete_old_proofs(self, before)
         unfinished = sorted({*orphans} - {*announced}) + sorted(self.delete_unfinished(before))
-        return Pruned(newest_first(announced), unfinished, delete_unused(self, self._needed_data, before))
+        try:
+            data = delete_unused(self, self._needed_data, before)
+        except (CorruptModel, ValidationError) as error:
+            log.warning("no images are deleted, since it cannot be told which are needed: %s", error)
+            data = []
+        return Pruned(newest_first(announced), unfinished, data)
 
     def _needed_data(self) -> set[str]:
-        """Return the digests of the images that versions and sweeps name."""
+        """Return the digests of the images that versions and sweeps name. Raises CorruptModel or ValidationError."""
         needed: set[str] = set()
         for name in self.versions():
-            with suppress(CorruptModel, UnknownModel):
+            with suppress(UnknownModel):  # pruned since it was listed
                 needed |= digests_of(self.manifest(name).training.splits)
         for key in [key for key in self.list_objects(EXPERIMENTS) if key.endswith(f"/{SPLITS}")]:
-            with suppress(ObjectMissing, ValidationError):
+            with suppress(ObjectMissing):
                 needed |= digests_of(SPLIT_RECORDS.validate_json(self.read_object(key)[0]))
         return needed

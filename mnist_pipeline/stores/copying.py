@@ -9,7 +9,7 @@ from mnist_pipeline.stores.datasets import INDEX
 from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
-from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, prove_conditional_writes
+from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, OPEN_SWEEPS, prove_conditional_writes
 from mnist_pipeline.stores.state import PRODUCTION, parse_state
 from mnist_pipeline.stores.trail import READ_AT_A_TIME
 from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS
@@ -48,7 +48,7 @@ def copy(source: ModelStore, target: ModelStore, on_version: Callable[[str], Non
         if _read(source, PRODUCTION) == state:
             break
     if state is None:
-        if not done.versions and not done.present and not done.damaged:
+        if not (done.versions or done.present or done.damaged or any(source.list_objects(EXPERIMENTS))):
             raise ModelStoreError(f"there is nothing to copy in {source.address}")
         return done
     deployed = parse_state(state).deployed
@@ -131,12 +131,13 @@ def _copy_what_earlier_code_left(source: ModelStore, target: ModelStore) -> None
 
 
 def _copy_experiments(source: ModelStore, target: ModelStore) -> None:
-    """Copy the images of trainings, and the sweeps with their versions."""
+    """Copy the images of trainings, and the sweeps with their versions; none of these is open at the target."""
     for prefix in (DATA, EXPERIMENTS):
         last = (f"/{MANIFEST}", f"/{INDEX}")  # without them the rest counts as not there
         for key in sorted(source.list_objects(prefix), key=lambda key: (key.endswith(last), key)):
-            if (content := _read(source, key)) is not None:
-                _write(target, key, content, immutable=False)
+            if key.startswith(OPEN_SWEEPS) or (content := _read(source, key)) is None:
+                continue
+            _write(target, key, content, immutable=key.endswith((f"/{WEIGHTS}", f"/{ONNX}", f"/{MANIFEST}")))
 
 
 def _write(target: ModelStore, key: str, content: bytes, immutable: bool) -> bool:

@@ -1,11 +1,16 @@
 """The images that versions were trained, chosen and tested on: kept once by content, so that a training can be
 reproduced, and an earlier test set asked again.
 
-    data/<content digest>/<number>     images row by row, PART_BYTES in each, and last the labels, uint8
-    data/<content digest>/index.json   says how many, once all are there
+    data/<content digest>/<writing>/<number>   images row by row, PART_BYTES in each, and last the labels, uint8
+    data/<content digest>/index.json           names the writing, once all of it is there; compare-and-swap
+
+A writing has a name of its own, so that what prune deletes is never what somebody writes at the same moment; the index
+of images that were deleted stays, and says so.
 """
 
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,8 +20,8 @@ from mnist_pipeline.files.tensors import scratch
 from mnist_pipeline.ml.data import class_counts, content_digest
 from mnist_pipeline.ml.manifest import SplitRecord
 from mnist_pipeline.ml.records import Splits
-from mnist_pipeline.stores.errors import CorruptModel, ObjectMissing, UnknownModel
-from mnist_pipeline.stores.objects import DATA, ObjectStore
+from mnist_pipeline.stores.errors import CorruptModel, ObjectChanged, ObjectMissing, UnknownModel
+from mnist_pipeline.stores.objects import DATA, ObjectStore, time_text
 from mnist_pipeline.task.dataset import LabelledImages, no_images
 from mnist_pipeline.task.spec import TaskSpec
 
@@ -36,8 +41,10 @@ class Index(BaseModel, frozen=True):
 
     shape: tuple[int, ...]
     """The images: uint8 (N, H, W) or (N, H, W, C)."""
+    writing: str = ""
+    """The name of the objects that hold them: a time, and a random number."""
     parts: int
-    """Objects beside this one; 0: they are being written."""
+    """The number of these objects; 0: they were deleted."""
     kept_at: datetime
     """The time when a version last asked for it to be kept, UTC."""
 
@@ -71,16 +78,16 @@ def load_images(store: ObjectStore, digest: str) -> LabelledImages:
     Raises UnknownModel if they are not kept, CorruptModel if they are not what was kept.
     """
     try:
-        index = _index(store, digest)
+        index, _ = _index(store, digest)
         if not index.parts:
             raise ObjectMissing(INDEX)
         images = scratch(index.shape)
         content, position = images.reshape(-1), 0
         for part in range(index.parts - 1):
-            data = np.frombuffer(store.read_object(_key(digest, str(part)))[0], np.uint8)
+            data = np.frombuffer(store.read_object(_key(digest, index.writing, part))[0], np.uint8)
             content[position : position + len(data)] = data
             position += len(data)
-        labels = np.frombuffer(store.read_object(_key(digest, str(index.parts - 1)))[0], np.uint8)
+        labels = np.frombuffer(store.read_object(_key(digest, index.writing, index.parts - 1))[0], np.uint8)
     except ObjectMissing:
         raise UnknownModel(f"the images of digest {digest[:16]} are not kept in {store.address}") from None
     except (ValidationError, ValueError) as error:
@@ -107,46 +114,68 @@ def kept_data(store: ObjectStore) -> dict[str, list[str]]:
 def delete_unused(store: ObjectStore, used: Callable[[], set[str]], before: datetime) -> list[str]:
     """Delete the images that no version needs any more, if none asked for them since `before` (UTC).
 
-    Returns their digests. `used` returns the digests that versions need; it is called after the listing, so that what
-    is kept meanwhile is not listed.
+    What killed writers left before then goes, too. Returns the digests of what was deleted. `used` returns the digests
+    that versions need; it is called after the listing, so that what is kept meanwhile is not listed.
     """
     listed = kept_data(store)
     needed = used() if listed else set()
     deleted = []
-    for digest in sorted(listed.keys() - needed):
+    for digest, keys in sorted(listed.items()):
         try:
-            if _index(store, digest).kept_at >= before:
-                continue
+            index, token = _index(store, digest)
         except (ObjectMissing, ValidationError):
-            pass  # a killed deletion left them, or they are damaged
-        store.delete_object(_key(digest, INDEX))  # first, so that what is torn does not count as kept
-        for key in listed[digest]:
-            store.delete_object(key)
-        deleted.append(digest)
+            index, token = None, None
+        if index and index.parts and digest not in needed and index.kept_at < before:
+            gone = index.model_copy(update={"parts": 0})
+            try:  # whoever reads the index from here on writes anew; whoever has read it before finds it changed
+                store._replace(f"{DATA}{digest}/{INDEX}", gone.model_dump_json().encode(), token or "")
+            except ObjectChanged:
+                continue  # a version has just asked for them
+            index = gone
+            deleted.append(digest)
+        current = index.writing if index and index.parts else None
+        for key in keys:
+            writing = key.split("/")[2]
+            left = writing != current and writing < time_text(before)  # by a killed writer
+            if writing != INDEX and (left or (index and not index.parts and writing == index.writing)):
+                store.delete_object(key)
     return deleted
 
 
 def _keep(store: ObjectStore, digest: str, part: LabelledImages) -> None:
-    shape = part.images.shape
-    try:
-        parts = _index(store, digest).parts
-    except (ObjectMissing, ValidationError):
-        parts = 0
-    if not parts:
-        _write_index(store, digest, shape, 0)  # tells prune that somebody is at it
-        for content in _parts(part):
-            store.put(_key(digest, str(parts)), content)
-            parts += 1
-    _write_index(store, digest, shape, parts)  # also where it was there: prune sees that it is needed now
+    written: Index | None = None
+    while True:
+        key, now = f"{DATA}{digest}/{INDEX}", datetime.now(UTC)
+        try:
+            found, token = _index(store, digest)
+        except ObjectMissing:
+            found, token = None, None
+        if found and found.parts:
+            index = found.model_copy(update={"kept_at": now})  # prune sees that it is needed now
+        else:
+            written = written or _written(store, digest, part)
+            index = written.model_copy(update={"kept_at": now})
+        with suppress(ObjectChanged):  # by another writer, or by prune: look again
+            if token is None:
+                store._create(key, index.model_dump_json().encode())
+            else:
+                store._replace(key, index.model_dump_json().encode(), token)
+            return
 
 
-def _write_index(store: ObjectStore, digest: str, shape: tuple[int, ...], parts: int) -> None:
-    index = Index(shape=shape, parts=parts, kept_at=datetime.now(UTC))
-    store.put(_key(digest, INDEX), index.model_dump_json().encode())
+def _written(store: ObjectStore, digest: str, part: LabelledImages) -> Index:
+    """Write the images under a new name, and return the index that will name it."""
+    now = datetime.now(UTC)
+    writing, parts = f"{time_text(now)}-{uuid.uuid4().hex[:8]}", 0
+    for content in _parts(part):
+        store._create(_key(digest, writing, parts), content)
+        parts += 1
+    return Index(shape=part.images.shape, writing=writing, parts=parts, kept_at=now)
 
 
-def _index(store: ObjectStore, digest: str) -> Index:
-    return Index.model_validate_json(store.read_object(_key(digest, INDEX))[0])
+def _index(store: ObjectStore, digest: str) -> tuple[Index, str]:
+    data, token = store.read_object(f"{DATA}{digest}/{INDEX}")
+    return Index.model_validate_json(data), token
 
 
 def _parts(part: LabelledImages) -> Iterator[bytes]:
@@ -157,5 +186,5 @@ def _parts(part: LabelledImages) -> Iterator[bytes]:
     yield np.ascontiguousarray(part.labels).tobytes()
 
 
-def _key(digest: str, name: str) -> str:
-    return f"{DATA}{digest}/{name}"
+def _key(digest: str, writing: str, number: int) -> str:
+    return f"{DATA}{digest}/{writing}/{number}"

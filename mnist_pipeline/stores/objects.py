@@ -21,6 +21,9 @@ DATA = "data/"
 EXPERIMENTS = "experiments/"
 """Keys of sweeps and of the versions that they try; see `experiments`."""
 
+OPEN_SWEEPS, NAMED_SWEEPS = f"{EXPERIMENTS}.open/", f"{EXPERIMENTS}.named/"
+"""Keys of empty objects: for each sweep that has trials left to do; for each sweep by a time, `_` and its name."""
+
 
 class ObjectStore(BaseModel, ABC, frozen=True):
     """Five primitives on keys and bytes; each write must be all or nothing."""

@@ -7,6 +7,7 @@ from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.ml.records import Digests
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.errors import CorruptModel, UnknownModel
+from mnist_pipeline.stores.objects import NAMED_SWEEPS
 from mnist_pipeline.stores.state import State
 from mnist_pipeline.stores.trail import earlier_entries
 from mnist_pipeline.stores.versions import complete_versions, time_in
@@ -56,6 +57,11 @@ def overview(store: ModelStore, limit: int | None = None) -> Overview:
         except UnknownModel:  # pruned since it was listed
             continue
     return Overview(rows, len(versions))
+
+
+def sweep_names(store: ModelStore) -> list[str]:
+    """Return the names of all sweeps, the one that was started last at first; a request for a thousand of them."""
+    return [key.removeprefix(NAMED_SWEEPS).partition("_")[2] for key in store.list_objects(NAMED_SWEEPS)][::-1]
 
 
 def words_of(name: str, digests: Digests | None, state: State) -> list[str]:

@@ -7,6 +7,7 @@ Layout, as far as versions are concerned:
     <version>/manifest.json                written last: without it there is no version
     <version>/onnx.json                    only in versions from before there was model.onnx, see `exports`
     <version>/predicted-<images>.labels    the labels it gave those images, so that they are not predicted again
+    <version>/entered/<time>               empty; of a trial that became a candidate, see `experiments`
     <version>/decided/<decision>           empty; its name is that of a decision about it, see `trail`
 """
 
@@ -35,6 +36,9 @@ DECISIONS = "decisions/"
 
 PASSED_OVER = (DATA, DECISIONS, EXPERIMENTS)
 """The prefixes of what stands between versions in a listing, in order: a listing must not grow with them."""
+
+ENTERED = "entered/"
+"""A prefix in the folder of a version that was trained elsewhere: an empty object by the time when it came."""
 
 VERSION_NAME = re.compile(r"[A-Za-z0-9_-]+?_(?P<time>\d{8}T\d{6}\.\d{3}Z)_[A-Za-z0-9._-]+")
 """Names also come from people: nothing that could lead out of the store."""
@@ -223,6 +227,12 @@ def time_in(name: str) -> str:
     """Return the time when saving a version began, as its name has it: text that sorts by time."""
     match = VERSION_NAME.fullmatch(name)
     return match["time"] if match else ""
+
+
+def entered_at(name: str, files: list[str]) -> str:
+    """Return the time when a version came into the store, as keys have it: of a trial later than its name says."""
+    entered = [file.removeprefix(ENTERED) for file in files if file.startswith(ENTERED)]
+    return max([time_in(name), *entered])
 
 
 def version_name(created_at: datetime, task: str, settings: TrainingSettings, accuracy: float) -> str:

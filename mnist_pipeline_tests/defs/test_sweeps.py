@@ -8,6 +8,7 @@ import pytest
 
 from mnist_pipeline.defs.assets.trial import TRIALS_NAME
 from mnist_pipeline.defs.sweeping import PARTITION_TAG, due_trials, sweep_sensor
+from mnist_pipeline.experiments.candidate import take_candidate
 from mnist_pipeline.experiments.sweep import Sweep, parse_sweep
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.experiments.trying import run_trial
@@ -123,18 +124,18 @@ def test_a_trial_killed_after_an_epoch_goes_on_and_one_killed_after_it_was_saved
             raise Killed
 
     with pytest.raises(Killed):
-        run_trial(sweeps, "some/001-s0", splits, tmp_path, killed_after_two, "run")
+        run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: killed_after_two, "run")
     with monkeypatch.context() as patch, pytest.raises(Killed):
 
         def killed(*_: Any) -> None:
             raise Killed
 
         patch.setattr(Sweeps, "record", killed)
-        run_trial(sweeps, "some/001-s0", splits, tmp_path, killed_after_two, "run")
+        run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: killed_after_two, "run")
     assert seen == [1, 2, 3]
     assert len(sweeps.models("some").versions()) == 1
     assert not sweeps.chosen("some/001-s0").trial.is_done
-    done = run_trial(sweeps, "some/001-s0", splits, tmp_path, killed_after_two, "run")
+    done = run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: killed_after_two, "run")
     assert seen == [1, 2, 3]
     assert [done.version] == sweeps.models("some").versions()
     # It is the same as if nothing had happened.
@@ -148,14 +149,14 @@ def test_a_trial_killed_after_an_epoch_goes_on_and_one_killed_after_it_was_saved
 def test_all_trials_of_a_sweep_see_the_images_that_it_began_with(ready, sweeps, tmp_path):
     splits = splits_of(ready)
     sweeps.begin(a_sweep())
-    run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: None, "run")
+    run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: lambda _: None, "run")
     others = splits._replace(train=type(splits.train)(splits.train.images[:300], splits.train.labels[:300]))
-    done = run_trial(sweeps, "some/002-s0", others, tmp_path, lambda _: None, "run")
+    done = run_trial(sweeps, "some/002-s0", others, tmp_path, lambda _: lambda _: None, "run")
     manifest = sweeps.models("some").manifest(done.version)
     assert manifest.training.data_version == data_version(splits.spec, *splits.parts.values())
     # A candidate of other images than there are now would not be compared fairly.
     ready.run("processed_mnist_data", processed_mnist_data={"validation_fraction": 0.3})
-    with pytest.raises(dg.Failure, match="was trained on the data"):
+    with pytest.raises(dg.Failure, match="was trained on other train, validation images than there are now"):
         execute(ready, "candidate_job", digit_classifier={"trial": "some/002-s0"})
     assert ready.store.versions() == []
 
@@ -245,10 +246,11 @@ def test_the_sensor_asks_for_what_is_due_and_for_the_ranking_at_the_end(ready, s
 
     assert tick().skip_message == "no trial is due"
     sweeps.begin(a_sweep())
+    begun = sweeps.read("some").started_at
     for name in ("some/001-s0", "some/002-s0"):
         found = tick()
         [request] = found.run_requests
-        assert (request.partition_key, request.run_key) == (name, f"{name} 0")
+        assert (request.partition_key, request.run_key) == (name, f"{name} {begun:%Y%m%dT%H%M%S} 0")
         assert request.tags["dagster/priority"] == "-1"
         [added] = found.dynamic_partitions_requests
         assert added.partition_keys == [name]
@@ -267,3 +269,57 @@ def test_what_is_no_sweep_is_refused_in_the_ui_with_a_sentence(ready):
         execute(ready, "leaderboard_job")
     with pytest.raises(dg.Failure, match="there is no sweep 'none'"):
         execute(ready, "candidate_job", digit_classifier={"trial": "none"})
+
+
+def test_runs_of_a_deleted_sweep_of_the_same_name_do_not_count(ready, sweeps):
+    instance = ready.instance
+    for number in range(3):
+        status = dg.DagsterRunStatus.FAILURE
+        runs_with(instance, status, run_id=f"before{number}", tags={PARTITION_TAG: "some/001-s0"})
+    sweeps.begin(a_sweep())
+    assert due_trials(instance, sweeps) == ["some/001-s0"]
+
+
+def test_a_trial_takes_no_version_of_a_deleted_sweep_of_the_same_name(ready, sweeps, tmp_path):
+    splits = splits_of(ready)
+    sweeps.begin(a_sweep())
+    first = run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: lambda _: None, "run")
+    sweeps.close("some")
+    left = {key: ready.store.read_object(key)[0] for key in ready.store.list_objects(f"{EXPERIMENTS}some/")}
+    sweeps.delete("some")
+    for key, content in left.items():  # as a run that was at work leaves it
+        if not key.endswith("sweep.json"):
+            ready.store.put(key, content)
+    sweeps.begin(a_sweep(settings=SHARED | {"epochs": 1}))
+    again = run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: lambda _: None, "run")
+    assert again.version != first.version
+    assert (first.epochs, again.epochs) == (2, 1)
+
+
+def test_one_damaged_sweep_does_not_hold_up_the_others(ready, sweeps):
+    ready.store.put(f"{EXPERIMENTS}.open/gone", b"")
+    ready.store.put(f"{EXPERIMENTS}.open/damaged", b"")
+    ready.store.put(f"{EXPERIMENTS}damaged/sweep.json", b"{}")
+    sweeps.begin(a_sweep())
+    assert due_trials(ready.instance, sweeps) == ["some/001-s0"]
+    assert sweeps.open() == ["damaged", "some"]
+
+
+def test_a_pool_of_none_pauses_all_sweeps(ready, sweeps):
+    sweeps.begin(a_sweep())
+    ready.instance.event_log_storage.set_concurrency_slots("trials", 0)
+    assert due_trials(ready.instance, sweeps) == []
+
+
+def test_more_held_out_labels_are_no_reason_against_a_candidate_and_prune_lets_it_be(ready, sweeps, tmp_path):
+    splits = splits_of(ready)
+    sweeps.begin(a_sweep())
+    done = run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: lambda _: None, "run")
+    for seed in range(2):  # two versions that are newer by their names
+        ready.run("digit_classifier", digit_classifier=TINY | {"seed": seed})
+    more = splits._replace(held_out=type(splits.test)(splits.test.images[:5], splits.test.labels[:5]))
+    taken = take_candidate(ready.store, "some/001-s0", more)
+    assert taken.name == done.version
+    pruned = ready.store.prune(keep=1)
+    assert len(pruned.versions) == 2
+    assert ready.store.versions() == [taken.name]

@@ -28,11 +28,7 @@ def finished(sweeps, finish, scores=SCORES, **fields):
 
 def test_the_best_is_the_one_with_the_best_mean_of_its_seeds(sweeps, finish):
     board = leaderboard(finished(sweeps, finish))
-    assert [row.configuration for row in board.rows] == [1, 2, 0] or [row.configuration for row in board.rows] == [
-        2,
-        1,
-        0,
-    ]
+    assert [row.configuration for row in board.rows] == [2, 1, 0]
     by_number = {row.configuration: row for row in board.rows}
     for number, scores in SCORES.items():
         row = by_number[number]
@@ -55,7 +51,7 @@ def test_the_metric_of_the_sweep_decides(sweeps, finish):
 def test_equal_means_are_ranked_by_their_loss_and_nothing_is_divided_by_nothing(sweeps, finish):
     same = dict.fromkeys(range(3), (0.9, 0.9, 0.9))
     board = leaderboard(finished(sweeps, finish, same))
-    assert [row.difference for row in board.rows if row.values] == [(0.0, 0.0, 0.0)] * 2
+    assert [row.difference for row in board.rows if row.values] == [None, None]
     assert board.importance == {}
     assert score_against_cost(board).startswith(b"\x89PNG")
 

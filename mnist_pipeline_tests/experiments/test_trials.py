@@ -1,12 +1,16 @@
 """The record of a sweep, in the store of each kind, and what is tried next."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mnist_pipeline.experiments.candidate import best_trial
+from mnist_pipeline.experiments.ranking import ranked
+from mnist_pipeline.experiments.sweep import SweepInvalid
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.stores import MemoryModelStore, ModelStoreError, UnknownModel
+from mnist_pipeline.stores.objects import EXPERIMENTS
 from mnist_pipeline_tests.experiments.conftest import a_sweep
 
 GRID = {"method": "grid", "configurations": None, "space": {"batch_size": {"choices": [16, 32, 256]}}}
@@ -132,7 +136,6 @@ def test_a_space_that_has_no_more_ends_the_sweep(sweeps, finish):
     record = through(sweeps, finish, method="tpe", configurations=50, space=space)
     assert len(record.trials) == 5
     assert record.is_complete
-    assert sweeps.open() == []
 
 
 def test_the_best_of_another_sweep_are_tried_again_beside_no_change(sweeps, finish):
@@ -177,3 +180,54 @@ def test_names_of_trials(sweeps, finish):
     finish(sweeps, "some", record.trials[1], 0.7)
     finish(sweeps, "some", record.trials[2], 0.8)
     assert best_trial(sweeps, "newest").trial.key == (2, 0)
+
+
+def test_what_is_no_change_is_tried_once(sweeps, finish):
+    space = {"batch_size": {"choices": [64, 256]}}
+    for method in ("random", "tpe", "grid"):
+        record = through(sweeps, finish, name=method, method=method, configurations=5, space=space)
+        assert values(record) == [{}, {"batch_size": 64}]
+
+
+@pytest.mark.parametrize("fewer", [{"configurations": 3}, {"seeds": [0]}, {"seeds": [1, 2]}], ids=str)
+def test_nothing_can_be_taken_from_a_sweep(sweeps, fewer):
+    grid = GRID | {"configurations": 4, "seeds": [0, 1], "space": {"batch_size": {"choices": [8, 16, 32, 64, 128]}}}
+    before = sweeps.begin(a_sweep(**grid))
+    with pytest.raises(ModelStoreError, match="configurations and seeds can be added"):
+        sweeps.begin(a_sweep(**grid | fewer))
+    assert sweeps.read("some") == before
+    assert len(sweeps.begin(a_sweep(**grid | {"configurations": 5, "seeds": [0, 1, 2]})).trials) == 6 * 3
+
+
+def test_more_of_the_best_can_be_tried_and_longer(sweeps, finish):
+    through(sweeps, finish, method="tpe", space={"epochs": {"low": 1, "high": 9}}, configurations=5)
+    best = {"name": "finals", "method": "best", "best_of": "some", "space": {}, "settings": {"conv_dropout": 0.0}}
+    first = sweeps.begin(a_sweep(**best, configurations=1))
+    assert [sorted(one) for one in values(first)] == [[], ["epochs"]]
+    more = sweeps.begin(a_sweep(**best, configurations=3))
+    assert values(more)[:2] == values(first)
+    assert len(more.trials) == 4
+    longer = sweeps.begin(a_sweep(**best | {"name": "longer", "settings": {"epochs": 20}}, configurations=2))
+    assert values(longer) == [{}]  # its own setting counts, and nothing else was varied
+    with pytest.raises(SweepInvalid, match="momentum has an effect only with"):
+        sweeps.begin(a_sweep(**best | {"name": "x", "settings": {"momentum": 0.5}}, configurations=2))
+    sweeps.close("some")
+    sweeps.delete("some")
+    assert sweeps.begin(a_sweep(**best, configurations=3)) == more
+
+
+def test_a_sweep_of_other_code_is_still_there(sweeps, finish):
+    record = through(sweeps, finish, configurations=2)
+    content = json.loads(sweeps.store.read_object(f"{EXPERIMENTS}some/sweep.json")[0])
+    content["sweep"]["settings"] = {"a_setting_of_before": 1}
+    content["sweep"]["space"]["learning_rate"]["low"] = 0
+    content["something_new"] = content["trials"][0]["something_new"] = 1
+    sweeps.store.put(f"{EXPERIMENTS}some/sweep.json", json.dumps(content).encode())
+    read = sweeps.read("some")
+    assert [trial.version for trial in read.trials] == [trial.version for trial in record.trials]
+    assert ranked(read) == ranked(record)
+    assert sweeps.names() == ["some"]
+    sweeps.store.put(f"{EXPERIMENTS}some/sweep.json", b"{}")
+    assert sweeps.names() == ["some"]
+    sweeps.delete("some")
+    assert list(sweeps.store.list_objects(EXPERIMENTS)) == []

@@ -33,6 +33,7 @@ def test_versions_are_listed_with_their_state_and_pages_are_as_they_are_kept(ser
     store.put(f"{other}/card.html", PAGE % deployed.encode())
     store.put(f"{other}/compared/{deployed}.html", b"<!doctype html>compared")
     store.put(f"{EXPERIMENTS}rates/leaderboard.html", b"<!doctype html>ranked")
+    store.put(f"{EXPERIMENTS}.named/20260101T000000.000Z_rates", b"")
     answer = service.client.get("/versions").json()
     assert [(one["version"], one["state"]) for one in answer["versions"]] == [
         (other, ""),
@@ -109,6 +110,7 @@ def test_the_pages_in_a_browser(service, store, deployed, other, browser, size):
     store.put(f"{other}/card.html", PAGE % deployed.encode())
     store.put(f"{deployed}/card.html", PAGE.replace(b"A card", b"Another") % other.encode())
     store.put(f"{EXPERIMENTS}rates/leaderboard.html", PAGE.replace(b"A card", b"A leaderboard") % other.encode())
+    store.put(f"{EXPERIMENTS}.named/20260101T000000.000Z_rates", b"")
     store.put(f"{other}/compared/{deployed}.html", PAGE.replace(b"A card", b"Two compared") % other.encode())
     context = browser.new_context(**SIZES[size])
     page = context.new_page()

@@ -58,28 +58,68 @@ def test_equal_images_are_kept_once_and_pruned_with_the_last_version(store: Mode
 
 
 def test_what_was_asked_for_of_late_stays(store: ModelStore, splits):
-    keep_splits(store, splits)
+    records = keep_splits(store, splits)
     now = datetime.now(UTC)
     assert delete_unused(store, set, now - LATER) == []
     assert len(delete_unused(store, set, now + LATER)) == 3
-    assert kept_data(store) == {}
-
-
-def test_what_a_kill_left_does_not_count_and_is_completed(store: ModelStore, splits, monkeypatch):
-    records = keep_splits(store, splits)
-    digest = str(records["train"].digest)
-    kept._write_index(store, digest, splits.train.images.shape, 0)
-    store.delete_object(f"{DATA}{digest}/1")
+    assert {key.split("/")[2] for keys in kept_data(store).values() for key in keys} == {INDEX}
+    assert delete_unused(store, set, now + LATER) == []  # nothing is deleted twice
     with pytest.raises(UnknownModel):
         load_splits(store, records, splits.spec)
-    assert delete_unused(store, set, datetime.now(UTC) - LATER) == []  # somebody may be at it
     keep_splits(store, splits)
+    assert same(load_splits(store, records, splits.spec), splits)
+
+
+def test_what_a_killed_writer_left_is_collected_after_a_while(store: ModelStore, splits):
+    records = keep_splits(store, splits)
+    left = f"{DATA}{records['train'].digest}/20200101T000000.000Z-killed/0"
+    alone = f"{DATA}{'0' * 64}/20200101T000000.000Z-killed/0"
+    at_work = f"{DATA}{'0' * 64}/99990101T000000.000Z-at-work/0"
+    for key in (left, alone, at_work):
+        store.put(key, b"x")
+    assert delete_unused(store, lambda: digests_of(records), datetime.now(UTC) - LATER) == []
+    assert {left, alone, at_work} & {*store.list_objects(DATA)} == {at_work}
+    assert same(load_splits(store, records, splits.spec), splits)
+
+
+def test_a_save_and_a_prune_at_the_same_moment_lose_nothing(store: ModelStore, splits, monkeypatch):
+    records, later = keep_splits(store, splits), datetime.now(UTC) + LATER
+    read = kept._index
+
+    def prune_in_between(*arguments):
+        found = read(*arguments)
+        monkeypatch.setattr(kept, "_index", read)
+        assert len(delete_unused(store, set, later)) == 3
+        return found
+
+    monkeypatch.setattr(kept, "_index", prune_in_between)
+    keep_splits(store, splits)  # it has read the index, and then all is deleted
+    assert same(load_splits(store, records, splits.spec), splits)
+
+    def keep_in_between(*arguments):
+        found = read(*arguments)
+        monkeypatch.setattr(kept, "_index", read)
+        keep_splits(store, splits)
+        return found
+
+    monkeypatch.setattr(kept, "_index", keep_in_between)
+    assert len(delete_unused(store, set, later)) == 2  # all but the one that was asked for again
+    monkeypatch.setattr(kept, "_index", read)
+    keep_splits(store, splits)
+    assert same(load_splits(store, records, splits.spec), splits)
+
+
+def test_nothing_is_deleted_where_a_manifest_cannot_be_read(store: ModelStore, save, splits):
+    records = keep_splits(store, splits)
+    old, _ = save(), save()
+    store.put(f"{old.name}/manifest.json", b"{}")
+    assert store.prune(keep=2, orphans_older_than=timedelta(0)).data == []
     assert same(load_splits(store, records, splits.spec), splits)
 
 
 def test_changed_images_are_refused(store: ModelStore, splits):
     records = keep_splits(store, splits)
-    key = f"{DATA}{records['test'].digest}/0"
+    [key] = [key for key in store.list_objects(f"{DATA}{records['test'].digest}/") if key.endswith("/0")]
     content = bytearray(store.read_object(key)[0])
     content[0] ^= 1
     store.put(key, bytes(content))

@@ -13,7 +13,7 @@ from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
-from mnist_pipeline.defs.training import CRASH_RETRIES, epochs_of, reporter, version_metadata
+from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
@@ -138,7 +138,7 @@ def _taken(
 
 
 def _record(manifest: ModelManifest) -> ModelRecord:
-    epochs, best_epoch = epochs_of(manifest), manifest.training.best_epoch or 0
+    epochs, best_epoch = manifest.training.epochs, manifest.training.best_epoch or 0
     best = epochs[best_epoch - 1]
     return ModelRecord(
         name=manifest.name,

@@ -95,7 +95,7 @@ def production_digit_classifier(
     context.log_event(dg.AssetObservation(context.asset_key, metadata=decision.model_dump(mode="json")))
     evidence = _evidence(decision, decided, processed_mnist_data)
     if deployed := model_store.production():
-        cards = kept_card(context, model_store, deployed.version, decision.version, deployed.incumbent_version)
+        cards = kept_card(context, model_store, deployed.version, decision.version)
         yield _deployment(deployed, decision, evidence | cards)
     # After the materialization: a check's result is about the latest one.
     yield dg.AssetCheckResult(
@@ -118,7 +118,7 @@ def _nothing_decided(
     if current and observing:  # a rollback or an approval by command is told like the decisions of the graph, once
         context.log_event(dg.AssetObservation(context.asset_key, metadata=current.model_dump(mode="json")))
     if current:
-        cards = kept_card(context, store, current.version, current.incumbent_version)
+        cards = kept_card(context, store, current.version)
         yield _deployment(current, current, cards)
     if observing:
         described = f"{current.outcome} by {current.actor}: {current.reason}" if current else "nothing is deployed"

@@ -1,6 +1,7 @@
 """One training of a sweep for each partition."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
@@ -50,10 +51,9 @@ def trial(
 
     sweeps, name = Sweeps(model_store), context.partition_key
     try:
-        record, chosen = sweeps.chosen(name)
-        epochs = record.sweep.training_settings(chosen.values, chosen.seed).epochs
-        report, folder = reporter(context, epochs), checkpoints.path()
-        done = run_trial(sweeps, name, processed_mnist_data, folder, report, context.run_id)
+        record, _ = sweeps.chosen(name)
+        report = partial(reporter, context)
+        done = run_trial(sweeps, name, processed_mnist_data, checkpoints.path(), report, context.run_id)
     except ModelStoreError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     metadata: dict[str, dg.RawMetadataValue] = {

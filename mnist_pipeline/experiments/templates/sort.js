@@ -3,6 +3,7 @@
 export function sortable(root) {
   for (const table of root.querySelectorAll("table.sortable")) {
     for (const [column, heading] of [...table.tHead.rows[0].cells].entries()) {
+      if (!heading.textContent) continue;
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = heading.textContent;

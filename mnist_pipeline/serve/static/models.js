@@ -55,28 +55,28 @@ function chooser(version) {
 
 const chosen = () => [...document.querySelectorAll("#versions input:checked")].map((box) => box.value);
 
+const tell = (text) => { document.getElementById("how").textContent = text; };
+
 function offerComparison() {
-  const two = chosen();
-  document.getElementById("compare").disabled = two.length !== 2;
-  document.getElementById("how").textContent = "";
+  document.getElementById("compare").disabled = chosen().length !== 2;
+  tell("");
 }
 
 // Comparing takes what the service does not have; it shows the pages that the command made.
 async function compareChosen() {
   const [first, second] = chosen();
   for (const [one, other] of [[first, second], [second, first]]) {
+    let made;
     try {
-      await call(`versions/${encodeURIComponent(one)}/compared`).then((made) => {
-        if (!made.includes(other)) throw new Error();
-      });
-      location.assign(`models/${encodeURIComponent(one)}?compared=${encodeURIComponent(other)}`);
-      return;
-    } catch {
-      // not made this way round
+      made = await call(`versions/${encodeURIComponent(one)}/compared`);
+    } catch (error) {
+      return tell(error.message);
+    }
+    if (made.includes(other)) {
+      return location.assign(`models/${encodeURIComponent(one)}?compared=${encodeURIComponent(other)}`);
     }
   }
-  document.getElementById("how").textContent =
-    `The page is made by: python -m mnist_pipeline compare ${first} ${second}`;
+  tell(`The page is made by: python -m mnist_pipeline compare ${first} ${second}`);
 }
 
 function listSweeps(sweeps) {
