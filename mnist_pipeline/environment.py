@@ -86,6 +86,7 @@ class Environment(BaseModel):
     retrain_after_labels: int = Field(50, ge=0, description="New labels that do not wait for RETRAIN_CRON; 0: all do.")
     raw_data_cron: str = "0 2 * * *"
     predict_cron: str = "0 4 * * *"
+    backtest_cron: str = "0 5 * * *"
     cron_timezone: str = "UTC"
 
     slack_bot_token: SecretStr | None = None
@@ -180,7 +181,7 @@ class Environment(BaseModel):
             raise ValueError(f"{', '.join(unknown)} is not one of {', '.join(ALERTS)}")
         return value
 
-    @field_validator("retrain_cron", "raw_data_cron", "predict_cron")
+    @field_validator("retrain_cron", "raw_data_cron", "predict_cron", "backtest_cron")
     @classmethod
     def _cron(cls, value: str) -> str:
         try:

@@ -35,6 +35,7 @@ GRAPH = {
     "production_digit_classifier": ("model_pipeline", {"model_evaluation", "processed_mnist_data"}),
     "trial": ("experiments", {"processed_mnist_data"}),
     "leaderboard": ("experiments", {"trial"}),
+    "backtest": ("experiments", {"processed_mnist_data"}),
     "prediction_input": ("inference", set()),
     "batch_digit_predictions": (
         "inference",
@@ -46,9 +47,10 @@ JOBS = {
     "training_job": {"raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"},
     "deployment_job": {"production_digit_classifier"},
     "inference_job": {"batch_digit_predictions", "digit_predictions"},
-    "full_pipeline_job": set(GRAPH) - {"labelled_digits", "prediction_input", "trial", "leaderboard"},
+    "full_pipeline_job": set(GRAPH) - {"labelled_digits", "prediction_input", "trial", "leaderboard", "backtest"},
     "trial_job": {"trial"},
     "leaderboard_job": {"leaderboard"},
+    "backtest_job": {"backtest"},
     "candidate_job": {"digit_classifier", "model_evaluation", "production_digit_classifier"},
     "sweep_job": set(),
 }
@@ -62,6 +64,7 @@ CHECKS = {
     "digit_predictions": {"digit_predictions_are_sane"},
     "trial": {"trial_is_stored"},
     "leaderboard": {"all_trials_ranked"},
+    "backtest": {"all_versions_scored"},
 }
 
 

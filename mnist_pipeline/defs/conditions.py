@@ -135,7 +135,7 @@ def cron_tick(variable: str) -> AC:
 
 def scheduled(condition: AC, environment: Environment) -> AC:
     """Return `condition` with the schedules and the number of labels of `environment` in place of the defaults."""
-    for variable in ("RETRAIN_CRON", "RAW_DATA_CRON", "PREDICT_CRON"):
+    for variable in ("RETRAIN_CRON", "RAW_DATA_CRON", "PREDICT_CRON", "BACKTEST_CRON"):
         tick = AC.cron_tick_passed(getattr(environment, variable.lower()), environment.cron_timezone)
         condition = condition.replace(variable, tick.with_label(variable))
     return condition.replace(AFTER_LABELS, new_labels(environment.retrain_after_labels))
@@ -187,6 +187,11 @@ def on_cron_if_data_changed(tick: AC, sooner: AC = NEVER) -> AC:
     due = tick.since(settled).with_label("changed at the last tick")
     wanted = AC.missing() | due | sooner
     return (may_run() & wanted & DataOrCodeChanged()).with_label("on_cron, if data or code changed")
+
+
+def on_cron(tick: AC) -> AC:
+    """Return a condition that holds at every `tick`, whether anything changed or not, once nothing is in the way."""
+    return (may_run() & tick.since(AC.newly_requested())).with_label("on_cron")
 
 
 def on_cron_or_eager_if_data_changed(tick: AC, *, ignoring: frozenset[dg.AssetKey] = frozenset()) -> AC:

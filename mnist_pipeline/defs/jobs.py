@@ -64,6 +64,7 @@ def build_jobs(executor: dg.ExecutorDefinition = PRELOADED_FORKSERVER) -> list[U
             executor_def=executor,
         ),
         dg.define_asset_job(TRIAL_JOB, ["trial"], description="One trial of a sweep; the sensor `sweeps` runs it."),
+        dg.define_asset_job("backtest_job", ["backtest"], description="Stored versions, scored again."),
         dg.define_asset_job(LEADERBOARD_JOB, ["leaderboard"], description="The ranking of a sweep."),
         dg.define_asset_job(
             CANDIDATE_JOB,

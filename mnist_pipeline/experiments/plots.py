@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from mnist_pipeline.experiments.backtesting import Backtest
 from mnist_pipeline.experiments.leaderboard import Leaderboard, setting_names
 from mnist_pipeline.ml.plots import DPI, png
 from mnist_pipeline.ml.records import EpochMetrics
@@ -61,6 +63,28 @@ def compared_curves(histories: Mapping[str, Sequence[EpochMetrics]]) -> bytes:
     for axes in (loss, accuracy):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
+    return png(figure)
+
+
+def backtest_heat_map(found: Backtest, deployed: str | None) -> bytes:
+    """Draw the accuracy of each version on each set of images; the colours are of each column, the best one darkest."""
+    versions, columns = len(found.versions), len(found.columns)
+    figure = Figure(figsize=(3.5 + 0.62 * columns, 2.2 + 0.34 * versions), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    shades = np.full(found.accuracies.shape, np.nan)
+    for column, values in enumerate(found.accuracies.T):
+        known = values[~np.isnan(values)]
+        if len(known):
+            low, width = known.min(), known.max() - known.min()
+            shades[:, column] = (values - low) / width if width else np.where(np.isnan(values), np.nan, 0.5)
+    axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")  # no so dark that a number could not be read
+    for (row, column), value in np.ndenumerate(found.accuracies):
+        said = "" if np.isnan(value) else f"{value:.3f}"
+        axes.text(column, row, said, ha="center", va="center", fontsize=7)
+    names = [f"{name[-44:]}{'  (deployed)' if name == deployed else ''}" for name in found.versions]
+    axes.set_yticks(range(versions), names, fontsize=7)
+    titles = [f"{column.name.replace('$', chr(92) + '$')} ({column.images:,})" for column in found.columns]
+    axes.set_xticks(range(columns), titles, fontsize=7, rotation=40, ha="right")
     return png(figure)
 
 

@@ -315,8 +315,10 @@ def conditions(**variables: str) -> dict[str, dg.AutomationCondition]:
     return {asset.key.to_user_string(): asset.automation_conditions_by_key[asset.key] for asset in assets}
 
 
-def test_only_the_asset_on_request_never_runs_by_itself() -> None:
-    assert {name for name, condition in conditions().items() if condition == NEVER} == {"digit_predictions"}
+def test_only_assets_on_request_never_run_by_themselves() -> None:
+    assert {name for name, condition in conditions().items() if condition == NEVER} == {
+        *("digit_predictions", "trial", "leaderboard")
+    }
 
 
 def test_each_variable_reaches_its_condition() -> None:
@@ -331,7 +333,11 @@ def test_each_variable_reaches_its_condition() -> None:
         ({"RETRAIN_CRON": "0 9 * * *"}, {"digit_classifier"}),
         ({"RAW_DATA_CRON": "0 9 * * *"}, {"raw_mnist_data"}),
         ({"PREDICT_CRON": "0 9 * * *"}, {"batch_digit_predictions"}),
-        ({"CRON_TIMEZONE": "Asia/Tokyo"}, {"digit_classifier", "raw_mnist_data", "batch_digit_predictions"}),
+        ({"BACKTEST_CRON": "0 9 * * *"}, {"backtest"}),
+        (
+            {"CRON_TIMEZONE": "Asia/Tokyo"},
+            {"digit_classifier", "raw_mnist_data", "batch_digit_predictions", "backtest"},
+        ),
         ({"MODEL_RETRAIN": "cron"}, set()),
     ):
         changed = snapshots(**variables)
