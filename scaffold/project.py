@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 
 TAKEN_ALONG = (
-    *("mnist_pipeline", "mnist_pipeline_tests", "presets", "sweeps", ".ci"),
+    *("mnist_pipeline", "mnist_pipeline_tests", "presets", "sweeps", "notebooks", ".ci"),
     *(".env.example", ".gitignore", "Containerfile", "LICENSE", "Makefile"),
     *("constraints.txt", "dagster.yaml", "pyproject.toml", "workspace.yaml"),
 )
