@@ -15,6 +15,9 @@ from mnist_pipeline.environment import EnvironmentInvalid
 from mnist_pipeline.experiments.sweep import SweepInvalid
 from mnist_pipeline.stores import ModelStoreError
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
 RUNNING = ("run", "recover", "summary")
 EXPERIMENTING = ("sweep", "leaderboard", "candidate", "compare", "card", "reproduce")
 
@@ -29,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command in EXPERIMENTING:
             return _experiment_command(options)
         models.carry_out(lasting_store(), options)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
     except (ModelStoreError, EnvironmentInvalid, SweepInvalid, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

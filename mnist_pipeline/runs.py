@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
 from dagster._check import CheckError  # Dagster has no public names for these three
 from dagster._core.errors import DagsterHomeNotSetError
 from dagster._core.launcher import WorkerStatus
@@ -15,9 +14,10 @@ from dagster._core.launcher import WorkerStatus
 from mnist_pipeline.defs.assets.trial import TRIALS_NAME
 from mnist_pipeline.defs.jobs import CANDIDATE_JOB, EVERYTHING, LEADERBOARD_JOB, TRIAL_JOB
 from mnist_pipeline.defs.run_config import ConfigInvalid
-from mnist_pipeline.defs.sweeping import PARTITION_TAG, TRIAL_RUN_TAGS, due_trials
+from mnist_pipeline.defs.sweeping import INTERRUPTED_TAG, PARTITION_TAG, TRIAL_RUN_TAGS, due_trials
 from mnist_pipeline.experiments.sweep import Sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline.files.yaml_file import read_yaml
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.trail import Damaged
 
@@ -29,6 +29,8 @@ NEXT_STEPS = (
 """Words after a refusal."""
 
 RAW_DATA, DATA = "raw_mnist_data", "processed_mnist_data"
+
+INTERRUPTED = "DagsterExecutionInterruptedError"
 
 LOOK_SECONDS = 1
 """Between two looks if a trial is due."""
@@ -81,6 +83,7 @@ def run(config: dict[str, Any]) -> None:
 def run_candidate(trial: str) -> None:
     """Send a trial to evaluation and gate, in a run of this process. Raises Problem if the run fails."""
     with _instance() as instance:
+        print(f"{trial} goes to evaluation and gate", flush=True)
         _succeed(_execute(instance, candidate_job, {"ops": {"digit_classifier": {"config": {"trial": trial}}}}))
 
 
@@ -107,6 +110,8 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
                     print("waiting: trials are at work elsewhere, or a training of the main graph waits", flush=True)
                 told = True
                 time.sleep(LOOK_SECONDS)
+                if instance.run_launcher.supports_check_run_worker_health:
+                    _end_dead_runs(instance)  # a step may have outlived its run, and be done by now
                 continue
             told = False
             _run_trial(instance, sweeps, due[0])
@@ -122,8 +127,11 @@ def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
     said = ", ".join(f"{setting}={value}" for setting, value in trial.values.items()) or "no change"
     print(f"trial {name} ({done + 1} of {planned}): {said}", flush=True)
     instance.add_dynamic_partitions(TRIALS_NAME, [name])
-    with _execute(instance, trial_job, {}, tags={PARTITION_TAG: name, **TRIAL_RUN_TAGS}):
+    with _execute(instance, trial_job, {}, tags={PARTITION_TAG: name, **TRIAL_RUN_TAGS}) as result:
         record, trial = sweeps.chosen(name)
+        if not trial.is_done and _was_interrupted(result):
+            instance.add_run_tags(result.run_id, {INTERRUPTED_TAG: "true"})  # that is no try that failed
+            raise KeyboardInterrupt
     if trial.version:
         left = (planned - done - 1) * (trial.seconds or 0)
         print(
@@ -133,6 +141,12 @@ def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
         )
     else:
         print(f"  {trial.problem or 'the run ended without a result, and is tried again'}", flush=True)
+
+
+def _was_interrupted(result: dg.JobExecutionResult) -> bool:
+    """Return whether Ctrl-C or SIGTERM ended a run, which Dagster tells as a failure."""
+    failures = [event.job_failure_data for event in result.all_events if event.is_job_failure]
+    return any(INTERRUPTED in f"{failure.error}" for failure in failures)
 
 
 def _planned(record: SweepRecord) -> int:
@@ -173,8 +187,8 @@ def _succeed(result: dg.JobExecutionResult) -> None:
 def read_config(file: Path) -> dict[str, Any]:
     """Return the configuration of a run in a YAML file. Raises Problem if it cannot be read."""
     try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        config = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise Problem(f"--config {file} cannot be read: {error}") from error
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
         raise Problem(f"--config {file} must have the form `ops: <step>: config: ...`, as the files in presets/ have")
@@ -199,18 +213,26 @@ def recover() -> None:
         if not instance.run_launcher.supports_check_run_worker_health:
             print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
             return
-        for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            health = instance.run_launcher.check_run_worker_health(run)
-            now = instance.get_run_by_id(run.run_id)
-            if not now or now.status != dg.DagsterRunStatus.STARTED:
-                continue  # it ended while its processes were looked for
-            if health.status == WorkerStatus.FAILED:
-                # First, so that it is done again if this is killed in between.
-                instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-                instance.report_run_failed(run, health.msg)
-                print(f"run {run.run_id} had died: {health.msg}; it is ended, its place in the training pool is free")
-            else:
-                print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
+        for run in _end_dead_runs(instance):
+            print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
+
+
+def _end_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """End the runs whose processes are gone, and return those that are alive."""
+    alive = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        health = instance.run_launcher.check_run_worker_health(run)
+        now = instance.get_run_by_id(run.run_id)
+        if not now or now.status != dg.DagsterRunStatus.STARTED:
+            continue  # it ended while its processes were looked for
+        if health.status == WorkerStatus.FAILED:
+            # First, so that it is done again if this is killed in between.
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            instance.report_run_failed(run, health.msg)
+            print(f"run {run.run_id} had died: {health.msg}; it is ended, its place in the training pool is free")
+        else:
+            alive.append(run)
+    return alive
 
 
 def print_summary(store: ModelStore) -> None:

@@ -112,18 +112,30 @@ def test_a_sweep_from_the_command_line_goes_on_after_a_kill(scenario, tmp_path):
                 start_new_session=True,
             )
 
-    for number, trial in enumerate(("some/000-s0", "some/002-s0")):
+    def told_of(trial: str) -> int:
+        return sum(count for (name, _), count in epochs_told(deployment.instance).items() if name == trial)
+
+    def all_at_once(process: "subprocess.Popen[bytes]") -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+    def the_command_alone(process: "subprocess.Popen[bytes]") -> None:
+        process.kill()
+
+    def ctrl_c(process: "subprocess.Popen[bytes]") -> None:
+        os.killpg(process.pid, signal.SIGINT)
+
+    for number, end in enumerate((all_at_once, the_command_alone, ctrl_c, ctrl_c, ctrl_c)):
+        trial = f"some/00{min(number, 2)}-s0"
+        told = told_of(trial)
         process = start(tmp_path / f"log{number}")
         wait_until(
-            lambda trial=trial, process=process: (
-                epochs_told(deployment.instance)[trial, 3] or process.poll() is not None
-            ),
+            lambda trial=trial, told=told: told_of(trial) > told,
             f"an epoch of {trial}",
             300,
             every=0.5,
         )
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
+        assert process.wait(timeout=60) == (130 if end is ctrl_c else -signal.SIGKILL)
     process = start(tmp_path / "last")
     assert process.wait(timeout=600) == 0, (tmp_path / "last").read_text()
     said = (tmp_path / "last").read_text()
@@ -131,4 +143,4 @@ def test_a_sweep_from_the_command_line_goes_on_after_a_kill(scenario, tmp_path):
     assert "some/000-s0 (" not in said
     assert "send the best to the gate: python -m mnist_pipeline candidate some" in said
     record = sweeps.read("some")
-    require_nothing_lost_or_twice(record, sweeps, epochs_told(deployment.instance), killed=2)
+    require_nothing_lost_or_twice(record, sweeps, epochs_told(deployment.instance), killed=3)

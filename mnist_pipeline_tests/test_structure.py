@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "defs": {"files", "task", "ml", "environment", "stores", "experiments"},
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "defs"},
-    "runs": {"stores", "experiments", "defs", "definitions"},
+    "runs": {"files", "stores", "experiments", "defs", "definitions"},
     "notebook": {"environment", "ml", "stores", "experiments", "definitions"},
     "commands": {"files", "ml", "environment", "stores", "experiments", "runs"},
     "__main__": {"environment", "stores", "experiments", "runs", "defs", "commands"},

@@ -61,11 +61,14 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
             sweep = read_sweep(options.config)
             runs.run_sweep(sweep, Sweeps(store))
             print_leaderboard(store, sweep.name)
-        case "sweep" if options.stop:
+        case "sweep" if options.stop is not None:
             sweeps = Sweeps(store)
-            sweeps.read(options.stop)
+            is_complete = sweeps.read(options.stop).is_complete
             sweeps.close(options.stop)
-            print(f"no more trials of {options.stop} begin; those at work go on to their end")
+            begun = (
+                "all its trials are done" if is_complete else "no more trials begin; those at work go on to their end"
+            )
+            print(f"{options.stop}: {begun}")
         case "sweep":
             print_sweeps(Sweeps(store))
         case "leaderboard":
@@ -74,7 +77,6 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
             from mnist_pipeline import runs
 
             record, trial = best_trial(Sweeps(store), options.trial)
-            print(f"{record.name_of(trial)}, {trial.version}, goes to evaluation and gate", flush=True)
             runs.run_candidate(record.name_of(trial))
             runs.print_summary(store)
         case "compare":
@@ -116,7 +118,7 @@ def print_leaderboard(
     from mnist_pipeline.experiments.leaderboard import as_config, leaderboard, table_rows
 
     sweeps = Sweeps(store)
-    board = leaderboard(sweeps.read(name or sweeps.newest()))
+    board = leaderboard(sweeps.read(sweeps.newest() if name is None else name))
     rows, sweep = table_rows(board), board.record.sweep
     if settings:
         import yaml
@@ -175,7 +177,7 @@ def _reproduce(store: ModelStore, name: str, threads: int | None) -> int:
             ),
             threads,
         )
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, RuntimeError) as error:
         raise ModelStoreError(f"{manifest.name} cannot be trained here: {error}") from error
     print(f"then: {found.expected}\nnow:  {found.found}")
     print("the weights are the same" if found.is_same else "the weights differ")

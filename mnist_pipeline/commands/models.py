@@ -23,6 +23,8 @@ FOLLOWS = (
 
 LISTED_VERSIONS = 20
 
+ALL_SWEEPS = "*"
+
 
 def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands to a parser."""
@@ -50,7 +52,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     what.add_argument(
         "--experiments",
         nargs="?",
-        const="",
+        const=ALL_SWEEPS,
         metavar="SWEEP",
         help="delete that sweep with its versions, or all sweeps that have no trials left to do",
     )
@@ -110,14 +112,17 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
 
 
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:
-    if name and name not in sweeps.names():
+    chosen = sweeps.names() if name == ALL_SWEEPS else [name]
+    if name != ALL_SWEEPS and name not in sweeps.names() and not sweeps.has_left(name):
         sweeps.read(name)  # says which there are
-    for sweep in [name] if name else sweeps.names():
+    if not chosen:
+        print("there is nothing to delete")
+    for sweep in chosen:
         versions = len(sweeps.models(sweep).versions())
         try:
             sweeps.delete(sweep)
         except ModelStoreError as error:
-            if name:
+            if name != ALL_SWEEPS:
                 raise
             print(f"{sweep} stays: {error}")
             continue

@@ -15,6 +15,8 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from mnist_pipeline.files.yaml_file import read_yaml
+
 CONFIG_DIGEST_LENGTH = 8
 
 
@@ -27,10 +29,8 @@ def read_pipeline_config(path: str) -> dict[str, dict[str, Any]]:
 
     Raises ConfigInvalid if the file cannot be read or has another form.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = read_yaml(Path(path))
         steps = {step: values["config"] for step, values in content.pop("ops").items()}
         if content or not all(isinstance(config, dict) for config in steps.values()):
             raise TypeError(
@@ -38,7 +38,7 @@ def read_pipeline_config(path: str) -> dict[str, dict[str, Any]]:
             )
         if wrong := [name for names in (steps, *steps.values()) for name in names if not isinstance(name, str)]:
             raise TypeError(f"names that are no text: {wrong}")
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigInvalid(f"PIPELINE_CONFIG {path} is not a file of 'ops: <step>: config: ...': {error}") from error
     return steps
 

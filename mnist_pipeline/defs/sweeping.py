@@ -25,6 +25,9 @@ MOST_FAILURES = 3
 
 PARTITION_TAG = "dagster/partition"
 
+INTERRUPTED_TAG = "mnist_pipeline/interrupted"
+"""The tag of runs that Ctrl-C ended: they are no tries that failed."""
+
 TRIAL_RUN_TAGS = {
     "dagster/priority": "-1",  # a run of the main graph that waits in the queue goes first
     "dagster/max_retries": "0",  # what is due is told here, also after a crash
@@ -107,7 +110,8 @@ def _due_of(instance: dg.DagsterInstance, sweeps: "Sweeps", name: str, running: 
             continue
         trial_name = record.name_of(waiting[0])
         if len(ended := failed_runs(instance, trial_name, record.started_at)) >= MOST_FAILURES:
-            why = f"given up after {len(ended)} runs without a result; the last was {ended[0].run_id}"
+            last = f"the last, {ended[0].run_id}: {_why(instance, ended[0])}"
+            why = f"given up after {len(ended)} runs without a result; {last}"
             record = sweeps.record(trial_name, waiting[0].model_copy(update={"problem": why}))
         else:
             due.append(trial_name)
@@ -118,7 +122,16 @@ def failed_runs(instance: dg.DagsterInstance, name: str, since: datetime) -> "li
     """Return the runs of a trial that ended without a result since its sweep began, the newest first."""
     ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
     wanted = dg.RunsFilter(statuses=ended, tags={PARTITION_TAG: name}, created_after=since)
-    return list(instance.get_runs(wanted))
+    return [run for run in instance.get_runs(wanted) if INTERRUPTED_TAG not in run.tags]
+
+
+def _why(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The error of the step of a run, in a line."""
+    entries = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    failures = [entry.dagster_event.step_failure_data for entry in entries if entry.dagster_event]
+    error = failures[-1].error if failures else None
+    said = (error.cause or error).message.strip() if error else "its process was lost"
+    return said.partition("\n")[0]
 
 
 def pool_limit(instance: dg.DagsterInstance) -> int:

@@ -9,6 +9,7 @@ from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.copying import copy_version
+from mnist_pipeline.stores.datasets import keep_splits
 from mnist_pipeline.stores.errors import ModelStoreError
 from mnist_pipeline.stores.objects import time_text
 from mnist_pipeline.stores.versions import ENTERED
@@ -56,6 +57,7 @@ def take_candidate(store: ModelStore, name: str, splits: Splits) -> ModelManifes
             f"{record.name_of(trial)} was trained on other {', '.join(differing)} images than there are now; "
             f"start the sweep again under another name, or train with its settings, {trial.values}"
         )
+    keep_splits(store, splits)  # they may be gone, or about to go
     # By its name it is old, and prune goes by when it came; first, so that no prune takes it for a killed save.
     store.put(f"{manifest.name}/{ENTERED}{time_text(datetime.now(UTC))}", b"")
     copy_version(models, store, manifest.name)

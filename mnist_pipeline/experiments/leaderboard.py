@@ -83,13 +83,12 @@ def as_config(board: Leaderboard, row: Row) -> dict[str, Any]:
 
 
 def _cells(board: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
-    usual = board.record.sweep.training_settings({}, board.record.sweep.seeds[0])
     cells: dict[str, Any] = {
         "rank": rank,
         "configuration": f"{row.configuration:03d}" + ("" if row.values else " (no change)"),
     }
     for name in setting_names(board):
-        value = row.values.get(name, getattr(usual, name))
+        value = row.values.get(name, board.record.sweep.usual(name))
         cells[name] = float(f"{value:.4g}") if isinstance(value, float) else json.dumps(value).strip('"')
     cells |= {
         "validation_accuracy": row.validation_accuracy,

@@ -34,12 +34,11 @@ def score_against_cost(board: Leaderboard) -> bytes:
 def score_by_setting(board: Leaderboard) -> bytes:
     """Draw the metric over each setting that was varied, and the importance of each."""
     names = setting_names(board)
-    count = len(names) + bool(board.importance)
+    count = max(1, len(names) + bool(board.importance))  # where nothing was varied, one that is empty
     figure = Figure(figsize=(3.2 * count, 3.2), dpi=DPI, layout="constrained")
     grid = figure.subplots(1, count, squeeze=False)[0]
-    usual = board.record.sweep.training_settings({}, board.record.sweep.seeds[0])
     for axes, name in zip(grid, names, strict=False):
-        values = [row.values.get(name, getattr(usual, name)) for row in board.rows]
+        values = [row.values.get(name, board.record.sweep.usual(name)) for row in board.rows]
         axes.plot(_positions(axes, board, name, values), [row.score for row in board.rows], "o", alpha=0.7)
         axes.set(title=name)
     grid[0].set(ylabel=_metric(board))
@@ -95,9 +94,9 @@ def _positions(axes: Any, board: Leaderboard, name: str, values: list[Any]) -> l
         if dimension and dimension.log:
             axes.set_xscale("log")
         return values
-    texts = sorted({json.dumps(value) for value in values})
+    texts = sorted({json.dumps(value).replace("$", r"\$") for value in values})
     axes.set_xticks(range(len(texts))[:: -(-len(texts) // LISTED)], texts[:: -(-len(texts) // LISTED)], rotation=30)
-    return [texts.index(json.dumps(value)) for value in values]
+    return [texts.index(json.dumps(value).replace("$", r"\$")) for value in values]
 
 
 def _metric(board: Leaderboard) -> str:

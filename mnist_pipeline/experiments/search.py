@@ -4,6 +4,7 @@ happened. Optuna is asked and told; its study is built anew each time and kept n
 
 import hashlib
 import json
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mnist_pipeline.experiments.ranking import ranked
@@ -31,11 +32,11 @@ def next_configurations(record: "SweepRecord", best: "SweepRecord | None") -> tu
             tried.append(trial.values)
     new: list[dict[str, Any]] = [{}] if sweep.baseline and not record.trials else []
     known, wanted = [*tried, *new], (sweep.configurations or 0) + sweep.baseline
-    usual = {name: _usual(sweep, name) for name in sweep.space} if sweep.baseline else None  # that is no change
+    usual = {name: sweep.usual(name) for name in sweep.space} if sweep.baseline else None  # that is no change
     match sweep.method:
         case "grid":
-            others = [values for values in sweep.grid() if values not in known and values != usual]
-            new += others[: max(0, wanted - len(known))] if sweep.configurations else others
+            untried = (values for values in sweep.grid() if values not in known and values != usual)
+            new += islice(untried, max(0, wanted - len(known)) if sweep.configurations else None)
             return new, True
         case "best":
             others = [values for values in _best_of(best, sweep) if values not in known] if best else []
@@ -75,7 +76,7 @@ def study_of(record: "SweepRecord", number: int) -> "optuna.Study":
         if trial.configuration in seen:
             continue
         seen.add(trial.configuration)
-        values = trial.values or {name: _usual(sweep, name) for name in dimensions}
+        values = trial.values or {name: sweep.usual(name) for name in dimensions}
         parameters = {name: _coded(dimensions[name], values[name]) for name in dimensions}
         if not all(_holds(distributions[name], parameters[name]) for name in dimensions):
             continue  # the one without a change, outside of the space
@@ -129,11 +130,6 @@ def _coded(dimension: Dimension, value: Any) -> Any:
 
 def _decoded(dimension: Dimension, value: Any) -> Any:
     return json.loads(value) if dimension.choices is not None else value
-
-
-def _usual(sweep: Sweep, name: str) -> Any:
-    """The value of a setting in the configuration without a change."""
-    return getattr(sweep.training_settings({}, sweep.seeds[0]), name)
 
 
 def _best_of(other: "SweepRecord", sweep: Sweep) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mnist_pipeline.files.yaml_file import read_yaml
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.task.settings import Settings
 
@@ -16,6 +17,12 @@ SWEEP_NAME = r"^[a-z0-9][a-z0-9_]{0,60}$"
 """Names of sweeps stand in keys and in names of partitions."""
 
 MAX_TRIALS = 10_000
+
+MAX_NUMBER = 1e12
+"""The largest value of a range: no setting allows more."""
+
+WHOLE = (int, int | None)
+"""The types of settings that are whole numbers."""
 
 Value = bool | int | float | str | list[int] | None
 """A value of a setting."""
@@ -29,9 +36,11 @@ class Dimension(Settings):
     """The values of one setting that are tried: the `choices`, or all from `low` to `high`."""
 
     choices: list[Value] | None = Field(None, min_length=1, description="The values.")
-    low: int | float | None = Field(None, description="The least value.")
-    high: int | float | None = Field(None, description="The largest value.")
-    step: int | float | None = Field(None, gt=0, description="The distance of two values; any value when not given.")
+    low: int | float | None = Field(None, ge=-MAX_NUMBER, le=MAX_NUMBER, description="The least value.")
+    high: int | float | None = Field(None, ge=-MAX_NUMBER, le=MAX_NUMBER, description="The largest value.")
+    step: int | float | None = Field(
+        None, gt=0, le=MAX_NUMBER, description="The distance of two values; any value when not given."
+    )
     log: bool = Field(False, description="Each order of magnitude is as likely as another; for learning rates.")
 
     @model_validator(mode="after")
@@ -45,7 +54,7 @@ class Dimension(Settings):
             return self
         if self.low is None or self.high is None:
             raise ValueError("give choices, or low and high")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not self.low < self.high:  # neither is NaN, which is less than nothing
             raise ValueError(f"low must be less than high, not {self.low} and {self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs a low above 0, and has no step")
@@ -60,9 +69,17 @@ class Dimension(Settings):
         step = self.step or (1 if isinstance(self.low, int) and isinstance(self.high, int) else None)
         if step is None or self.log:
             return None
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        values = (self.low + number * step for number in range(count))
+        values = (self.low + number * step for number in range(self.count or 0))
         return [value if isinstance(value, int) else round(value, 12) for value in values]
+
+    @property
+    def count(self) -> int | None:
+        """The number of values; None where there is any number of them."""
+        if self.choices is not None:
+            return len(self.choices)
+        assert self.low is not None and self.high is not None
+        step = self.step or (1 if isinstance(self.low, int) and isinstance(self.high, int) else None)
+        return None if step is None or self.log else math.floor((self.high - self.low) / step + 1e-9) + 1
 
     @property
     def ends(self) -> list[Any]:
@@ -135,9 +152,14 @@ class Sweep(Settings):
             raise ValueError(f"method {self.method!r} needs configurations: how many are to be tried")
         if self.search_seed and self.method not in ("random", "tpe"):
             raise ValueError(f"search_seed has an effect only with method='random' or 'tpe', not {self.method!r}")
-        for name, dimension in self.dimensions().items():
-            if self.method == "grid" and dimension.values is None:
+        dimensions = self.dimensions()
+        for name, dimension in dimensions.items():
+            if self.method == "grid" and dimension.count is None:
                 raise ValueError(f"space.{name}: a grid needs choices, or a step")
+        grid = math.prod(dimension.count or 1 for dimension in dimensions.values())
+        trials = min(self.configurations or MAX_NUMBER, grid if self.method == "grid" else MAX_NUMBER) * len(self.seeds)
+        if trials > MAX_TRIALS:
+            raise ValueError(f"that would be {trials:,.0f} trials, more than {MAX_TRIALS:,}: try fewer, or fewer seeds")
         self._require_allowed()
         return self
 
@@ -148,7 +170,7 @@ class Sweep(Settings):
             try:
                 found[name] = Dimension.model_validate(values)
             except ValidationError as error:
-                raise ValueError(f"space.{name}: {_first(error)}") from None
+                raise ValueError(f"space.{name}: {first_problem(error)}") from None
         return found
 
     def grid(self) -> Iterator[dict[str, Any]]:
@@ -156,6 +178,10 @@ class Sweep(Settings):
         dimensions = self.dimensions()
         for values in itertools.product(*(dimension.values or [] for dimension in dimensions.values())):
             yield dict(zip(dimensions, values, strict=True))
+
+    def usual(self, name: str) -> Any:
+        """Return the value of a setting in the configuration without a change."""
+        return self.settings.get(name, TrainingSettings.model_fields[name].default)
 
     def sharing(self, settings: dict[str, Any]) -> "Sweep":
         """Return the sweep with these settings, too, where it has none of its own. Raises SweepInvalid."""
@@ -171,13 +197,22 @@ class Sweep(Settings):
         combinations = math.prod(len(dimension.ends) for dimension in dimensions.values())
         if combinations > MAX_TRIALS:
             raise ValueError(f"space has {combinations:,} combinations of choices and ends, more than {MAX_TRIALS:,}")
+        for name, dimension in dimensions.items():
+            numbers = [number for number in (dimension.low, dimension.high, dimension.step) if number is not None]
+            if TrainingSettings.model_fields[name].annotation in WHOLE and not all(isinstance(n, int) for n in numbers):
+                raise ValueError(f"space.{name}: it is a whole number, and so are low, high and step: {numbers}")
+        if self.baseline:
+            self._require_valid({}, "without a change (or set baseline: false): ")
         for values in itertools.product(*(dimension.ends for dimension in dimensions.values())):
             chosen = dict(zip(dimensions, values, strict=True))
-            try:
-                self.training_settings(chosen, self.seeds[0])
-            except ValidationError as error:
-                said = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-                raise ValueError(f"{f'with {said}: ' if said else ''}{_first(error)}") from None
+            said = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+            self._require_valid(chosen, f"with {said}: " if said else "")
+
+    def _require_valid(self, values: dict[str, Any], said: str) -> None:
+        try:
+            self.training_settings(values, self.seeds[0])
+        except ValidationError as error:
+            raise ValueError(f"{said}{first_problem(error)}") from None
 
 
 def read_sweep(file: Path) -> Sweep:
@@ -185,11 +220,9 @@ def read_sweep(file: Path) -> Sweep:
 
     Raises SweepInvalid with the name of what is wrong and what is allowed.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise SweepInvalid(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SweepInvalid(f"{file} must have the form of the files in sweeps/: method, settings, space")
@@ -201,11 +234,11 @@ def parse_sweep(content: dict[str, Any], source: str) -> Sweep:
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        raise SweepInvalid(f"{source}: {_first(error)}") from None
+        raise SweepInvalid(f"{source}: {first_problem(error)}") from None
 
 
-def _first(error: ValidationError) -> str:
-    """The first problem in words, with the name of the field."""
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem in words, with the name of the field."""
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{f'{where}: ' if where else ''}{problem['msg'].removeprefix('Value error, ')}" + (

@@ -26,7 +26,7 @@ from mnist_pipeline.stores.objects import EXPERIMENTS, NAMED_SWEEPS, OPEN_SWEEPS
 from mnist_pipeline.stores.overview import sweep_names
 
 SWEEP = "sweep.json"
-TRIAL_NAME = re.compile(rf"(?P<sweep>{SWEEP_NAME.strip('^$')})/(?P<configuration>\d{{3,}})-s(?P<seed>\d+)")
+TRIAL_NAME = re.compile(rf"(?P<sweep>{SWEEP_NAME.strip('^$')})/(?P<configuration>[0-9]{{3,}})-s(?P<seed>[0-9]+)")
 """Names of trials, which are the partitions in Dagster."""
 
 
@@ -156,7 +156,7 @@ class Sweeps:
             raise UnknownModel(f"{name!r} is not the name of a trial, such as learning_rate/007-s0")
         record, key = self.read(match["sweep"]), (int(match["configuration"]), int(match["seed"]))
         for trial in record.trials:
-            if trial.key == key:
+            if trial.key == key and record.name_of(trial) == name:
                 return Chosen(record, trial)
         raise UnknownModel(f"the sweep {match['sweep']} has no trial {name}")
 
@@ -191,6 +191,10 @@ class Sweeps:
         with suppress(ObjectChanged):
             self.store._create(key, SPLIT_RECORDS.dump_json(current, indent=2))
         return SPLIT_RECORDS.validate_json(self.store.read_object(key)[0])
+
+    def has_left(self, name: str) -> bool:
+        """Return whether anything of a sweep is there, also of one that was deleted while a trial was at work."""
+        return bool(re.fullmatch(SWEEP_NAME, name)) and any(self.store.list_objects(f"{EXPERIMENTS}{name}/"))
 
     def delete(self, name: str) -> None:
         """Delete a sweep with its versions. Raises ModelStoreError for one that has trials left to do."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from upath import UPath
 
+from mnist_pipeline.experiments.sweep import first_problem
 from mnist_pipeline.experiments.trials import Chosen, Sweeps, Trial
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.export import export
@@ -43,7 +44,7 @@ def run_trial(
     try:
         settings = sweep.training_settings(trial.values, trial.seed)
     except ValidationError as error:
-        return _recorded(sweeps, name, trial.model_copy(update={"problem": str(error)}))
+        return _recorded(sweeps, name, trial.model_copy(update={"problem": first_problem(error)}))
     if saved := _saved_before(sweeps, chosen, name, settings):
         weights = models.read_object(f"{saved.name}/{WEIGHTS}")[0]
         return _recorded(sweeps, name, _result(trial, saved, len(weights)))
@@ -54,7 +55,11 @@ def run_trial(
     except (TrainingDiverged, ModelError, ValueError) as error:
         return _recorded(sweeps, name, trial.model_copy(update={"problem": str(error)}))
     manifest = save_trained(models, result, exported, settings, splits, run_id, trial=name, data=sweeps.store)
-    done = _recorded(sweeps, name, _result(trial, manifest, len(result.weights)))
+    try:
+        done = _recorded(sweeps, name, _result(trial, manifest, len(result.weights)))
+    except UnknownModel:  # its sweep was deleted meanwhile, and nothing else would ever delete it
+        models.delete_version(manifest.name)
+        raise
     with suppress(OSError):  # it is saved: trying again would gain nothing, and the checkpoint is of no more use
         discard_checkpoint(settings, splits, checkpoint_dir)
     return done

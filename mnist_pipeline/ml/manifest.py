@@ -68,7 +68,7 @@ class Provenance(LenientRecord):
     processor: str | None = Field(None, description="The model of the CPU.")
     instructions: str | None = Field(None, description="The vector instructions that PyTorch uses, such as AVX512.")
     cores: int | None = Field(None, description="Cores of the machine that the process may use.")
-    threads: int | None = Field(None, description="Threads of one operation of PyTorch.")
+    threads: int | None = Field(None, ge=1, description="Threads of one operation of PyTorch.")
     device: str | None = Field(None, description="cpu, cuda or mps.")
     precision: str | None = Field(None, description="float32 or bfloat16.")
     gpu: str | None = Field(None, description="The model of the GPU; None: there is none, or it was not used.")

@@ -20,6 +20,9 @@ from mnist_pipeline.task.spec import TaskSpec
 
 log = logging.getLogger(__name__)
 
+BROKEN_PICKLE = (RuntimeError, EOFError, IndexError, KeyError, ValueError, TypeError, AttributeError)
+"""The errors of `torch.load` about files that are none of its own."""
+
 
 def channels_first(images: Tensor) -> Tensor:
     """View images (N, H, W) as (N, 1, H, W), and images (N, H, W, C) as (N, C, H, W)."""
@@ -79,7 +82,7 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
             found = load_safetensors(path.read_bytes())
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError) as error:
+    except (OSError, SafetensorError, UnpicklingError, *BROKEN_PICKLE) as error:
         raise ValueError(f"initial_weights: {path} cannot be read: {error}") from error
     own, prefix = model.state_dict(), "model."
     tensors = (

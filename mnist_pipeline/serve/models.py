@@ -26,6 +26,9 @@ SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,60}")
 
 LISTED, MOST_LISTED = 50, 200
 
+LONGEST_NAME = 200
+"""No version has a longer name; file systems end at 255."""
+
 
 class Version(BaseModel):
     """A version in the list."""
@@ -93,7 +96,7 @@ def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
     @router.get("/sweeps/{sweep}/leaderboard", response_class=Response, **guarded)
     async def leaderboard(sweep: str) -> Response:
         """Return the leaderboard of a sweep, a page that stands by itself."""
-        missing = f"there is no leaderboard of a sweep {sweep!r}, or it is not complete yet"
+        missing = f"there is no leaderboard of a sweep {sweep[:LONGEST_NAME]!r}, or it is not complete yet"
         if not SWEEP_NAME.fullmatch(sweep):
             raise ServiceError(404, "not_found", missing)
         return await run_in_threadpool(kept, f"{EXPERIMENTS}{sweep}/{LEADERBOARD}", missing)
@@ -122,5 +125,5 @@ def model_pages() -> APIRouter:
 
 
 def _require_version(name: str) -> None:
-    if not VERSION_NAME.fullmatch(name):
-        raise ServiceError(404, "not_found", f"{name!r} is not the name of a version")
+    if len(name) > LONGEST_NAME or not VERSION_NAME.fullmatch(name):
+        raise ServiceError(404, "not_found", f"{name[:LONGEST_NAME]!r} is not the name of a version")

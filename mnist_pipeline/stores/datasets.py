@@ -8,6 +8,7 @@ A writing has a name of its own, so that what prune deletes is never what somebo
 of images that were deleted stays, and says so.
 """
 
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -78,9 +79,11 @@ def load_images(store: ObjectStore, digest: str) -> LabelledImages:
     Raises UnknownModel if they are not kept, CorruptModel if they are not what was kept.
     """
     try:
-        index, _ = _index(store, digest)
+        index = Index.model_validate_json(store.read_object(f"{DATA}{digest}/{INDEX}")[0])
         if not index.parts:
             raise ObjectMissing(INDEX)
+        if math.prod(index.shape) > index.parts * PART_BYTES:  # before room is made for them
+            raise ValueError(f"the shape {index.shape} does not fit into {index.parts} objects")
         images = scratch(index.shape)
         content, position = images.reshape(-1), 0
         for part in range(index.parts - 1):
@@ -121,10 +124,7 @@ def delete_unused(store: ObjectStore, used: Callable[[], set[str]], before: date
     needed = used() if listed else set()
     deleted = []
     for digest, keys in sorted(listed.items()):
-        try:
-            index, token = _index(store, digest)
-        except (ObjectMissing, ValidationError):
-            index, token = None, None
+        index, token = _found(store, digest)
         if index and index.parts and digest not in needed and index.kept_at < before:
             gone = index.model_copy(update={"parts": 0})
             try:  # whoever reads the index from here on writes anew; whoever has read it before finds it changed
@@ -146,11 +146,8 @@ def _keep(store: ObjectStore, digest: str, part: LabelledImages) -> None:
     written: Index | None = None
     while True:
         key, now = f"{DATA}{digest}/{INDEX}", datetime.now(UTC)
-        try:
-            found, token = _index(store, digest)
-        except ObjectMissing:
-            found, token = None, None
-        if found and found.parts:
+        found, token = _found(store, digest)
+        if found and found.parts and len(list(store.list_objects(f"{DATA}{digest}/{found.writing}/"))) == found.parts:
             index = found.model_copy(update={"kept_at": now})  # prune sees that it is needed now
         else:
             written = written or _written(store, digest, part)
@@ -173,9 +170,14 @@ def _written(store: ObjectStore, digest: str, part: LabelledImages) -> Index:
     return Index(shape=part.images.shape, writing=writing, parts=parts, kept_at=now)
 
 
-def _index(store: ObjectStore, digest: str) -> tuple[Index, str]:
-    data, token = store.read_object(f"{DATA}{digest}/{INDEX}")
-    return Index.model_validate_json(data), token
+def _found(store: ObjectStore, digest: str) -> tuple[Index | None, str | None]:
+    """The index, None where it is missing or damaged, and the token of the object, None where there is none."""
+    index, token = None, None
+    with suppress(ObjectMissing):
+        data, token = store.read_object(f"{DATA}{digest}/{INDEX}")
+        with suppress(ValidationError):
+            index = Index.model_validate_json(data)
+    return index, token
 
 
 def _parts(part: LabelledImages) -> Iterator[bytes]:

@@ -61,7 +61,8 @@ def overview(store: ModelStore, limit: int | None = None) -> Overview:
 
 def sweep_names(store: ModelStore) -> list[str]:
     """Return the names of all sweeps, the one that was started last at first; a request for a thousand of them."""
-    return [key.removeprefix(NAMED_SWEEPS).partition("_")[2] for key in store.list_objects(NAMED_SWEEPS)][::-1]
+    named = [key.removeprefix(NAMED_SWEEPS).partition("_")[2] for key in store.list_objects(NAMED_SWEEPS)]
+    return list(dict.fromkeys(reversed(named)))  # a start that failed, and went on later, has two
 
 
 def words_of(name: str, digests: Digests | None, state: State) -> list[str]:

@@ -20,10 +20,15 @@ WRONG = {
     "digit_classifier": {"optimizer": "adamw", "momentum": 0.9},
     "model_evaluation": {"calibration_bins": 0},
     "production_digit_classifier": {"strategy": "force"},
+    "backtest": {"newest": 0},
+    "leaderboard": {"sweep": "../elsewhere"},
     "batch_digit_predictions": {"batch_size": 0},
     "digit_predictions": {"confidence_threshold": 2.0},
 }
 """A value that each step with settings would refuse."""
+
+OF_THEIR_OWN = {"backtest": "backtest_job", "leaderboard": "leaderboard_job"}
+"""The jobs of steps that are not in the one of everything."""
 
 
 def test_every_asset_with_settings_is_known():
@@ -34,8 +39,13 @@ def test_every_asset_with_settings_is_known():
 @pytest.mark.parametrize("step", sorted(WRONG))
 def test_a_run_by_hand_of_one_asset_is_checked_before_it_begins(pipeline, step):
     """`momentum` with `adamw` in a run of its own asset was tried three times before."""
+    job = pipeline.defs.resolve_job_def(OF_THEIR_OWN.get(step, "full_pipeline_job"))
     with pytest.raises(ConfigInvalid, match=step):
-        pipeline.run(step, **{step: WRONG[step]})
+        job.execute_in_process(
+            run_config={"ops": {step: {"config": WRONG[step]}}},
+            asset_selection=[dg.AssetKey(step)],
+            instance=pipeline.instance,
+        )
     assert pipeline.instance.get_runs_count() == 0
 
 
@@ -117,7 +127,7 @@ def test_presets_can_be_the_defaults(environment, preset):
     [
         (
             "ops: {digit_clasifier: {config: {}}}",
-            "configures digit_clasifier; the steps with settings are batch_digit_predictions",
+            "configures digit_clasifier; the steps with settings are backtest, batch_digit_predictions",
         ),
         ("ops: {digit_classifier: {config: {epoch: 3}}}", r"digit_classifier\.epoch: Extra inputs are not permitted"),
         ("ops: {digit_classifier: {config: {epochs: 0}}}", r"digit_classifier\.epochs: .* \(got 0; allowed: >= 1"),

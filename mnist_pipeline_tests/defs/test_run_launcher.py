@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.execution.plan.objects import StepRetryData, StepSuccessData
 from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._utils.error import SerializableErrorInfo
 
 from mnist_pipeline.defs import run_launcher
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
@@ -59,6 +62,33 @@ def test_a_run_is_alive_while_any_of_its_processes_is(instance, process):
     while status(instance, [process.pid]) == WorkerStatus.RUNNING:  # until it is a zombie: nobody has waited for it
         pass
     assert process.returncode is None
+
+
+def step_event(instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType, pid: int) -> None:
+    data: Any = EngineEventData.in_process(pid)
+    if kind == dg.DagsterEventType.STEP_SUCCESS:
+        data = StepSuccessData(duration_ms=1)
+    elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
+        data = StepRetryData(SerializableErrorInfo("a test", [], None))
+    event = dg.DagsterEvent(kind.value, run.job_name, step_key="some_step", event_specific_data=data)
+    instance.report_dagster_event(event, run.run_id)
+
+
+def test_a_step_that_outlived_its_run_is_let_finish_and_then_ended(instance, process):
+    """Only the run's own process was killed: the step trains on, and then waits for ever for its events to be taken."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    run = instance.create_run_for_job(some_job)
+    instance.report_engine_event("the run", run, EngineEventData.in_process(gone.pid))
+    health = instance.run_launcher.check_run_worker_health
+    step_event(instance, run, dg.DagsterEventType.STEP_WORKER_STARTED, process.pid)
+    assert health(run).status == WorkerStatus.RUNNING
+    step_event(instance, run, dg.DagsterEventType.STEP_UP_FOR_RETRY, process.pid)
+    step_event(instance, run, dg.DagsterEventType.STEP_WORKER_STARTED, process.pid)
+    assert health(run).status == WorkerStatus.RUNNING  # it is tried again
+    step_event(instance, run, dg.DagsterEventType.STEP_SUCCESS, process.pid)
+    assert health(run).status == WorkerStatus.FAILED
+    assert process.wait() != 0
 
 
 def test_another_process_of_the_same_number_is_not_the_run(instance, process, monkeypatch):

@@ -6,14 +6,17 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from mnist_pipeline.__main__ import main
 from mnist_pipeline.defs.assets.trial import TRIALS_NAME
 from mnist_pipeline.defs.sweeping import PARTITION_TAG, due_trials, sweep_sensor
 from mnist_pipeline.experiments.candidate import take_candidate
+from mnist_pipeline.experiments.reproducing import reproduce
 from mnist_pipeline.experiments.sweep import Sweep, parse_sweep
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.experiments.trying import run_trial
 from mnist_pipeline.ml.data import data_version
 from mnist_pipeline.ml.training import TrainingDiverged, train
+from mnist_pipeline.stores import UnknownModel
 from mnist_pipeline.stores.objects import EXPERIMENTS
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 from mnist_pipeline_tests.task.examples import TINY
@@ -233,7 +236,10 @@ def test_a_trial_whose_runs_fail_again_and_again_is_given_up_and_can_be_run_by_h
         status = dg.DagsterRunStatus.CANCELED if number else dg.DagsterRunStatus.FAILURE
         runs_with(instance, status, run_id=f"failed{number}", tags={PARTITION_TAG: "some/001-s0"})
     assert due_trials(instance, sweeps) == ["some/002-s0"]
-    assert "given up after 3 runs without a result; the last was failed2" in sweeps.read("some").trials[0].problem
+    assert (
+        "given up after 3 runs without a result; the last, failed2: its process was lost"
+        in sweeps.read("some").trials[0].problem
+    )
     try_trial(ready, "some/001-s0")
     trial = sweeps.read("some").trials[0]
     assert trial.version is not None and trial.problem is None
@@ -323,3 +329,58 @@ def test_more_held_out_labels_are_no_reason_against_a_candidate_and_prune_lets_i
     pruned = ready.store.prune(keep=1)
     assert len(pruned.versions) == 2
     assert ready.store.versions() == [taken.name]
+
+
+def test_a_trial_whose_sweep_is_deleted_meanwhile_leaves_nothing(ready, sweeps, tmp_path):
+    splits = splits_of(ready)
+    sweeps.begin(a_sweep())
+
+    def delete_it(_: Any) -> None:
+        sweeps.close("some")
+        ready.store.delete_object(f"{EXPERIMENTS}some/sweep.json")
+
+    with pytest.raises(UnknownModel):
+        run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: delete_it, "run")
+    assert sweeps.models("some").versions() == []
+    assert sweeps.has_left("some")  # splits.json
+    sweeps.delete("some")
+    assert not sweeps.has_left("some")
+
+
+def test_a_candidate_has_its_images_in_the_store(ready, sweeps, tmp_path):
+    splits = splits_of(ready)
+    sweeps.begin(a_sweep())
+    run_trial(sweeps, "some/001-s0", splits, tmp_path, lambda _: lambda _: None, "run")
+    for key in list(ready.store.list_objects("data/")):
+        ready.store.delete_object(key)
+    taken = take_candidate(ready.store, "some", splits)
+    assert reproduce(ready.store, taken).is_same
+
+
+def test_the_commands_about_sweeps(ready, sweeps, environment, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STORAGE_ROOT", environment.storage_root)
+
+    def said(*arguments: str, status: int = 0) -> str:
+        assert main(list(arguments)) == status
+        told = capsys.readouterr()
+        return told.err if status else told.out
+
+    assert said("sweep").startswith("there is no sweep yet")
+    assert said("prune", "--experiments") == "there is nothing to delete\n"
+    assert "there is no sweep yet" in said("leaderboard", status=1)
+    assert "there is no sweep 'none', but none yet" in said("prune", "--experiments", "none", status=1)
+    sweeps.begin(a_sweep())
+    run_trial(sweeps, "some/001-s0", splits_of(ready), tmp_path / "c", lambda _: lambda _: None, "run")
+    assert said("sweep").splitlines()[1].split()[4:] == ["1", "of", "2", "0", "open"]
+    assert "1 trials are not done yet" in said("leaderboard")
+    assert json.loads(said("leaderboard", "--json"))["rows"][0]["seeds"] == "1"
+    assert "batch_size: 16" in said("leaderboard", "some", "--settings")
+    for name in ("", "none"):
+        assert f"there is no sweep {name!r}, but some" in said("leaderboard", name, status=1)
+        assert f"there is no sweep {name!r}, but some" in said("prune", "--experiments", name, status=1)
+        assert f"there is no sweep {name!r}, but some" in said("sweep", "--stop", name, status=1)
+    assert "some stays: the sweep some has trials left to do" in said("prune", "--experiments")
+    assert said("sweep", "--stop", "some").startswith("some: no more trials begin")
+    assert said("sweep").splitlines()[1].endswith("stopped")
+    assert said("prune", "--experiments", "some") == "deleted the sweep some with 1 versions\n"

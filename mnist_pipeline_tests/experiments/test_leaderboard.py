@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from mnist_pipeline.experiments.leaderboard import as_config, leaderboard, table_rows
+from mnist_pipeline.experiments.leaderboard import as_config, leaderboard, leaderboard_page, table_rows
 from mnist_pipeline.experiments.plots import score_against_cost, score_by_setting
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.stores import MemoryModelStore, ModelStoreError
@@ -86,3 +86,16 @@ def test_importance_tells_what_mattered(sweeps, finish):
     assert board.importance["batch_size"] > 0.9
     assert sum(board.importance.values()) == pytest.approx(1)
     assert score_by_setting(board).startswith(b"\x89PNG")
+
+
+def test_a_sweep_in_which_only_no_change_succeeded_has_a_page(sweeps, finish):
+    board = leaderboard(
+        finished(sweeps, finish, {0: SCORES[0]}, space={"initial_weights": {"choices": ["/a/$x_{$/b"]}})
+    )
+    assert score_by_setting(board).startswith(b"\x89PNG")
+    assert b"no change" in leaderboard_page(board, b"", score_by_setting(board))
+
+
+def test_dollars_in_values_are_no_formula(sweeps, finish):
+    record = finished(sweeps, finish, space={"initial_weights": {"choices": ["/a/$x_{$/b", "/c"]}})
+    assert score_by_setting(leaderboard(record)).startswith(b"\x89PNG")

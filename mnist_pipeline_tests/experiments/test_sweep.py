@@ -1,5 +1,6 @@
 """Sweeps as people write them down."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,24 @@ def test_the_sweeps_of_the_project_are_valid_and_bear_the_names_of_their_files(f
         ({"space": {"epochs": {"choices": [2, 2]}}}, "choices has one value twice"),
         ({"space": {"epochs": {"choices": [1.5]}}}, "epochs: Input should be a valid integer"),
         ({"space": {"epochs": [1, 2]}}, "space.epochs"),
+        ({"space": {"learning_rate": {"low": 0.1, "high": 10**400}}}, "high: "),
+        ({"space": {"learning_rate": {"low": 0.1, "high": float("inf")}}}, "high: "),
+        ({"space": {"conv_dropout": {"low": 0.1, "high": 0.2, "step": float("inf")}}}, "step: "),
+        ({"space": {"batch_size": {"low": 32.0, "high": 64}}}, "it is a whole number, and so are low, high and step"),
+        ({"space": {"batch_size": {"low": 32, "high": 33, "step": 0.5}}}, "it is a whole number"),
+        (
+            {
+                "method": "grid",
+                "configurations": None,
+                "space": {"learning_rate": {"low": 0.1, "high": 1, "step": 1e-8}},
+            },
+            "trials, more than 10,000",
+        ),
+        ({"seeds": list(range(100)), "configurations": 200}, "that would be 20,000 trials"),
+        (
+            {"settings": {"momentum": 0.5}, "space": {"optimizer": {"choices": ["sgd"]}}},
+            "without a change (or set baseline: false): momentum has an effect only with",
+        ),
         (
             {"space": {"optimizer": {"choices": ["sgd", "adam"]}, "momentum": {"choices": [0.5]}}},
             "with optimizer='adam', momentum=0.5: momentum has an effect only with optimizer='sgd'",
@@ -61,7 +80,9 @@ def test_what_cannot_be_carried_out_is_refused_with_the_name_and_what_is_allowed
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["- a", "a: [", "", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["- a", "a: [", "", "\x00", "method: a\nmethod: b", "space: {epochs: {low: 1}, epochs: {}}"]
+)
 def test_what_is_no_sweep_is_refused_with_the_name_of_the_file(tmp_path, content):
     file = tmp_path / "some.yaml"
     file.write_text(content)
@@ -101,3 +122,9 @@ def test_a_space_of_too_many_combinations_is_refused_before_they_are_made():
     many = {"choices": [n / 1000 for n in range(1, 400)]}
     with pytest.raises(SweepInvalid, match="combinations of choices and ends, more than 10,000"):
         a_sweep(space=SPACE | {"conv_dropout": many, "hidden_dropout": many})
+
+
+def test_a_grid_of_very_many_is_not_made_to_take_a_few():
+    step = {"low": 0.1, "high": 1, "step": 1e-7}
+    sweep = a_sweep(method="grid", configurations=3, space={"learning_rate": step})
+    assert [values["learning_rate"] for values in islice(sweep.grid(), 2)] == [0.1, 0.1000001]

@@ -84,29 +84,45 @@ def test_what_a_killed_writer_left_is_collected_after_a_while(store: ModelStore,
 
 def test_a_save_and_a_prune_at_the_same_moment_lose_nothing(store: ModelStore, splits, monkeypatch):
     records, later = keep_splits(store, splits), datetime.now(UTC) + LATER
-    read = kept._index
+    read = kept._found
 
     def prune_in_between(*arguments):
         found = read(*arguments)
-        monkeypatch.setattr(kept, "_index", read)
+        monkeypatch.setattr(kept, "_found", read)
         assert len(delete_unused(store, set, later)) == 3
         return found
 
-    monkeypatch.setattr(kept, "_index", prune_in_between)
+    monkeypatch.setattr(kept, "_found", prune_in_between)
     keep_splits(store, splits)  # it has read the index, and then all is deleted
     assert same(load_splits(store, records, splits.spec), splits)
 
     def keep_in_between(*arguments):
         found = read(*arguments)
-        monkeypatch.setattr(kept, "_index", read)
+        monkeypatch.setattr(kept, "_found", read)
         keep_splits(store, splits)
         return found
 
-    monkeypatch.setattr(kept, "_index", keep_in_between)
+    monkeypatch.setattr(kept, "_found", keep_in_between)
     assert len(delete_unused(store, set, later)) == 2  # all but the one that was asked for again
-    monkeypatch.setattr(kept, "_index", read)
+    monkeypatch.setattr(kept, "_found", read)
     keep_splits(store, splits)
     assert same(load_splits(store, records, splits.spec), splits)
+
+
+def test_a_damaged_index_or_lost_images_are_kept_anew(store: ModelStore, splits):
+    records = keep_splits(store, splits)
+    folder = f"{DATA}{records['train'].digest}/"
+    store.put(f"{folder}{INDEX}", b'{"shape": [1')
+    keep_splits(store, splits)
+    assert same(load_splits(store, records, splits.spec), splits)
+    for key in [key for key in store.list_objects(folder) if key.endswith("/1")]:
+        store.delete_object(key)
+    keep_splits(store, splits)
+    assert same(load_splits(store, records, splits.spec), splits)
+    index = store.read_object(f"{folder}{INDEX}")[0].replace(b"[640,", b"[640000000000,")
+    store.put(f"{folder}{INDEX}", index)
+    with pytest.raises(CorruptModel, match="does not fit into 2 objects"):
+        load_splits(store, records, splits.spec)
 
 
 def test_nothing_is_deleted_where_a_manifest_cannot_be_read(store: ModelStore, save, splits):

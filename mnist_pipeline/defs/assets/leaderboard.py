@@ -9,12 +9,15 @@ from mnist_pipeline.defs.assets.trial import trial
 from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
+from mnist_pipeline.experiments.sweep import SWEEP_NAME
 
 
 class LeaderboardConfig(dg.Config):
     """The sweep that is ranked."""
 
-    sweep: str | None = Field(None, description="Its name; the sweep that was started last when not given.")
+    sweep: str | None = Field(
+        None, pattern=SWEEP_NAME, description="Its name; the sweep that was started last when not given."
+    )
 
 
 @dg.asset(
