@@ -67,7 +67,7 @@ def test_a_run_is_alive_while_any_of_its_processes_is(instance, process):
 def step_event(instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType, pid: int) -> None:
     data: Any = EngineEventData.in_process(pid)
     if kind == dg.DagsterEventType.STEP_SUCCESS:
-        data = StepSuccessData(duration_ms=1)
+        data = StepSuccessData(duration_ms=1.0)
     elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
         data = StepRetryData(SerializableErrorInfo("a test", [], None))
     event = dg.DagsterEvent(kind.value, run.job_name, step_key="some_step", event_specific_data=data)
