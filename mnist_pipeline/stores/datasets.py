@@ -125,6 +125,8 @@ def delete_unused(store: ObjectStore, used: Callable[[], set[str]], before: date
     deleted = []
     for digest, keys in sorted(listed.items()):
         index, token = _found(store, digest)
+        if index is None and digest in needed:
+            continue  # damaged, or of other code
         if index and index.parts and digest not in needed and index.kept_at < before:
             gone = index.model_copy(update={"parts": 0})
             try:  # whoever reads the index from here on writes anew; whoever has read it before finds it changed

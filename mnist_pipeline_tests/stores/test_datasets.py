@@ -125,6 +125,16 @@ def test_a_damaged_index_or_lost_images_are_kept_anew(store: ModelStore, splits)
         load_splits(store, records, splits.spec)
 
 
+def test_images_that_are_needed_stay_also_with_a_damaged_index(store: ModelStore, splits):
+    records = keep_splits(store, splits)
+    index = f"{DATA}{records['train'].digest}/{INDEX}"
+    content, _ = store.read_object(index)
+    store.put(index, b"{}")
+    assert delete_unused(store, lambda: digests_of(records), datetime.now(UTC) + LATER) == []
+    store.put(index, content)
+    assert same(load_splits(store, records, splits.spec), splits)
+
+
 def test_nothing_is_deleted_where_a_manifest_cannot_be_read(store: ModelStore, save, splits):
     records = keep_splits(store, splits)
     old, _ = save(), save()
