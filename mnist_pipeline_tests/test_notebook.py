@@ -1,5 +1,6 @@
 """The notebook, cell by cell in a real kernel, and what it is made of."""
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -11,7 +12,7 @@ from nbclient import NotebookClient
 from mnist_pipeline import notebook
 from mnist_pipeline.stores import NothingDeployed
 from mnist_pipeline_tests.conftest import Pipeline
-from mnist_pipeline_tests.live import PROJECT
+from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT
 from mnist_pipeline_tests.task.examples import TINY
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -37,6 +38,9 @@ def deployment(pipeline: Pipeline, tmp_path, monkeypatch) -> Pipeline:
 def variables(pipeline: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     environment = pipeline.environment
+    # Also those of before, which another name would contradict.
+    for name in OWN_VARIABLES | {name for name in os.environ if name.endswith(("_DIR", "_SOURCE"))}:
+        monkeypatch.delenv(name, raising=False)
     for name in environment.model_fields_set:
         monkeypatch.setenv(name.upper(), str(getattr(environment, name)))
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))

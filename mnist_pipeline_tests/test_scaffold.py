@@ -63,8 +63,10 @@ def test_a_project_for_a_folder_of_images_has_no_trace_of_this_ones_data(tmp_pat
     for command in (["check"], ["format", "--check"]):
         python(target, "-m", "ruff", *command, "--no-cache", ".")
     assert json.loads(python(target, "-c", ASSETS.format(package="street_flowers_pipeline"))) == [
+        "backtest",
         "batch_street_flowers_predictions",
         "labelled_street_flowers",
+        "leaderboard",
         "model_evaluation",
         "prediction_input",
         "processed_street_flowers_data",
@@ -72,6 +74,7 @@ def test_a_project_for_a_folder_of_images_has_no_trace_of_this_ones_data(tmp_pat
         "raw_street_flowers_data",
         "street_flowers_classifier",
         "street_flowers_predictions",
+        "trial",
     ]
     assert "StreetFlowersCNN" in (target / "street_flowers_pipeline/task/networks/street_flowers_cnn.py").read_text()
     for command in (["init", "--quiet"], ["add", "."]):

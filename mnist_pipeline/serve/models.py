@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from mnist_pipeline.serve.errors import ServiceError
+from mnist_pipeline.serve.errors import ServiceError, documented
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
 from mnist_pipeline.stores.objects import EXPERIMENTS
@@ -52,7 +52,7 @@ class Versions(BaseModel):
 
 def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
     """GET /versions and the pages that the store has of them."""
-    router = APIRouter(tags=["models"])
+    router = APIRouter(tags=["models"], responses=documented({404: "The store has no such thing."}))
 
     def listed(limit: int) -> Versions:
         found = overview(store, limit)
