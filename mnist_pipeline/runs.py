@@ -43,32 +43,30 @@ class Problem(Exception):
     """The command cannot do what was asked; the message says why and what to do."""
 
 
-def full_pipeline_job() -> dg.JobDefinition:
-    """Return the job of everything; the processes of its steps find it by this function."""
+def _job(name: str) -> dg.JobDefinition:
     from mnist_pipeline.definitions import defs
 
-    return defs.resolve_job_def(EVERYTHING)
+    return defs.resolve_job_def(name)
+
+
+def full_pipeline_job() -> dg.JobDefinition:
+    """Return the job of everything; the processes of its steps find it by this function."""
+    return _job(EVERYTHING)
 
 
 def trial_job() -> dg.JobDefinition:
     """Return the job of one trial."""
-    from mnist_pipeline.definitions import defs
-
-    return defs.resolve_job_def(TRIAL_JOB)
+    return _job(TRIAL_JOB)
 
 
 def leaderboard_job() -> dg.JobDefinition:
     """Return the job of the ranking of a sweep."""
-    from mnist_pipeline.definitions import defs
-
-    return defs.resolve_job_def(LEADERBOARD_JOB)
+    return _job(LEADERBOARD_JOB)
 
 
 def candidate_job() -> dg.JobDefinition:
     """Return the job that sends a trial to evaluation and gate."""
-    from mnist_pipeline.definitions import defs
-
-    return defs.resolve_job_def(CANDIDATE_JOB)
+    return _job(CANDIDATE_JOB)
 
 
 def run(config: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
 from mnist_pipeline.files.atomic import write_bytes
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.stores import ModelStore, ModelStoreError
+from mnist_pipeline.stores.versions import CARD, COMPARED
 
 LISTED_CONFIGURATIONS = 20
 
@@ -82,7 +83,7 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
         case "compare":
             _compare(store, options.first, options.second, options.page)
         case "card":
-            from mnist_pipeline.experiments.card import CARD, keep_card
+            from mnist_pipeline.experiments.card import keep_card
 
             found = find_version(store, options.version)
             keep_card(found.store, found.manifest.name)
@@ -153,7 +154,7 @@ def _compare(store: ModelStore, first: str, second: str, page: Path | None) -> N
     for rows in (comparing.score_rows(found), comparing.settings_rows(found), comparing.paired_rows(found)):
         print(*(["", *_aligned([[*rows[0]], *map(_cells, rows)])] if rows else ["", "no setting differs"]), sep="\n")
     content = comparing.comparison_page(found)
-    key = f"{found.first.manifest.name}/compared/{found.second.manifest.name}.html"
+    key = f"{found.first.manifest.name}/{COMPARED}{found.second.manifest.name}.html"
     found.first.store.put(key, content)
     print(f"\nthe page: {found.first.store.address}/{key}")
     if page:

@@ -13,8 +13,9 @@ def kept_card(
 
     A version that cannot be read any more has none, and stops nothing.
     """
-    from mnist_pipeline.experiments.card import CARD, keep_card
+    from mnist_pipeline.experiments.card import keep_card
     from mnist_pipeline.stores.errors import ModelStoreError
+    from mnist_pipeline.stores.versions import CARD
 
     for name in dict.fromkeys(filter(None, names)):
         try:

@@ -156,8 +156,9 @@ def sweep_sensor(running: bool, every_seconds: int) -> dg.SensorDefinition:
         from mnist_pipeline.experiments.trials import Sweeps
 
         found = Sweeps(model_store)
-        due = due_trials(context.instance, found)
-        complete = [name for name in found.open() if _is_complete(found, name)]
+        opened = found.open()
+        due = due_trials(context.instance, found, opened)
+        complete = [name for name in opened if _is_complete(found, name)]
         if not due and not complete:
             return dg.SkipReason("no trial is due")
         requests = [_trial_request(context.instance, found, name) for name in due]

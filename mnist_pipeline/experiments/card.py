@@ -14,15 +14,15 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.evaluations import KeptEvaluation, kept_evaluation
 from mnist_pipeline.stores.exports import recorded_digest
-
-CARD = "card.html"
-"""The card, in the folder of its version; it is made again whenever something is recorded about that."""
+from mnist_pipeline.stores.versions import CARD
 
 SHOWN_DECISIONS = 20
 
 
 def keep_card(store: ModelStore, name: str) -> None:
-    """Make the card of a version and keep it beside the version. Raises UnknownModel or CorruptModel."""
+    """Make the card of a version and keep it beside the version; again where something was recorded about it.
+
+    Raises UnknownModel or CorruptModel."""
     store.put(f"{name}/{CARD}", card(store, name))
 
 

@@ -12,9 +12,6 @@ from mnist_pipeline.stores.errors import ModelStoreError
 LEAST_FOR_IMPORTANCE = 4
 """Fewer configurations say nothing about importance."""
 
-PAGE = "leaderboard.html"
-"""The page, in the folder of its sweep."""
-
 MIB = 2**20
 
 

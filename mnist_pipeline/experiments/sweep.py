@@ -11,10 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mnist_pipeline.files.yaml_file import read_yaml
 from mnist_pipeline.ml.settings import TrainingSettings
+from mnist_pipeline.stores.objects import SWEEP_NAME
 from mnist_pipeline.task.settings import Settings
-
-SWEEP_NAME = r"^[a-z0-9][a-z0-9_]{0,60}$"
-"""Names of sweeps stand in keys and in names of partitions."""
 
 MAX_TRIALS = 10_000
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from mnist_pipeline.experiments.search import next_configurations
-from mnist_pipeline.experiments.sweep import MAX_TRIALS, SWEEP_NAME, Sweep
+from mnist_pipeline.experiments.sweep import MAX_TRIALS, Sweep
 from mnist_pipeline.ml.manifest import SplitRecord
 from mnist_pipeline.ml.records import Record
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.datasets import SPLIT_RECORDS, SPLITS
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
-from mnist_pipeline.stores.objects import EXPERIMENTS, NAMED_SWEEPS, OPEN_SWEEPS, time_text
+from mnist_pipeline.stores.objects import EXPERIMENTS, NAMED_SWEEPS, OPEN_SWEEPS, SWEEP_NAME, time_text
 from mnist_pipeline.stores.overview import sweep_names
 
 SWEEP = "sweep.json"

@@ -11,7 +11,7 @@ from mnist_pipeline.experiments.sweep import first_problem
 from mnist_pipeline.experiments.trials import Chosen, Sweeps, Trial
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.export import export
-from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.manifest import ModelManifest, SplitRecord
 from mnist_pipeline.ml.records import EpochMetrics, Splits
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
@@ -48,13 +48,13 @@ def run_trial(
     if saved := _saved_before(sweeps, chosen, name, settings):
         weights = models.read_object(f"{saved.name}/{WEIGHTS}")[0]
         return _recorded(sweeps, name, _result(trial, saved, len(weights)))
-    splits = _splits_of(sweeps, sweep.name, current)
+    splits, kept = _splits_of(sweeps, sweep.name, current)
     try:
         result = train(settings, splits, reporter(settings.epochs), checkpoint_dir)
         exported = export(result.weights, settings, splits)
     except (TrainingDiverged, ModelError, ValueError) as error:
         return _recorded(sweeps, name, trial.model_copy(update={"problem": str(error)}))
-    manifest = save_trained(models, result, exported, settings, splits, run_id, trial=name, data=sweeps.store)
+    manifest = save_trained(models, result, exported, settings, splits, kept, run_id, trial=name)
     try:
         done = _recorded(sweeps, name, _result(trial, manifest, len(result.weights)))
     except UnknownModel:  # its sweep was deleted meanwhile, and nothing else would ever delete it
@@ -65,11 +65,13 @@ def run_trial(
     return done
 
 
-def _splits_of(sweeps: Sweeps, sweep: str, current: Splits) -> Splits:
-    """The splits of a sweep: results on other validation images could not be compared."""
+def _splits_of(sweeps: Sweeps, sweep: str, current: Splits) -> tuple[Splits, dict[str, SplitRecord]]:
+    """The splits of a sweep, and how they are kept: results on other validation images could not be compared."""
     now = keep_splits(sweeps.store, current)
     then = sweeps.splits(sweep, now)
-    return current if digests_of(then) == digests_of(now) else load_splits(sweeps.store, then, current.spec)
+    if digests_of(then) == digests_of(now):
+        return current, now
+    return load_splits(sweeps.store, then, current.spec), then
 
 
 def _saved_before(sweeps: Sweeps, chosen: Chosen, name: str, settings: TrainingSettings) -> ModelManifest | None:

@@ -12,17 +12,12 @@ from starlette.concurrency import run_in_threadpool
 from mnist_pipeline.serve.errors import ServiceError, documented
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.errors import ObjectMissing
-from mnist_pipeline.stores.objects import EXPERIMENTS
+from mnist_pipeline.stores.objects import EXPERIMENTS, LEADERBOARD, SWEEP_NAME
 from mnist_pipeline.stores.overview import overview, sweep_names
-from mnist_pipeline.stores.versions import VERSION_NAME
+from mnist_pipeline.stores.versions import CARD, COMPARED, VERSION_NAME
 
 STATIC = Path(__file__).parent / "static"
 SORT_SCRIPT = Path(__file__).parents[1] / "experiments/templates/sort.js"
-
-CARD, LEADERBOARD, COMPARED = "card.html", "leaderboard.html", "compared/"
-"""The pages in the store: in the folder of a version, of a sweep, of the first of two versions."""
-
-SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,60}")
 
 LISTED, MOST_LISTED = 50, 200
 
@@ -97,7 +92,7 @@ def model_routes(store: ModelStore, **guarded: Any) -> APIRouter:
     async def leaderboard(sweep: str) -> Response:
         """Return the leaderboard of a sweep, a page that stands by itself."""
         missing = f"there is no leaderboard of a sweep {sweep[:LONGEST_NAME]!r}, or it is not complete yet"
-        if not SWEEP_NAME.fullmatch(sweep):
+        if not re.fullmatch(SWEEP_NAME, sweep):
             raise ServiceError(404, "not_found", missing)
         return await run_in_threadpool(kept, f"{EXPERIMENTS}{sweep}/{LEADERBOARD}", missing)
 

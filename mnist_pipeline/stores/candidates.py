@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from mnist_pipeline.ml import drift
 from mnist_pipeline.ml.coverage import coverage_curve
 from mnist_pipeline.ml.data import data_version
-from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.manifest import ModelManifest, SplitRecord
 from mnist_pipeline.ml.provenance import provenance
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
-from mnist_pipeline.stores.datasets import keep_splits
 from mnist_pipeline.stores.versions import VersionStore
 
 if TYPE_CHECKING:
@@ -23,14 +22,11 @@ def save_trained(
     exported: "Exported",
     settings: TrainingSettings,
     splits: Splits,
+    kept: dict[str, SplitRecord],
     run_id: str,
     trial: str | None = None,
-    data: VersionStore | None = None,
 ) -> ModelManifest:
-    """Save a training of this process as a new version, and keep the splits that it needs to be reproduced.
-
-    The splits are kept in `data`, if that is another store.
-    """
+    """Save a training of this process as a new version; `kept` is what `keep_splits` said of its splits."""
     probabilities = exported.answers.probabilities  # of the validation images
     seconds = sum(epoch.seconds for epoch in result.history)
     return store.save(
@@ -46,7 +42,7 @@ def save_trained(
         drift_reference=drift.reference(splits.validation.images, probabilities, splits.spec),
         temperature=exported.temperature,
         coverage=coverage_curve(probabilities.max(1), probabilities.argmax(1) == splits.validation.labels),
-        splits=keep_splits(data or store, splits),
+        splits=kept,
         provenance=provenance(result.device, result.precision, seconds, settings.initial_weights),
         trial=trial,
     )

@@ -21,6 +21,12 @@ DATA = "data/"
 EXPERIMENTS = "experiments/"
 """Keys of sweeps and of the versions that they try; see `experiments`."""
 
+SWEEP_NAME = r"^[a-z0-9][a-z0-9_]{0,60}$"
+"""Names of sweeps stand in keys and in names of partitions."""
+
+LEADERBOARD = "leaderboard.html"
+"""The page in the folder of a sweep."""
+
 OPEN_SWEEPS, NAMED_SWEEPS = f"{EXPERIMENTS}.open/", f"{EXPERIMENTS}.named/"
 """Keys of empty objects: for each sweep that has trials left to do; for each sweep by a time, `_` and its name."""
 

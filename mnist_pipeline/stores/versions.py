@@ -7,6 +7,7 @@ Layout, as far as versions are concerned:
     <version>/manifest.json                written last: without it there is no version
     <version>/onnx.json                    only in versions from before there was model.onnx, see `exports`
     <version>/predicted-<images>.labels    the labels it gave those images, so that they are not predicted again
+    <version>/card.html, compared/<version>.html    pages, made anew at any time, see `experiments`
     <version>/entered/<time>               empty; of a trial that became a candidate, see `experiments`
     <version>/decided/<decision>           empty; its name is that of a decision about it, see `trail`
 """
@@ -36,6 +37,9 @@ DECISIONS = "decisions/"
 
 PASSED_OVER = (DATA, DECISIONS, EXPERIMENTS)
 """The prefixes of what stands between versions in a listing, in order: a listing must not grow with them."""
+
+CARD, COMPARED = "card.html", "compared/"
+"""The card of a version, and the prefix of its comparisons; see `experiments`."""
 
 ENTERED = "entered/"
 """A prefix in the folder of a version that was trained elsewhere: an empty object by the time when it came."""

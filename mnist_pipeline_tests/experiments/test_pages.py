@@ -10,13 +10,14 @@ import pytest
 from scipy import stats
 
 from mnist_pipeline.__main__ import main
-from mnist_pipeline.experiments.card import CARD, card, comparison_rows
+from mnist_pipeline.experiments.card import card, comparison_rows
 from mnist_pipeline.experiments.comparing import compare_versions, comparison_page, paired_rows, score_rows
 from mnist_pipeline.experiments.sweep import parse_sweep
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.experiments.trying import run_trial
 from mnist_pipeline.stores import ModelStoreError, NothingDeployed
 from mnist_pipeline.stores.evaluations import EVALUATION, kept_evaluation
+from mnist_pipeline.stores.versions import CARD
 from mnist_pipeline_tests.conftest import Pipeline, metadata
 from mnist_pipeline_tests.task.examples import TINY
 

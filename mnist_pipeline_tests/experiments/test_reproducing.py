@@ -18,6 +18,7 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.ml.training import train
 from mnist_pipeline.stores import CorruptModel, LocalModelStore, UnknownModel
 from mnist_pipeline.stores.candidates import save_trained
+from mnist_pipeline.stores.datasets import keep_splits
 from mnist_pipeline_tests.task.examples import TINY
 
 
@@ -29,7 +30,9 @@ def store(tmp_path: Path) -> LocalModelStore:
 def trained_as(store: LocalModelStore, splits, **fields: Any) -> ModelManifest:
     settings = TrainingSettings(**TINY | {"epochs": 1} | fields)
     result = train(settings, splits)
-    return save_trained(store, result, export(result.weights, settings, splits), settings, splits, "run")
+    return save_trained(
+        store, result, export(result.weights, settings, splits), settings, splits, keep_splits(store, splits), "run"
+    )
 
 
 def changed(store: LocalModelStore, manifest: ModelManifest, **fields: Any) -> ModelManifest:

@@ -81,6 +81,7 @@ def digit_classifier(
     from mnist_pipeline.ml.improbable import improbable_items
     from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
     from mnist_pipeline.stores.candidates import save_trained
+    from mnist_pipeline.stores.datasets import keep_splits
 
     splits, folder = processed_mnist_data, checkpoints.path()
     settings = TrainingSettings(**config.model_dump(exclude={"trial"}))
@@ -93,7 +94,8 @@ def digit_classifier(
         improbable = _improbable_labels(result.weights, settings, splits)  # a failure once it is saved saves another
     except ModelError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
-    manifest = save_trained(model_store, result, exported, settings, splits, context.run_id)
+    kept = keep_splits(model_store, splits)
+    manifest = save_trained(model_store, result, exported, settings, splits, kept, context.run_id)
     try:
         discard_checkpoint(settings, splits, folder)
     except OSError as error:  # the version is saved: trying again would save another one

@@ -9,7 +9,7 @@ from mnist_pipeline.defs.assets.trial import trial
 from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.experiments.sweep import SWEEP_NAME
+from mnist_pipeline.stores.objects import SWEEP_NAME
 
 
 class LeaderboardConfig(dg.Config):
@@ -43,7 +43,7 @@ def leaderboard(
     from mnist_pipeline.experiments.plots import score_against_cost, score_by_setting
     from mnist_pipeline.experiments.trials import Sweeps
     from mnist_pipeline.stores.errors import ModelStoreError
-    from mnist_pipeline.stores.objects import EXPERIMENTS
+    from mnist_pipeline.stores.objects import EXPERIMENTS, LEADERBOARD
 
     sweeps = Sweeps(model_store)
     try:
@@ -56,7 +56,7 @@ def leaderboard(
     if board.open:
         problems.append(f"{board.open} trials are not done yet")
     cost, by_setting = score_against_cost(board), score_by_setting(board)
-    page = f"{EXPERIMENTS}{record.sweep.name}/{ranking.PAGE}"
+    page = f"{EXPERIMENTS}{record.sweep.name}/{LEADERBOARD}"
     model_store.put(page, ranking.leaderboard_page(board, cost, by_setting))
     settings = yaml.safe_dump(ranking.as_config(board, best), sort_keys=False)
     yield dg.MaterializeResult(
