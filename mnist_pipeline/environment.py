@@ -4,27 +4,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from mnist_pipeline.files.cloud import MEMORY, SCHEMES, parse_address, require_url
+from mnist_pipeline.files.cloud import MEMORY, parse_address
 from mnist_pipeline.files.folders import Links
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings, Source, dataset_names, task_name
 from mnist_pipeline.task.spec import TASK_NAME, Pictures
+from mnist_pipeline.variables import (
+    ALERTS,
+    STORES_OF_BEFORE,
+    AlertNames,
+    BearerToken,
+    Cron,
+    LocalFolder,
+    Place,
+    StoreAddress,
+    TimeZone,
+    Url,
+    absolute,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-
-ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
-"""The kinds of alerts."""
 
 PLACES = (
     *("storage_root", "data_dir", "predictions_dir", "labelled_dir", "review_dir", "checkpoint_dir"),
     *("model_store", "prediction_input"),
 )
 """The fields that name a folder or an address."""
-
-STORES_OF_BEFORE = ("local", "s3")
-"""Values of MODEL_STORE of before a store was named by an address; they are still read."""
 
 DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}
 """The names of before there was more than one data set; they are still read."""
@@ -36,11 +43,6 @@ RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
 """Values of earlier versions of the code that are still read."""
 
 
-def absolute(path: str) -> str:
-    """Return `path` from the root: `~` is the home folder, a relative path begins at the folder of the command."""
-    return str(Path(path).expanduser().absolute())
-
-
 class EnvironmentInvalid(ValueError):
     """A variable has a value that it cannot have."""
 
@@ -50,17 +52,17 @@ class Environment(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    storage_root: str = Field(str(PROJECT / "storage"), description="Default place of all that follows.")
-    data_dir: str = Field("", description="Values between assets: folder or address.")
-    predictions_dir: str = Field("", description="Tables of predictions: folder or address.")
-    labelled_dir: str = Field("", description="Images that people labelled: folder or address.")
-    review_dir: str = Field("", description="Images to be looked at by people: folder or address.")
-    checkpoint_dir: str = Field("", description="Unfinished trainings: folder or address.")
-    s3_endpoint_url: str | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+    storage_root: Place = Field(str(PROJECT / "storage"), description="Default place of all that follows.")
+    data_dir: Place = Field("", description="Values between assets: folder or address.")
+    predictions_dir: Place = Field("", description="Tables of predictions: folder or address.")
+    labelled_dir: Place = Field("", description="Images that people labelled: folder or address.")
+    review_dir: Place = Field("", description="Images to be looked at by people: folder or address.")
+    checkpoint_dir: Place = Field("", description="Unfinished trainings: folder or address.")
+    s3_endpoint_url: Url | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
 
     dataset: str = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
     dataset_source: Source = Field("auto", description="Of a data set with a name: where it comes from.")
-    dataset_dir: str = Field("", description="Folder of its files; downloads go there.")
+    dataset_dir: LocalFolder = Field("", description="Folder of its files; downloads go there.")
     dataset_name: str | None = Field(
         None, pattern=TASK_NAME, description="With DATASET=folder: the name of the task; else the folder's."
     )
@@ -68,12 +70,12 @@ class Environment(BaseModel):
     image_channels: Literal["1", "3"] | None = Field(None, description="With DATASET=folder: 1 grey, 3 colour.")
     pictures: Pictures | None = Field(None, description="With DATASET=folder: the kind of pictures; photos.")
 
-    model_store: str = Field("", description="The models: folder or address.")
-    model_dir: str = Field("", description="Of before: the folder of the models.")
+    model_store: StoreAddress = Field("", description="The models: folder or address.")
+    model_dir: LocalFolder = Field("", description="Of before: the folder of the models.")
     s3_model_bucket: str | None = Field(None, description="Of before: with MODEL_STORE=s3, the bucket of the models.")
     s3_model_prefix: str = "models"
 
-    prediction_input: str | None = Field(None, description="Images for the batch predictions: folder or address.")
+    prediction_input: Place | None = Field(None, description="Images for the batch predictions: folder or address.")
     folder_links: Links = Field(
         "inside", description="Links in watched folders that are followed: to somewhere inside the folder, all, none."
     )
@@ -82,20 +84,20 @@ class Environment(BaseModel):
     automation_seconds: int = Field(15, ge=5, le=3600, description="Between two looks at conditions, folders, alerts.")
     model_retrain: Literal["on_cron", "eager"] = "on_cron"
     pipeline_config: str | None = Field(None, description="A file of settings in place of the defaults, YAML.")
-    retrain_cron: str = "0 3 * * 0"
+    retrain_cron: Cron = "0 3 * * 0"
     retrain_after_labels: int = Field(50, ge=0, description="New labels that do not wait for RETRAIN_CRON; 0: all do.")
-    raw_data_cron: str = "0 2 * * *"
-    predict_cron: str = "0 4 * * *"
-    backtest_cron: str = "0 5 * * *"
-    cron_timezone: str = "UTC"
+    raw_data_cron: Cron = "0 2 * * *"
+    predict_cron: Cron = "0 4 * * *"
+    backtest_cron: Cron = "0 5 * * *"
+    cron_timezone: TimeZone = "UTC"
 
     slack_bot_token: SecretStr | None = None
     slack_channel: str | None = None
-    slack_alerts: str = Field(",".join(ALERTS), description="Which messages to send, with commas between them.")
-    slack_api_url: str = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
-    dagster_webserver_url: str | None = None
+    slack_alerts: AlertNames = Field(",".join(ALERTS), description="Which messages to send, with commas between them.")
+    slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
+    dagster_webserver_url: Url | None = None
 
-    serve_token: SecretStr | None = Field(None, description="Bearer token of the inference service.")
+    serve_token: BearerToken | None = Field(None, description="Bearer token of the inference service.")
     feedback: bool = Field(True, description="off: the inference service takes no corrections.")
     second_opinion: bool = Field(False, description="on: labels that contradict the model wait to be confirmed.")
 
@@ -135,76 +137,6 @@ class Environment(BaseModel):
                 raise ValueError(f"{old.upper()} is the name of before of {new.upper()}: set one of them")
             renamed[new] = renamed.pop(old)
         return renamed
-
-    @field_validator("model_dir", "dataset_dir")
-    @classmethod
-    def _local(cls, value: str | None) -> str | None:
-        if value and "://" in value:
-            raise ValueError(f"{value!r} is not a local folder, and only a local folder will do")
-        return value
-
-    @field_validator(*PLACES)
-    @classmethod
-    def _folder_or_address(cls, value: str | None) -> str | None:
-        if value:
-            parse_address(value)
-        return value
-
-    @field_validator("s3_endpoint_url", "slack_api_url", "dagster_webserver_url")
-    @classmethod
-    def _without_secrets(cls, value: str | None) -> str | None:
-        if value:
-            require_url(value)
-        return value
-
-    @field_validator("model_store")
-    @classmethod
-    def _no_bare_word(cls, value: str) -> str:
-        if value and "/" not in value and value not in (*STORES_OF_BEFORE, ".", "..", "~"):
-            raise ValueError(
-                f"{value!r} is neither a folder (./{value} is one) nor an address: "
-                f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}"
-            )
-        return value
-
-    @field_validator("serve_token")
-    @classmethod
-    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not all("!" <= character <= "~" for character in value.get_secret_value()):
-            raise ValueError("only visible ASCII characters, and no spaces, can stand in an Authorization header")
-        return value
-
-    @field_validator("slack_alerts")
-    @classmethod
-    def _known_alerts(cls, value: str) -> str:
-        if unknown := [kind for kind in value.split(",") if kind.strip() not in ALERTS]:
-            raise ValueError(f"{', '.join(unknown)} is not one of {', '.join(ALERTS)}")
-        return value
-
-    @field_validator("retrain_cron", "raw_data_cron", "predict_cron", "backtest_cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        try:
-            import dagster as dg  # only where a schedule is set: a store or a service needs no Dagster
-        except ModuleNotFoundError:
-            return value  # the environment of the service, which has no schedules
-
-        try:
-            dg.ScheduleDefinition(name="schedule", cron_schedule=value, job_name="job")
-        except dg.DagsterInvalidDefinitionError:
-            raise ValueError(f"{value!r} is not a cron schedule such as '0 3 * * 0'") from None
-        return value
-
-    @field_validator("cron_timezone")
-    @classmethod
-    def _timezone(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError):
-            raise ValueError(f"{value!r} is not an IANA time zone such as 'Europe/Berlin'") from None
-        return value
 
     @model_validator(mode="after")
     def _one_name_of_the_store(self) -> "Environment":

@@ -1,5 +1,7 @@
 """Runs from the command line: of the whole graph, of sweeps; end those that died, sum up the last one."""
 
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +31,6 @@ NEXT_STEPS = (
 """Words after a refusal."""
 
 RAW_DATA, DATA = "raw_mnist_data", "processed_mnist_data"
-
-INTERRUPTED = "DagsterExecutionInterruptedError"
 
 LOOK_SECONDS = 1
 """Between two looks if a trial is due."""
@@ -92,7 +92,7 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
     times. Raises Problem if there is no data to train on, or the ranking fails.
     """
     recover()
-    with _instance() as instance:
+    with _instance() as instance, _interrupts() as interrupted:
         if instance.get_latest_materialization_event(dg.AssetKey(DATA)) is None:
             print(f"{DATA} is not there yet, and is made first", flush=True)
             _succeed(_execute(instance, full_pipeline_job, {}, [dg.AssetKey(name) for name in (RAW_DATA, DATA)]))
@@ -112,14 +112,14 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
                     _end_dead_runs(instance)  # a step may have outlived its run, and be done by now
                 continue
             told = False
-            _run_trial(instance, sweeps, due[0])
+            _run_trial(instance, sweeps, due[0], interrupted)
         sweeps.close(sweep.name)
         _succeed(
             _execute(instance, leaderboard_job, {"ops": {"leaderboard": {"config": {"sweep": record.sweep.name}}}})
         )
 
 
-def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
+def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str, interrupted: Callable[[], bool]) -> None:
     record, trial = sweeps.chosen(name)
     done, planned = sum(found.is_done for found in record.trials), _planned(record)
     said = ", ".join(f"{setting}={value}" for setting, value in trial.values.items()) or "no change"
@@ -127,8 +127,9 @@ def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
     instance.add_dynamic_partitions(TRIALS_NAME, [name])
     with _execute(instance, trial_job, {}, tags={PARTITION_TAG: name, **TRIAL_RUN_TAGS}) as result:
         record, trial = sweeps.chosen(name)
-        if not trial.is_done and _was_interrupted(result):
-            instance.add_run_tags(result.run_id, {INTERRUPTED_TAG: "true"})  # that is no try that failed
+        if interrupted():
+            if not trial.is_done:
+                instance.add_run_tags(result.run_id, {INTERRUPTED_TAG: "true"})  # that is no try that failed
             raise KeyboardInterrupt
     if trial.version:
         left = (planned - done - 1) * (trial.seconds or 0)
@@ -141,10 +142,28 @@ def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str) -> None:
         print(f"  {trial.problem or 'the run ended without a result, and is tried again'}", flush=True)
 
 
-def _was_interrupted(result: dg.JobExecutionResult) -> bool:
-    """Return whether Ctrl-C or SIGTERM ended a run, which Dagster tells as a failure."""
-    failures = [event.job_failure_data for event in result.all_events if event.is_job_failure]
-    return any(INTERRUPTED in f"{failure.error}" for failure in failures)
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells if Ctrl-C or SIGTERM came.
+
+    Dagster keeps them back during a run, ends the run if it still can, and then forgets them.
+    """
+    ours, pythons = socket.socketpair()
+    with ours, pythons:
+        for end in (ours, pythons):
+            end.setblocking(False)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)  # whoever else handles signals
+
+        def interrupted() -> bool:
+            try:
+                return bool({signal.SIGINT, signal.SIGTERM} & set(ours.recv(4096)))
+            except BlockingIOError:
+                return False
+
+        try:
+            yield interrupted
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _planned(record: SweepRecord) -> int:

@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "files": set(),
     "task": {"files"},
     "ml": {"files", "task"},
-    "environment": {"files", "task"},
+    "variables": {"files"},
+    "environment": {"files", "task", "variables"},
     "stores": {"files", "task", "ml", "environment"},
     "experiments": {"files", "task", "ml", "stores"},
     "defs": {"files", "task", "ml", "environment", "stores", "experiments"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
 }
 """Each folder or file at the root, and the others that it may import."""
 
-NO_DAGSTER = ("files", "task", "ml", "stores", "experiments", "serve", "environment")
+NO_DAGSTER = ("files", "task", "ml", "stores", "experiments", "serve", "environment", "variables")
 
 KEPT_NAMES = re.compile(
     r"mnist_pipeline(\.task\.known\.mnist)?|(raw|processed)_mnist_data|labelled_digits|(production_)?digit_classifier|(batch_)?digit_predictions"
@@ -69,9 +70,9 @@ def test_imports_point_one_way(module):
 
 
 def test_only_what_dagster_sees_imports_dagster():
-    """Environment asks it about schedules, in a function."""
+    """Variables ask it about schedules, in a function."""
     found = {place(path) for path in MODULES for name in imported(path) if name.split(".")[0].startswith("dagster")}
-    assert found - {"environment"} == {"defs", "definitions", "notebook", "runs"}
+    assert found - {"variables"} == {"defs", "definitions", "notebook", "runs"}
     parts = [f"mnist_pipeline.{'.'.join(p.relative_to(PACKAGE).with_suffix('').parts)}" for p in MODULES]
     parts = [name for name in parts if name.split(".")[1] in NO_DAGSTER and not name.endswith("__")]
     code = f"import json, sys\nimport {', '.join(parts)}\nprint(json.dumps('dagster' in sys.modules))"

@@ -219,7 +219,7 @@ CUT: dict[str, list[tuple[str, str, str]]] = {
         (
             '    @model_validator(mode="before")\n    @classmethod\n    def _names_of_before',
             "",
-            '    @field_validator("model_dir"',
+            '    @model_validator(mode="after")\n    def _one_name_of_the_store',
         ),
     ],
     "mnist_pipeline/ml/manifest.py": [

@@ -19,10 +19,11 @@ from mnist_pipeline.defs.alerts.channels import channels_from_environment
 from mnist_pipeline.defs.alerts.channels import slack as slack_module
 from mnist_pipeline.defs.alerts.channels.slack import from_environment
 from mnist_pipeline.defs.alerts.sensor import alert_sensor
-from mnist_pipeline.environment import ALERTS, Environment
+from mnist_pipeline.environment import Environment
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.stores.decisions import new_decision
 from mnist_pipeline.task.settings import NetworkSettings
+from mnist_pipeline.variables import ALERTS
 from mnist_pipeline_tests.conftest import Pipeline, metadata
 from mnist_pipeline_tests.defs.slack_stub import TOKEN, SlackStub, slack_stub
 from mnist_pipeline_tests.task.examples import TINY
