@@ -6,6 +6,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+# Everything in an experiment of `make experiment`: make run EXPERIMENT=x
+ifdef EXPERIMENT
+export EXPERIMENT
+export DAGSTER_HOME := $(shell $(BIN)/python -m mnist_pipeline experiment $(EXPERIMENT) --home)
+$(if $(DAGSTER_HOME),,$(error EXPERIMENT=$(EXPERIMENT) cannot be used))
+endif
 # Dagster announces each use of an API that it calls beta; constraints.txt pins the version that was tested.
 export PYTHONWARNINGS := ignore:Parameter,ignore:Function
 
@@ -22,9 +28,24 @@ sweep: install ## Try settings, with no server, and rank them: make sweep CONFIG
 	@test -n "$(CONFIG)" || { echo "make sweep CONFIG=sweeps/learning_rate.yaml; there are: $$(ls sweeps)" >&2; exit 1; }
 	$(BIN)/python -m mnist_pipeline sweep --config $(CONFIG)
 
+.PHONY: experiment
+experiment: install ## Copy values and models, to change anything beside the deployment: make experiment NAME=x, then make run EXPERIMENT=x
+	@$(BIN)/python -m mnist_pipeline experiment $(NAME)
+
+.PHONY: promote
+promote: install ## Send the candidate of an experiment to the deployment's gate: make promote NAME=x [VERSION=...]
+	@test -n "$(NAME)" || { echo "make promote NAME=x [VERSION=...]" >&2; exit 1; }
+	@$(BIN)/python -m mnist_pipeline promote $(NAME) $(VERSION)
+
+.PHONY: discard
+discard: install ## Delete an experiment: make discard NAME=x
+	@test -n "$(NAME)" || { echo "make discard NAME=x" >&2; exit 1; }
+	@$(BIN)/python -m mnist_pipeline discard $(NAME)
+
+PORT ?= 3000
 .PHONY: dev
-dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000
-	$(BIN)/dg dev --host 127.0.0.1
+dev: install ## Start Dagster's UI and daemon on http://127.0.0.1:3000 (PORT=3001 for another one)
+	$(BIN)/dg dev --host 127.0.0.1 --port $(PORT)
 
 .PHONY: serve
 serve: install ## Serve what is deployed, and its pages, on http://127.0.0.1:8000 (options: make serve ARGS="--port 9000")

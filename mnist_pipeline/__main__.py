@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
-from mnist_pipeline.commands import experiments, models
+from mnist_pipeline.commands import branches, experiments, models
 from mnist_pipeline.commands.store import lasting_store
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING, TRAINING
 from mnist_pipeline.environment import EnvironmentInvalid
@@ -19,6 +19,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
 RUNNING = ("run", "recover", "summary")
+BRANCHING = ("experiment", "promote", "discard")
 EXPERIMENTING = ("sweep", "leaderboard", "candidate", "compare", "card", "reproduce")
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command in RUNNING:
             return _run_command(options)
-        if options.command in EXPERIMENTING:
+        if options.command in (*EXPERIMENTING, *BRANCHING):
             return _experiment_command(options)
         models.carry_out(lasting_store(), options)
     except KeyboardInterrupt:
@@ -61,12 +62,17 @@ def _run_command(options: argparse.Namespace) -> int:
 
 
 def _experiment_command(options: argparse.Namespace) -> int:
-    if options.command not in ("sweep", "candidate") or (options.command == "sweep" and not options.config):
+    runs_steps = options.command in ("candidate", "promote") or (options.command == "sweep" and options.config)
+    if not runs_steps and options.command in EXPERIMENTING:
         return experiments.carry_out(lasting_store(), options)
-    _start_forkserver(*DAGSTER, *MACHINE_LEARNING, *(TRAINING if options.command == "sweep" else ()))
+    if runs_steps:
+        _start_forkserver(*DAGSTER, *MACHINE_LEARNING, *(TRAINING if options.command == "sweep" else ()))
     from mnist_pipeline import runs
 
     try:
+        if options.command in BRANCHING:
+            branches.carry_out(options)
+            return 0
         return experiments.carry_out(lasting_store(), options)
     except runs.Problem as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
     commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
     experiments.add_parsers(commands)
+    branches.add_parsers(commands)
     models.add_parsers(commands)
     return parser
 

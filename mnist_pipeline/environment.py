@@ -36,7 +36,12 @@ PLACES = (
 DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}
 """The names of before there was more than one data set; they are still read."""
 
-TAKEN_NAMES = frozenset(("data", "models", "labelled", "predictions", "review", "checkpoints"))
+BRANCHES = "branches"
+"""The folder of experiments below the storage root."""
+
+EXPERIMENT_NAME = r"^[a-z0-9][a-z0-9_-]{0,60}$"
+
+TAKEN_NAMES = frozenset(("data", "models", "labelled", "predictions", "review", "checkpoints", BRANCHES))
 """The names of the places below the storage root."""
 
 RENAMED = {"MODEL_RETRAIN": {"cron": "on_cron"}}
@@ -59,6 +64,10 @@ class Environment(BaseModel):
     review_dir: Place = Field("", description="Images to be looked at by people: folder or address.")
     checkpoint_dir: Place = Field("", description="Unfinished trainings: folder or address.")
     s3_endpoint_url: Url | None = Field(None, description="For stores that speak S3 but are not Amazon's.")
+
+    experiment: str | None = Field(
+        None, pattern=EXPERIMENT_NAME, description="An experiment of `make experiment`: all works in it."
+    )
 
     dataset: str = Field(DEFAULT_DATASET, description="A data set by its name, or `folder`: files of your own.")
     dataset_source: Source = Field("auto", description="Of a data set with a name: where it comes from.")
@@ -113,7 +122,7 @@ class Environment(BaseModel):
             if (value := present.get(name.lower())) in renamed:
                 present[name.lower()] = renamed[value]
         try:
-            return cls(**present)
+            found = cls(**present)
         except ValidationError as error:
             problems, given = [], {new: old for old, new in DATASET_OF_BEFORE.items() if old in present}
             for problem in error.errors():
@@ -123,6 +132,43 @@ class Environment(BaseModel):
                 expected = "Input should be 'on' or 'off'" if problem["type"] == "bool_parsing" else problem["msg"]
                 problems.append(name + expected.removeprefix("Value error, "))
             raise EnvironmentInvalid("; ".join(problems)) from None
+        if found.experiment:
+            found._require_branch(found.experiment, variables.get("DAGSTER_HOME"))
+            return found.in_branch(found.experiment)
+        return found
+
+    def _require_branch(self, name: str, dagster_home: str | None) -> None:
+        folder = self.branch_folder(name)
+        if not folder.is_dir():
+            raise EnvironmentInvalid(f"EXPERIMENT: there is no {folder}: make experiment NAME={name}")
+        if dagster_home and absolute(dagster_home) != str(folder / "home"):
+            raise EnvironmentInvalid(
+                f"EXPERIMENT={name} has a DAGSTER_HOME of its own, {folder / 'home'}, but this one is {dagster_home}: "
+                f"use `make ... EXPERIMENT={name}`, and set no DAGSTER_HOME in .env"
+            )
+
+    def in_branch(self, name: str) -> "Environment":
+        """Return the environment of an experiment: what is written lies in its folder, and nothing acts by itself.
+
+        What is only read, raw data and images to predict, stays where it is.
+        """
+        places = dict.fromkeys({*PLACES, "model_dir"} - {"prediction_input"}, "")
+        return self.model_copy(
+            update=places
+            | {
+                "experiment": name,
+                "storage_root": str(self.branch_folder(name) / "storage"),
+                "dataset_dir": self.dataset_settings().directory,
+                "prediction_input": self.input_folder(),
+                "automation": False,
+                "slack_bot_token": None,
+            }
+        )
+
+    def branch_folder(self, name: str) -> Path:
+        """Return the folder of an experiment: below the storage root, or below the project's if that is a bucket."""
+        root = PROJECT / "storage" if "://" in self.storage_root else Path(absolute(self.storage_root))
+        return root / self._task_folder / BRANCHES / name
 
     @model_validator(mode="before")
     @classmethod

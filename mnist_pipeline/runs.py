@@ -74,15 +74,18 @@ def run(config: dict[str, Any]) -> None:
 
     Raises Problem if a setting is not valid, and if the run fails; then its log said why.
     """
-    with _instance() as instance:
+    with run_history() as instance:
         _succeed(_execute(instance, full_pipeline_job, config))
 
 
-def run_candidate(trial: str) -> None:
-    """Send a trial to evaluation and gate, in a run of this process. Raises Problem if the run fails."""
-    with _instance() as instance:
-        print(f"{trial} goes to evaluation and gate", flush=True)
-        _succeed(_execute(instance, candidate_job, {"ops": {"digit_classifier": {"config": {"trial": trial}}}}))
+def run_candidate(name: str, settings: dict[str, str]) -> None:
+    """Send what the settings of `digit_classifier` name to evaluation and gate, in a run of this process.
+
+    Raises Problem if the run fails.
+    """
+    with run_history() as instance:
+        print(f"{name} goes to evaluation and gate", flush=True)
+        _succeed(_execute(instance, candidate_job, {"ops": {"digit_classifier": {"config": settings}}}))
 
 
 def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
@@ -92,7 +95,7 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
     times. Raises Problem if there is no data to train on, or the ranking fails.
     """
     recover()
-    with _instance() as instance, _interrupts() as interrupted:
+    with run_history() as instance, _interrupts() as interrupted:
         if instance.get_latest_materialization_event(dg.AssetKey(DATA)) is None:
             print(f"{DATA} is not there yet, and is made first", flush=True)
             _succeed(_execute(instance, full_pipeline_job, {}, [dg.AssetKey(name) for name in (RAW_DATA, DATA)]))
@@ -213,7 +216,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _instance() -> Iterator[dg.DagsterInstance]:
+def run_history() -> Iterator[dg.DagsterInstance]:
+    """Open the history of DAGSTER_HOME. Raises Problem if that is not set, or cannot be opened."""
     try:
         instance = dg.DagsterInstance.get()
     except DagsterHomeNotSetError:
@@ -226,7 +230,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
 
 def recover() -> None:
     """A run that was killed counts as in progress, and nobody else can train: it still holds its place in the pool."""
-    with _instance() as instance:
+    with run_history() as instance:
         if not instance.run_launcher.supports_check_run_worker_health:
             print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
             return
@@ -263,7 +267,7 @@ def print_summary(store: ModelStore) -> None:
         "unreadable": ("batch_digit_predictions", "errors"),
         "predicted now": ("digit_predictions", "path"),
     }
-    with _instance() as instance:
+    with run_history() as instance:
         for title, (asset, key) in facts.items():
             event = instance.get_latest_materialization_event(dg.AssetKey(asset))
             if event and event.asset_materialization:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mnist_pipeline.ml.data import content_digest
 from mnist_pipeline.ml.export import to_onnx
-from mnist_pipeline.ml.manifest import Decision, ModelManifest
+from mnist_pipeline.ml.manifest import Decision, ModelManifest, SplitRecord
 from mnist_pipeline.ml.model import model_from_bytes
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import DeploymentSettings, TrainingSettings
@@ -29,6 +29,7 @@ def save(
     settings: TrainingSettings,
     weights: bytes | None = None,
     onnx: bytes | None = None,
+    splits: dict[str, SplitRecord] | None = None,
 ) -> ModelManifest:
     """Save a new version, with `weights` in place of those that were trained, or another `onnx` file."""
     return store.save(
@@ -41,6 +42,7 @@ def save(
         data_version="data",
         code_version="1",
         run_id="run",
+        splits=splits,
     )
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_pipeline.commands.arguments import positive
-from mnist_pipeline.experiments.candidate import best_trial
-from mnist_pipeline.experiments.naming import find_version
+from mnist_pipeline.experiments.naming import best_trial, find_version
 from mnist_pipeline.experiments.sweep import read_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
 from mnist_pipeline.files.atomic import write_bytes
@@ -78,7 +77,8 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
             from mnist_pipeline import runs
 
             record, trial = best_trial(Sweeps(store), options.trial)
-            runs.run_candidate(record.name_of(trial))
+            name = record.name_of(trial)
+            runs.run_candidate(name, {"trial": name})
             runs.print_summary(store)
         case "compare":
             _compare(store, options.first, options.second, options.page)

@@ -1,40 +1,20 @@
-"""A trial's version as a candidate of the main graph."""
+"""A version that was trained elsewhere, as a candidate of the main graph: a trial, or one of another store."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-from mnist_pipeline.experiments.ranking import ranked
-from mnist_pipeline.experiments.trials import Chosen, Sweeps
-from mnist_pipeline.ml.data import content_digest
+from mnist_pipeline.experiments.naming import Found, best_trial, find_version, version_of
+from mnist_pipeline.experiments.trials import Sweeps
+from mnist_pipeline.ml.data import content_digest, shared_images
 from mnist_pipeline.ml.manifest import ModelManifest
+from mnist_pipeline.ml.predictor import require_task
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.copying import copy_version
-from mnist_pipeline.stores.datasets import keep_splits
+from mnist_pipeline.stores.datasets import copy_images, digests_of, keep_splits, load_images
 from mnist_pipeline.stores.errors import ModelStoreError
 from mnist_pipeline.stores.objects import time_text
 from mnist_pipeline.stores.versions import ENTERED
-
-NEWEST = "newest"
-"""The name that stands for the sweep that was started last."""
-
-
-def best_trial(sweeps: Sweeps, name: str) -> Chosen:
-    """Return the trial of that name; of the name of a sweep the best one of its best configuration.
-
-    Raises UnknownModel, or ModelStoreError if none has succeeded.
-    """
-    if "/" in name:
-        chosen = sweeps.chosen(name)
-        if chosen.trial.version is None:
-            why = chosen.trial.problem or "it is not done yet"
-            raise ModelStoreError(f"the trial {name} has no version: {why}")
-        return chosen
-    record = sweeps.read(sweeps.newest() if name == NEWEST else name)
-    rows = ranked(record)
-    if not rows:
-        failed = next((trial.problem for trial in record.trials if trial.problem), "none is done yet")
-        raise ModelStoreError(f"no trial of the sweep {record.sweep.name} has succeeded: {failed}")
-    return Chosen(record, rows[0].best_trial)
 
 
 def take_candidate(store: ModelStore, name: str, splits: Splits) -> ModelManifest:
@@ -44,21 +24,64 @@ def take_candidate(store: ModelStore, name: str, splits: Splits) -> ModelManifes
     the others would not be fair.
     """
     sweeps = Sweeps(store)
-    record, trial = best_trial(sweeps, name)
-    models = sweeps.models(record.sweep.name)
-    manifest = models.manifest(trial.version or "")
-    differing = [
-        name
-        for name in ("train", "validation", "test")  # held-out labels neither train nor decide
-        if manifest.training.splits[name].digest != content_digest(splits.parts[name])
-    ]
-    if differing:
+    record, trial = chosen = best_trial(sweeps, name)
+    found = version_of(sweeps, chosen)
+    if differing := _differing(found.manifest, splits):
         raise ModelStoreError(
             f"{record.name_of(trial)} was trained on other {', '.join(differing)} images than there are now; "
             f"start the sweep again under another name, or train with its settings, {trial.values}"
         )
-    keep_splits(store, splits)  # they may be gone, or about to go
+    _bring(store, found, lambda: keep_splits(store, splits))  # they may be gone, or about to go
+    return found.manifest
+
+
+def take_version(store: ModelStore, source: ModelStore, name: str, splits: Splits) -> ModelManifest:
+    """Copy a version of another store, named as for `find_version`, into the store itself, and return its manifest.
+
+    It may have been trained on other images than those of `splits`, but on none that it is going to be tested on.
+    Raises ModelStoreError if it was, or if that cannot be told, ModelError if it is of another task.
+    """
+    found = find_version(source, name)
+    manifest = found.manifest
+    require_task(manifest, splits.spec.name)
+    differing = _differing(manifest, splits)
+    for part in [part for part in ("train", "validation") if part in differing]:
+        record = manifest.training.splits.get(part)
+        try:
+            images = load_images(source, (record and record.digest) or "unknown")
+        except ModelStoreError as error:
+            raise ModelStoreError(
+                f"it cannot be told if {manifest.name} was trained on images that it would be tested on: {error}"
+            ) from error
+        if seen := shared_images(images, splits.test):
+            raise ModelStoreError(
+                f"{manifest.name} had {seen:,} of the {len(splits.test.labels):,} test images in its {part} split, so "
+                "its test accuracy would prove nothing: train it without these"
+            )
+    if manifest.name not in store.versions():
+        _bring(store, found, lambda: _copy_all_images(source, store, manifest))
+    elif not store.manifest(manifest.name).digests.same(manifest.digests):
+        raise ModelStoreError(f"{store.address} has another {manifest.name} than {source.address}")
+    return store.manifest(manifest.name)
+
+
+def _differing(manifest: ModelManifest, splits: Splits) -> list[str]:
+    """The splits of a version that are not those of now."""
+    records = manifest.training.splits
+    return [
+        name
+        for name in ("train", "validation", "test")  # held-out labels neither train nor decide
+        if name not in records or records[name].digest != content_digest(splits.parts[name])
+    ]
+
+
+def _copy_all_images(source: ModelStore, store: ModelStore, manifest: ModelManifest) -> None:
+    for digest in digests_of(manifest.training.splits):
+        copy_images(source, store, digest)
+
+
+def _bring(store: ModelStore, found: Found, keep_images: Callable[[], object]) -> None:
+    keep_images()
     # By its name it is old, and prune goes by when it came; first, so that no prune takes it for a killed save.
-    store.put(f"{manifest.name}/{ENTERED}{time_text(datetime.now(UTC))}", b"")
-    copy_version(models, store, manifest.name)
-    return manifest
+    store.put(f"{found.manifest.name}/{ENTERED}{time_text(datetime.now(UTC))}", b"")
+    copy_version(found.store, store, found.manifest.name)

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.datasets import INDEX
+from mnist_pipeline.stores.datasets import INDEX, copy_images, digests_of
 from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
 from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, OPEN_SWEEPS, prove_conditional_writes
-from mnist_pipeline.stores.state import PRODUCTION, parse_state
+from mnist_pipeline.stores.state import PRODUCTION, State, parse_state
 from mnist_pipeline.stores.trail import READ_AT_A_TIME
-from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS
+from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS, complete_versions, entered_at
 
 
 @dataclass
@@ -92,6 +93,31 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
             target.delete_version(name)
             continue
         (done.present if name in there else done.versions).append(name)
+
+
+def copy_in_use(source: ModelStore, target: ModelStore) -> tuple[State, list[str]]:
+    """Copy the versions in use and the newest one, with their images and the state, to an empty store.
+
+    Returns the state and the names of the versions. The audit trail stays where it is. Raises CorruptModel if what is
+    deployed is damaged; other versions that are damaged are left out.
+    """
+    state, found, copied = source.state(), source.version_files(), list[str]()
+    versions = complete_versions(found)
+    newest = max(versions, key=lambda name: entered_at(name, found[name]), default=None)
+    for name in [name for name in versions if name in {*state.in_use, newest}]:
+        try:
+            copy_version(source, target, name)
+        except CorruptModel:
+            if state.deployed and name == state.deployed.version:
+                raise
+            continue
+        for digest in digests_of(source.manifest(name).training.splits):
+            with suppress(UnknownModel, CorruptModel):  # only to train the version once more
+                copy_images(source, target, digest)
+        copied.append(name)
+    if state.token is not None:
+        target._create(PRODUCTION, state.model_copy(update={"pruning": ()}).to_bytes())
+    return state, copied
 
 
 def copy_version(source: ModelStore, target: ModelStore, name: str) -> None:

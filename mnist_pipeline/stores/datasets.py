@@ -101,6 +101,11 @@ def load_images(store: ObjectStore, digest: str) -> LabelledImages:
     return found
 
 
+def copy_images(source: ObjectStore, target: ObjectStore, digest: str) -> None:
+    """Keep images of one store in another one, too. Raises what `load_images` raises."""
+    _keep(target, digest, load_images(source, digest))
+
+
 def digests_of(records: dict[str, SplitRecord]) -> set[str]:
     """Return the content digests that a manifest or a sweep names."""
     return {record.digest for record in records.values() if record.digest}

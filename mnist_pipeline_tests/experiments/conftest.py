@@ -7,9 +7,9 @@ import pytest
 
 from mnist_pipeline.experiments.sweep import Sweep, parse_sweep
 from mnist_pipeline.experiments.trials import Sweeps, Trial
-from mnist_pipeline_tests.stores.conftest import store
+from mnist_pipeline_tests.stores.conftest import save, save_to, store
 
-__all__ = ["store"]
+__all__ = ["save", "save_to", "store"]
 
 SPACE = {"learning_rate": {"low": 0.001, "high": 0.03, "log": True}, "batch_size": {"choices": [16, 32, 64]}}
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mnist_pipeline.experiments.candidate import best_trial
+from mnist_pipeline.experiments.naming import best_trial
 from mnist_pipeline.experiments.ranking import ranked
 from mnist_pipeline.experiments.sweep import SweepInvalid
 from mnist_pipeline.experiments.trials import Sweeps

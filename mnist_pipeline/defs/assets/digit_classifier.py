@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
@@ -33,7 +33,7 @@ RETRAIN = {
 
 
 class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pydantic's plugin, for three bases
-    """Architecture, augmentation and recipe of the candidate, or the trial that is to be the candidate."""
+    """Architecture, augmentation and recipe of the candidate, or the version that is to be the candidate."""
 
     trial: str | None = Field(
         None,
@@ -41,6 +41,22 @@ class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pyda
         "the name of a sweep its best one, of `newest` that of the sweep that was started last. The other settings "
         "have no effect then.",
     )
+    version: str | None = Field(
+        None,
+        description="A version that is taken as the candidate instead of training one. It may have been trained on "
+        "other images, but on none of the test images of now. The other settings have no effect then.",
+    )
+    version_store: str | None = Field(
+        None, description="Of `version`: the folder or address of the store that has it, where it is another one."
+    )
+
+    @model_validator(mode="after")
+    def _one_candidate(self) -> "ModelConfig":
+        if self.trial and self.version:
+            raise ValueError("trial and version both name the candidate: set one of them")
+        if self.version_store and not self.version:
+            raise ValueError("version_store would be ignored without version: set both, or neither")
+        return self
 
 
 @dg.asset(
@@ -71,10 +87,10 @@ def digit_classifier(
     """A network trained on the train split, as a new immutable version in the model store.
 
     Its weights are averaged, of the epoch with the least validation loss. A killed training continues after its last
-    whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` in its configuration it is
-    the version that a sweep trained already."""
-    if config.trial:
-        yield from _taken(context, config.trial, processed_mnist_data, model_store)
+    whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` or `version` in its
+    configuration it is a version that was trained already."""
+    if config.trial or config.version:
+        yield from _taken(context, config, processed_mnist_data, model_store)
         return
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
@@ -84,7 +100,7 @@ def digit_classifier(
     from mnist_pipeline.stores.datasets import keep_splits
 
     splits, folder = processed_mnist_data, checkpoints.path()
-    settings = TrainingSettings(**config.model_dump(exclude={"trial"}))
+    settings = TrainingSettings(**config.model_dump(include={*TrainingSettings.model_fields}))
     try:
         result = train(settings, splits, reporter(context, settings.epochs), folder)
     except (TrainingDiverged, ValueError) as error:
@@ -117,15 +133,22 @@ def digit_classifier(
 
 
 def _taken(
-    context: dg.AssetExecutionContext, trial: str, splits: Splits, store: ModelStoreResource
+    context: dg.AssetExecutionContext, config: ModelConfig, splits: Splits, store: ModelStoreResource
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
-    """A trial of a sweep as the candidate."""
-    from mnist_pipeline.experiments.candidate import take_candidate
+    """A trial of a sweep, or a version of any store, as the candidate."""
+    from mnist_pipeline.experiments.candidate import take_candidate, take_version
+    from mnist_pipeline.ml.errors import ModelError
+    from mnist_pipeline.stores import store_at
     from mnist_pipeline.stores.errors import ModelStoreError
 
     try:
-        manifest = take_candidate(store, trial, splits)
-    except ModelStoreError as error:
+        if config.trial:
+            manifest = take_candidate(store, config.trial, splits)
+        else:
+            address, endpoint_url = config.version_store, getattr(store, "endpoint_url", None)
+            source = store_at(address, endpoint_url) if address else store
+            manifest = take_version(store, source, config.version or "", splits)
+    except (ModelStoreError, ModelError, ValueError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     yield dg.Output(
         record := _record(manifest),
@@ -133,7 +156,8 @@ def _taken(
         metadata={
             **version_metadata(manifest),
             **kept_card(context, store, manifest.name),
-            "trial": manifest.training.trial or trial,
+            "trial": manifest.training.trial,
+            "version_store": config.version_store,
         },
     )
     yield stored_candidate_is_sound(record, store)
