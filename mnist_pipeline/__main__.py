@@ -1,6 +1,7 @@
 """`python -m mnist_pipeline`: run everything, experiment, look at the model store, roll back, sum up the last run."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from multiprocessing import forkserver, get_context
@@ -11,7 +12,7 @@ from dotenv import load_dotenv
 from mnist_pipeline.commands import branches, experiments, models
 from mnist_pipeline.commands.store import lasting_store
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING, TRAINING
-from mnist_pipeline.environment import EnvironmentInvalid
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.experiments.sweep import SweepInvalid
 from mnist_pipeline.stores import ModelStoreError
 
@@ -20,7 +21,7 @@ INTERRUPTED = 130
 
 RUNNING = ("run", "recover", "summary")
 BRANCHING = ("experiment", "promote", "discard")
-EXPERIMENTING = ("sweep", "leaderboard", "candidate", "compare", "card", "reproduce")
+EXPERIMENTING = ("sweep", "leaderboard", "candidate", "compare", "card", "mlflow", "reproduce")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +81,8 @@ def _experiment_command(options: argparse.Namespace) -> int:
 
 
 def _start_forkserver(*modules: str) -> None:
-    """The steps' server imports on the second core what this process imports, too."""
+    """The steps' server imports on the second core what this process imports, too. Raises EnvironmentInvalid."""
+    Environment.read(os.environ)  # or the server would tell of it, with a traceback
     get_context("forkserver").set_forkserver_preload(list(modules))
     forkserver.ensure_running()
 

@@ -26,11 +26,13 @@ from mnist_pipeline.defs.resources.folders import (
     RawDataResource,
     ReviewResource,
 )
+from mnist_pipeline.defs.resources.mlflow import MlflowResource
 from mnist_pipeline.defs.resources.stores import as_resource
 from mnist_pipeline.defs.run_config import configure, read_pipeline_config
 from mnist_pipeline.defs.sensors import automation_sensor, deployment_sensor, folder_sensor
 from mnist_pipeline.defs.sweeping import sweep_job, sweep_sensor
 from mnist_pipeline.environment import Environment
+from mnist_pipeline.experiments.mlflow_mirror import mlflow_uri
 from mnist_pipeline.stores import store_from_environment
 
 WATCHED_FOLDERS = {"labelled_digits": "labelled_digits_dir", "prediction_input": "prediction_input_dir"}
@@ -94,6 +96,7 @@ def resources(environment: Environment) -> dict[str, object]:
     return {
         "tensor_io_manager": SafetensorsIOManager(base_path=data_dir, endpoint_url=endpoint_url),
         "record_io_manager": RecordIOManager(base_path=data_dir, endpoint_url=endpoint_url),
+        "mlflow": MlflowResource(tracking_uri=mlflow_uri(environment), task=environment.task_name),
         "model_store": as_resource(store_from_environment(environment)),
         "raw_data": RawDataResource(**environment.dataset_settings().model_dump()),
         "labelled_digits_dir": LabelledImagesResource(

@@ -106,6 +106,8 @@ class Environment(BaseModel):
     slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: Url | None = None
 
+    mlflow_tracking_uri: Url | None = Field(None, description="An MLflow server that is told of versions; no more.")
+
     serve_token: BearerToken | None = Field(None, description="Bearer token of the inference service.")
     feedback: bool = Field(True, description="off: the inference service takes no corrections.")
     second_opinion: bool = Field(False, description="on: labels that contradict the model wait to be confirmed.")
@@ -162,6 +164,7 @@ class Environment(BaseModel):
                 "prediction_input": self.input_folder(),
                 "automation": False,
                 "slack_bot_token": None,
+                "mlflow_tracking_uri": None,
             }
         )
 

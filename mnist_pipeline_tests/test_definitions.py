@@ -110,6 +110,7 @@ def test_definitions_are_loadable_and_named():
     assert set(defs.resources or {}) == {
         "tensor_io_manager",
         "record_io_manager",
+        "mlflow",
         "model_store",
         "raw_data",
         "labelled_digits_dir",

@@ -316,6 +316,44 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
     assert json.loads(python(variables, "production").stdout)["strategy"] == "approval"
 
 
+def test_an_experiment_from_the_command_line(variables):
+    """Another split, of which the deployment sees nothing until its candidate comes."""
+    tiny: dict[str, Any] = {"production_digit_classifier": {"config": {"accuracy_threshold": 0.3}}}
+    tiny |= {"digit_classifier": {"config": {**TINY, "epochs": 1}}}
+    assert python(variables, "run", "--config", write_config(variables, {"ops": tiny})).returncode == 0
+    assert "there is no experiment yet" in python(variables, "experiment").stdout
+    made = python(variables, "experiment", "split")
+    assert made.returncode == 0, made.stderr
+    assert "1 versions and what is known of 7 assets" in made.stdout
+    assert python(variables, "experiment", "split").stderr.startswith("error: there is an experiment split already")
+    storage = Path(variables["STORAGE_ROOT"])
+    before = {path: path.read_bytes() for path in storage.rglob("*") if path.is_file() and "branches" not in path.parts}
+
+    home = python(variables | {"EXPERIMENT": "split"}, "experiment", "split", "--home").stdout.strip()
+    inside = variables | {"EXPERIMENT": "split", "DAGSTER_HOME": home}
+    assert python(variables | {"EXPERIMENT": "split"}, "run").stderr.startswith(
+        "error: EXPERIMENT=split has a DAGSTER_"
+    )
+    other = tiny | {"processed_mnist_data": {"config": {"validation_fraction": 0.3}}}
+    done = python(inside, "run", "--config", write_config(variables, {"ops": other}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"predictions:       {storage}/branches/split/storage/predictions/" in done.stdout
+    assert before == {path: path.read_bytes() for path in before}
+    files = {path for path in storage.rglob("*") if path.is_file() and "branches" not in path.parts}
+    assert files == set(before)
+    assert "split: made 20" in python(variables, "experiment").stdout
+    assert python(inside, "discard", "split").stderr.startswith("error: EXPERIMENT=split is set")
+
+    promoted = python(variables, "promote", "split")
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    assert " goes to evaluation and gate" in promoted.stdout
+    assert "split has decided 1 times by test images" in promoted.stdout
+    assert len(LocalModelStore(base_path=str(storage / "models")).versions()) == 2
+    assert python(variables, "discard", "split").stdout == "discarded split\n"
+    assert list((storage / "branches").iterdir()) == []
+    assert python(variables, "promote", "split").stderr.startswith("error: there is no experiment 'split'")
+
+
 @pytest.mark.parametrize(
     ("command", "changes", "message"),
     [
@@ -334,6 +372,9 @@ def test_the_command_line_shows_rolls_back_approves_and_prunes(variables, instan
             {"MODEL_STORE": __file__},
             f"error: {__file__} is, or lies below, a file: a model store is a folder",
         ),
+        ("experiment A", {}, "error: 'A' is no name of an experiment"),
+        ("models", {"EXPERIMENT": "y"}, "error: EXPERIMENT: there is no "),
+        ("mlflow", {}, "error: MLFLOW_TRACKING_URI: there is none"),
         ("models", {"MODEL_STORE": "memory://x"}, "error: memory://x lives in the memory of one process"),
         ("copy ftp://host", {}, "error: 'ftp://host' is neither a folder nor one of s3://"),
         ("copy s3://user:secret@bucket", {}, "error: an address must not hold a user, a password"),

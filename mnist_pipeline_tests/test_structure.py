@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "experiments": {"files", "task", "ml", "environment", "stores"},
     "defs": {"files", "task", "ml", "environment", "stores", "experiments"},
     "serve": {"files", "task", "ml", "environment", "stores"},
-    "definitions": {"environment", "stores", "defs"},
+    "definitions": {"environment", "stores", "experiments", "defs"},
     "runs": {"files", "stores", "experiments", "defs", "definitions"},
     "history": {"environment"},
     "notebook": {"environment", "ml", "stores", "experiments", "definitions"},

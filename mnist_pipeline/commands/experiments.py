@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_pipeline.commands.arguments import positive
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.experiments.naming import best_trial, find_version
 from mnist_pipeline.experiments.sweep import read_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
@@ -42,6 +44,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     compare.add_argument("--page", type=Path, metavar="FILE", help="also write the page, HTML that stands by itself")
     card = commands.add_parser("card", help="make the card of a version again, beside it in the store")
     card.add_argument("version", help="its name, the beginning of it, or `deployed`")
+    commands.add_parser("mlflow", help="tell MLFLOW_TRACKING_URI of all versions that it does not know yet")
     again = commands.add_parser(
         "reproduce", help="train a version again, and tell if the weights are the same, and if not, what differs"
     )
@@ -88,9 +91,34 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
             found = find_version(store, options.version)
             keep_card(found.store, found.manifest.name)
             print(f"{found.store.address}/{found.manifest.name}/{CARD}")
+        case "mlflow":
+            return _tell_mlflow(store)
         case "reproduce":
             return _reproduce(store, options.version, options.threads)
     return 0
+
+
+def _tell_mlflow(store: ModelStore) -> int:
+    from mnist_pipeline.experiments.mlflow_mirror import mirror_of
+
+    mirror = mirror_of(Environment.read(os.environ), lambda problem: print(problem, file=sys.stderr))
+    if mirror is None:
+        raise EnvironmentInvalid("MLFLOW_TRACKING_URI: there is none, and nobody to tell")
+    sweeps, told = Sweeps(store), 0
+    for models, registered in [(store, True), *((sweeps.models(name), False) for name in sweeps.names())]:
+        for name in reversed(models.versions()):
+            try:
+                page = mirror.version(models, name, registered)
+            except ModelStoreError as error:
+                print(f"left out: {name}: {error}")
+                continue
+            if page is None:
+                return 1
+            print(f"{name}: {page}", flush=True)
+            told += 1
+    mirror.pointer(store)
+    print(f"{mirror.uri} knows of {told} versions, and of what is deployed")
+    return 1 if mirror.problem else 0
 
 
 def print_sweeps(sweeps: Sweeps) -> None:

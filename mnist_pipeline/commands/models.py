@@ -4,6 +4,7 @@ import argparse
 import getpass
 import json
 import os
+import sys
 
 from mnist_pipeline.commands.arguments import days, positive
 from mnist_pipeline.commands.store import require_lasting
@@ -92,9 +93,11 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
         case "rollback":
             decision = store.rollback(options.reason, options.actor or _user(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}\n{FOLLOWS}")
+            _tell_mlflow(store)
         case "approve":
             decision = store.approve(options.version, options.reason, options.actor or _user())
             print(f"deployed {decision.version} in place of {decision.incumbent_version or 'nothing'}\n{FOLLOWS}")
+            _tell_mlflow(store)
         case "prune":
             if options.experiments is not None:
                 _prune_experiments(Sweeps(store), options.experiments)
@@ -109,6 +112,16 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
             print(f"{manifest.name} has its model.onnx, {len(onnx):,} bytes, SHA-256 {manifest.onnx_sha256}")
         case "copy":
             _copy(store, options.address, options.s3_endpoint_url or Environment.read(os.environ).s3_endpoint_url)
+
+
+def _tell_mlflow(store: ModelStore) -> None:
+    """Move MLflow's alias, if there is one; the deployment stands whatever comes of it."""
+    environment = Environment.read(os.environ)
+    if environment.mlflow_tracking_uri:
+        from mnist_pipeline.experiments.mlflow_mirror import mirror_of
+
+        if mirror := mirror_of(environment, lambda problem: print(problem, file=sys.stderr)):
+            mirror.pointer(store)
 
 
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from statistics import harmonic_mean
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -9,12 +10,17 @@ from mnist_pipeline.defs.metadata import picture
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics
 
+if TYPE_CHECKING:
+    from mnist_pipeline.experiments.mlflow_mirror import Mirror
+
 CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
 """The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
 
 
-def reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochMetrics], None]:
-    """Return a function that tells each epoch in the log, and on the asset's page while the step still runs."""
+def reporter(
+    context: dg.AssetExecutionContext, epochs: int, mirror: "Mirror | None" = None
+) -> Callable[[EpochMetrics], None]:
+    """Return a function that tells each epoch in the log, to MLflow, and on the asset's page while the step runs."""
     partition = context.partition_key if context.has_partition_key else None
 
     def report(metrics: EpochMetrics) -> None:
@@ -25,6 +31,8 @@ def reporter(context: dg.AssetExecutionContext, epochs: int) -> Callable[[EpochM
         )
         # An observation changes no data version.
         context.log_event(dg.AssetObservation(context.asset_key, metadata=metrics.model_dump(), partition=partition))
+        if mirror:
+            mirror.epoch(metrics)
 
     return report
 

@@ -92,7 +92,7 @@ def train(
     images = _near(channels_first(torch.from_numpy(splits.train.images)), device)  # (N, C, H, W), uint8
     labels = torch.from_numpy(splits.train.labels).long().to(device)  # (N,)
     state = _initial_state(settings, splits.spec, device, _steps_per_epoch(settings, len(images)))
-    fingerprint = _fingerprint(settings, splits)
+    fingerprint = training_fingerprint(settings, splits)
     folder = checkpoint_dir / fingerprint[:16] if checkpoint_dir else None
     if folder and restore_checkpoint(folder, fingerprint, state):
         log.info("resuming after epoch %d of %d", len(state.history), settings.epochs)
@@ -126,7 +126,7 @@ def train(
 
 def discard_checkpoint(settings: TrainingSettings, splits: Splits, checkpoint_dir: Path | UPath) -> None:
     """Remove what `train` saved on the way, once its result is safe elsewhere."""
-    remove_checkpoint(checkpoint_dir / _fingerprint(settings, splits)[:16])
+    remove_checkpoint(checkpoint_dir / training_fingerprint(settings, splits)[:16])
 
 
 def _run_epoch(
@@ -280,7 +280,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big") >> 1
 
 
-def _fingerprint(settings: TrainingSettings, splits: Splits) -> str:
+def training_fingerprint(settings: TrainingSettings, splits: Splits) -> str:
     """Equal for trainings that give the same weights."""
     data = data_version(splits.spec, splits.train, splits.validation)
     begun = Path(settings.initial_weights).read_bytes() if settings.initial_weights else b""

@@ -13,6 +13,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from mnist_pipeline.defs.run_config import ConfigInvalid
 from mnist_pipeline.environment import PLACES, Environment, EnvironmentInvalid
 from mnist_pipeline.experiments import branch as branch_file
 from mnist_pipeline.experiments.branch import Branch, branch_names, making
@@ -157,9 +158,6 @@ def test_all_that_is_written_lies_in_the_experiment(tmp_path, variables):
     assert (inside.automation, inside.slack_bot_token) == (False, None)
     of_before = variables | {"MODEL_STORE": "s3", "S3_MODEL_BUCKET": "production"}
     assert Path(Environment.read(of_before | {"EXPERIMENT": "x"}).model_address()).is_relative_to(folder)
-    of_another_task = variables | {"DATASET": "kmnist"}
-    with pytest.raises(EnvironmentInvalid, match=r"kmnist/branches/x: make experiment NAME=x"):
-        Environment.read({"STORAGE_ROOT": of_another_task["STORAGE_ROOT"], "DATASET": "kmnist", "EXPERIMENT": "x"})
 
 
 @pytest.mark.parametrize(
@@ -279,3 +277,15 @@ def test_only_what_is_in_use_is_copied(tmp_path, store, save):
     store.put(f"{third.name}/{WEIGHTS}", b"damaged")
     with pytest.raises(CorruptModel, match=third.name):
         copy_in_use(store, LocalModelStore(base_path=str(tmp_path / "another")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trial": "some/000-s0", "version": "mnist"}, "trial and version both name the candidate"),
+        ({"version_store": "/elsewhere"}, "version_store would be ignored without version"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(pipeline, settings, message):
+    with pytest.raises(ConfigInvalid, match=message):
+        pipeline.run("digit_classifier", digit_classifier=settings)

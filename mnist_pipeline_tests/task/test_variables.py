@@ -47,6 +47,9 @@ def test_the_data_set_is_named_by_variables_and_the_names_of_before_still_work(v
 def test_each_task_has_places_of_its_own(variables, place, task):
     environment = Environment.read({"STORAGE_ROOT": "/s"} | variables)
     assert (environment.model_address(), environment.task_name) == (place, task)
+    folder = "" if task == "mnist" else f"{task}/"
+    with pytest.raises(EnvironmentInvalid, match=f"there is no /s/{folder}branches/x: make experiment NAME=x"):
+        Environment.read({"STORAGE_ROOT": "/s", "EXPERIMENT": "x"} | variables)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
 from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewResource
+from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
 from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
@@ -83,6 +84,7 @@ def digit_classifier(
     model_store: ModelStoreResource,
     checkpoints: CheckpointsResource,
     review_dir: ReviewResource,
+    mlflow: MlflowResource,
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A network trained on the train split, as a new immutable version in the model store.
 
@@ -90,20 +92,24 @@ def digit_classifier(
     whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` or `version` in its
     configuration it is a version that was trained already."""
     if config.trial or config.version:
-        yield from _taken(context, config, processed_mnist_data, model_store)
+        yield from _taken(context, config, processed_mnist_data, model_store, mlflow)
         return
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
     from mnist_pipeline.ml.improbable import improbable_items
-    from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train
+    from mnist_pipeline.ml.training import TrainingDiverged, discard_checkpoint, train, training_fingerprint
     from mnist_pipeline.stores.candidates import save_trained
     from mnist_pipeline.stores.datasets import keep_splits
 
     splits, folder = processed_mnist_data, checkpoints.path()
     settings = TrainingSettings(**config.model_dump(include={*TrainingSettings.model_fields}))
+    if mirror := mlflow.mirror(context):
+        mirror.training_begins(settings.model_dump(), training_fingerprint(settings, splits))
     try:
-        result = train(settings, splits, reporter(context, settings.epochs), folder)
+        result = train(settings, splits, reporter(context, settings.epochs, mirror), folder)
     except (TrainingDiverged, ValueError) as error:
+        if mirror:
+            mirror.training_failed(str(error))
         raise dg.Failure(str(error), allow_retries=False) from error
     try:
         exported = export(result.weights, settings, splits)
@@ -125,6 +131,7 @@ def digit_classifier(
             "stopped_early": result.stopped_early,
             "resumed_after_epoch": result.resumed_after,
             **kept_card(context, model_store, manifest.name),
+            **in_mlflow(context, mirror, model_store, manifest.name),
             **_improbable_metadata(improbable, splits),
             **to_review(context, review_dir, items, MOST_TO_REVIEW),
         },
@@ -133,7 +140,11 @@ def digit_classifier(
 
 
 def _taken(
-    context: dg.AssetExecutionContext, config: ModelConfig, splits: Splits, store: ModelStoreResource
+    context: dg.AssetExecutionContext,
+    config: ModelConfig,
+    splits: Splits,
+    store: ModelStoreResource,
+    mlflow: MlflowResource,
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A trial of a sweep, or a version of any store, as the candidate."""
     from mnist_pipeline.experiments.candidate import take_candidate, take_version
@@ -156,6 +167,7 @@ def _taken(
         metadata={
             **version_metadata(manifest),
             **kept_card(context, store, manifest.name),
+            **in_mlflow(context, mlflow.mirror(context), store, manifest.name),
             "trial": manifest.training.trial,
             "version_store": config.version_store,
         },

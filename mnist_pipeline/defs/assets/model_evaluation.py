@@ -8,6 +8,7 @@ import dagster as dg
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import EvaluationSettings
@@ -43,6 +44,7 @@ def model_evaluation(
     digit_classifier: ModelRecord,
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
+    mlflow: MlflowResource,
 ) -> Iterator[dg.Output[Evaluation] | dg.AssetCheckResult]:
     """The scores of exactly the candidate that was just trained, on validation, on test, and on slices of the suite:
     classes, the ends of what drift watches, corrupted test images, and labelled images that never train."""
@@ -88,6 +90,7 @@ def model_evaluation(
         metadata={
             **_metadata(evaluation, scores, processed_mnist_data, config.target_error, threshold),
             **kept_card(context, model_store, manifest.name),
+            **in_mlflow(context, mlflow.mirror(context), model_store, manifest.name),
         },
     )
     yield scores_agree(evaluation)

@@ -10,6 +10,7 @@ from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
+from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.training import CRASH_RETRIES
 from mnist_pipeline.ml.manifest import Comparison, Decision
@@ -71,6 +72,7 @@ def production_digit_classifier(
     model_evaluation: Evaluation,
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
+    mlflow: MlflowResource,
 ) -> Iterator[dg.Output[Decision] | dg.AssetCheckResult]:
     """The version that is deployed after the gate decided: the promoted candidate, or still the incumbent.
 
@@ -79,7 +81,7 @@ def production_digit_classifier(
 
     policy = DeploymentSettings(**config.model_dump())
     if policy.strategy == "observe" or (policy.strategy == "manual" and policy.model_name is None):
-        yield from _nothing_decided(context, model_store, policy)
+        yield from _nothing_decided(context, model_store, policy, mlflow)
         yield deployed_model_works(model_store)
         return
     decided = None
@@ -95,7 +97,7 @@ def production_digit_classifier(
     context.log_event(dg.AssetObservation(context.asset_key, metadata=decision.model_dump(mode="json")))
     evidence = _evidence(decision, decided, processed_mnist_data)
     if deployed := model_store.production():
-        cards = kept_card(context, model_store, deployed.version, decision.version)
+        cards = _cards(context, model_store, mlflow, deployed.version, decision.version)
         yield _deployment(deployed, decision, evidence | cards)
     # After the materialization: a check's result is about the latest one.
     yield dg.AssetCheckResult(
@@ -109,7 +111,7 @@ def production_digit_classifier(
 
 
 def _nothing_decided(
-    context: dg.AssetExecutionContext, store: ModelStoreResource, policy: DeploymentSettings
+    context: dg.AssetExecutionContext, store: ModelStoreResource, policy: DeploymentSettings, mlflow: MlflowResource
 ) -> Iterator[dg.Output[Decision] | dg.AssetCheckResult]:
     """Record what is deployed: as it is, or to choose another version by hand from the table in the check."""
     from mnist_pipeline.stores.overview import overview
@@ -118,7 +120,7 @@ def _nothing_decided(
     if current and observing:  # a rollback or an approval by command is told like the decisions of the graph, once
         context.log_event(dg.AssetObservation(context.asset_key, metadata=current.model_dump(mode="json")))
     if current:
-        cards = kept_card(context, store, current.version)
+        cards = _cards(context, store, mlflow, current.version)
         yield _deployment(current, current, cards)
     if observing:
         described = f"{current.outcome} by {current.actor}: {current.reason}" if current else "nothing is deployed"
@@ -134,6 +136,17 @@ def _nothing_decided(
         description=described,
         metadata=shown,
     )
+
+
+def _cards(
+    context: dg.AssetExecutionContext, store: ModelStoreResource, mlflow: MlflowResource, *names: str
+) -> "dict[str, dg.RawMetadataValue]":
+    """Make the cards of versions again, here and in MLflow, and move its alias to what is deployed."""
+    cards, mirror = kept_card(context, store, *names), mlflow.mirror(context)
+    cards |= in_mlflow(context, mirror, store, *names)
+    if mirror:
+        mirror.pointer(store)
+    return cards
 
 
 def _decided_before(context: dg.AssetExecutionContext, store: ModelStoreResource) -> Decision | None:

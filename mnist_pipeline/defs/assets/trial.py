@@ -8,6 +8,7 @@ import dagster as dg
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.resources.folders import CheckpointsResource
+from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
 from mnist_pipeline.ml.records import Splits
@@ -40,6 +41,7 @@ def trial(
     processed_mnist_data: Splits,
     model_store: ModelStoreResource,
     checkpoints: CheckpointsResource,
+    mlflow: MlflowResource,
 ) -> Iterator[dg.MaterializeResult]:
     """A network trained with the settings of one trial of a sweep, as a version in the sweep's folder of the store.
 
@@ -67,6 +69,7 @@ def trial(
         try:
             manifest, _ = models.verify(done.version)
             metadata |= version_metadata(manifest) | kept_card(context, models, manifest.name)
+            metadata |= in_mlflow(context, mlflow.mirror(context), models, manifest.name, registered=False)
         except ModelStoreError as error:
             problem = str(error)
     if problem:
