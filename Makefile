@@ -9,15 +9,16 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 # Everything in an experiment of `make experiment`: make run EXPERIMENT=x
 ifdef EXPERIMENT
 export EXPERIMENT
-export DAGSTER_HOME := $(shell $(BIN)/python -m mnist_pipeline experiment $(EXPERIMENT) --home)
-$(if $(DAGSTER_HOME),,$(error EXPERIMENT=$(EXPERIMENT) cannot be used))
+# Before make 4.4 a shell function knows nothing of variables that were given to make.
+export DAGSTER_HOME := $(shell env $(MAKEOVERRIDES) $(BIN)/python -m mnist_pipeline experiment "$(EXPERIMENT)" --home)
+$(if $(DAGSTER_HOME),,$(error EXPERIMENT=$(EXPERIMENT) cannot be used, see above (without .venv: make install first)))
 endif
 # Dagster announces each use of an API that it calls beta; constraints.txt pins the version that was tested.
 export PYTHONWARNINGS := ignore:Parameter,ignore:Function
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 .PHONY: run
 run: install ## Materialize the whole graph, with no server, and sum up (settings: make run CONFIG=file.yaml)
@@ -29,18 +30,18 @@ sweep: install ## Try settings, with no server, and rank them: make sweep CONFIG
 	$(BIN)/python -m mnist_pipeline sweep --config $(CONFIG)
 
 .PHONY: experiment
-experiment: install ## Copy values and models, to change anything beside the deployment: make experiment NAME=x, then make run EXPERIMENT=x
-	@$(BIN)/python -m mnist_pipeline experiment $(NAME)
+experiment: install ## Make a copy to try changes in: make experiment NAME=x, then make run (dev, serve, sweep) EXPERIMENT=x
+	@$(BIN)/python -m mnist_pipeline experiment $${NAME:+"$$NAME"}
 
 .PHONY: promote
 promote: install ## Send the candidate of an experiment to the deployment's gate: make promote NAME=x [VERSION=...]
-	@test -n "$(NAME)" || { echo "make promote NAME=x [VERSION=...]" >&2; exit 1; }
-	@$(BIN)/python -m mnist_pipeline promote $(NAME) $(VERSION)
+	@test -n "$$NAME" || { echo "make promote NAME=x [VERSION=...]" >&2; exit 1; }
+	@$(BIN)/python -m mnist_pipeline promote "$$NAME" $${VERSION:+"$$VERSION"}
 
 .PHONY: discard
 discard: install ## Delete an experiment: make discard NAME=x
-	@test -n "$(NAME)" || { echo "make discard NAME=x" >&2; exit 1; }
-	@$(BIN)/python -m mnist_pipeline discard $(NAME)
+	@test -n "$$NAME" || { echo "make discard NAME=x" >&2; exit 1; }
+	@$(BIN)/python -m mnist_pipeline discard "$$NAME"
 
 PORT ?= 3000
 .PHONY: dev

@@ -14,6 +14,7 @@ from mnist_pipeline.commands.store import lasting_store
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING, TRAINING
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.experiments.sweep import SweepInvalid
+from mnist_pipeline.problem import Problem
 from mnist_pipeline.stores import ModelStoreError
 
 INTERRUPTED = 130
@@ -29,62 +30,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
-        if options.command in RUNNING:
-            return _run_command(options)
-        if options.command in (*EXPERIMENTING, *BRANCHING):
-            return _experiment_command(options)
-        models.carry_out(lasting_store(), options)
+        if not getattr(options, "home", False):  # which make asks for before it sets it
+            environment = Environment.read(os.environ)
+            if environment.experiment:
+                os.environ.setdefault("DAGSTER_HOME", environment.experiment_home)
+        return _carry_out(options)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
-    except (ModelStoreError, EnvironmentInvalid, SweepInvalid, OSError) as error:
+    except (ModelStoreError, EnvironmentInvalid, SweepInvalid, Problem, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    command = options.command
+    if command in ("run", "candidate", "promote") or (command == "sweep" and options.config):
+        # The steps' server imports on the second core what this process imports, too.
+        modules = [*DAGSTER, *MACHINE_LEARNING, *(TRAINING if command == "sweep" else ())]
+        get_context("forkserver").set_forkserver_preload(modules)
+        forkserver.ensure_running()
+    if command in RUNNING:
+        _run_command(options)
+    elif command in BRANCHING:
+        branches.carry_out(options)
+    elif command in EXPERIMENTING:
+        return experiments.carry_out(lasting_store(), options)
+    else:
+        models.carry_out(lasting_store(), options)
     return 0
 
 
-def _run_command(options: argparse.Namespace) -> int:
-    if options.command == "run":
-        _start_forkserver(*DAGSTER, *MACHINE_LEARNING)
+def _run_command(options: argparse.Namespace) -> None:
     from mnist_pipeline import runs  # Dagster takes a second, which looking at the store need not take
 
-    try:
-        config = runs.read_config(options.config) if options.command == "run" and options.config else {}
-        if options.command in ("run", "recover"):
-            runs.recover()
-        if options.command == "run":
-            runs.run(config)
-        if options.command in ("run", "summary"):
-            runs.print_summary(lasting_store())
-    except runs.Problem as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _experiment_command(options: argparse.Namespace) -> int:
-    runs_steps = options.command in ("candidate", "promote") or (options.command == "sweep" and options.config)
-    if not runs_steps and options.command in EXPERIMENTING:
-        return experiments.carry_out(lasting_store(), options)
-    if runs_steps:
-        _start_forkserver(*DAGSTER, *MACHINE_LEARNING, *(TRAINING if options.command == "sweep" else ()))
-    from mnist_pipeline import runs
-
-    try:
-        if options.command in BRANCHING:
-            branches.carry_out(options)
-            return 0
-        return experiments.carry_out(lasting_store(), options)
-    except runs.Problem as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def _start_forkserver(*modules: str) -> None:
-    """The steps' server imports on the second core what this process imports, too. Raises EnvironmentInvalid."""
-    Environment.read(os.environ)  # or the server would tell of it, with a traceback
-    get_context("forkserver").set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    config = runs.read_config(options.config) if options.command == "run" and options.config else {}
+    if options.command in ("run", "recover"):
+        runs.recover()
+    if options.command == "run":
+        runs.run(config)
+    if options.command in ("run", "summary"):
+        runs.print_summary(lasting_store())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -114,7 +114,7 @@ class Environment(BaseModel):
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "Environment":
-        """Read a process's environment; an empty variable counts as absent.
+        """Read a process's environment; an empty variable counts as absent. With EXPERIMENT it is that experiment's.
 
         Raises EnvironmentInvalid with the variable's name and the allowed values.
         """
@@ -140,19 +140,19 @@ class Environment(BaseModel):
         return found
 
     def _require_branch(self, name: str, dagster_home: str | None) -> None:
-        folder = self.branch_folder(name)
+        folder, home = self.branch_folder(name), self.in_branch(name).experiment_home
         if not folder.is_dir():
             raise EnvironmentInvalid(f"EXPERIMENT: there is no {folder}: make experiment NAME={name}")
-        if dagster_home and absolute(dagster_home) != str(folder / "home"):
+        if dagster_home and absolute(dagster_home) != home:
             raise EnvironmentInvalid(
-                f"EXPERIMENT={name} has a DAGSTER_HOME of its own, {folder / 'home'}, but this one is {dagster_home}: "
+                f"EXPERIMENT={name} has a DAGSTER_HOME of its own, {home}, but this one is {dagster_home}: "
                 f"use `make ... EXPERIMENT={name}`, and set no DAGSTER_HOME in .env"
             )
 
     def in_branch(self, name: str) -> "Environment":
         """Return the environment of an experiment: what is written lies in its folder, and nothing acts by itself.
 
-        What is only read, raw data and images to predict, stays where it is.
+        What is only read, a folder of images and images to predict, stays where it is.
         """
         places = dict.fromkeys({*PLACES, "model_dir"} - {"prediction_input"}, "")
         return self.model_copy(
@@ -160,7 +160,7 @@ class Environment(BaseModel):
             | {
                 "experiment": name,
                 "storage_root": str(self.branch_folder(name) / "storage"),
-                "dataset_dir": self.dataset_settings().directory,
+                "dataset_dir": self.dataset_settings().directory if self.dataset == "folder" else "",
                 "prediction_input": self.input_folder(),
                 "automation": False,
                 "slack_bot_token": None,
@@ -172,6 +172,11 @@ class Environment(BaseModel):
         """Return the folder of an experiment: below the storage root, or below the project's if that is a bucket."""
         root = PROJECT / "storage" if "://" in self.storage_root else Path(absolute(self.storage_root))
         return root / self._task_folder / BRANCHES / name
+
+    @property
+    def experiment_home(self) -> str:
+        """The DAGSTER_HOME of an experiment, of whose environment this is."""
+        return str(Path(self.storage_root).parent / "home")
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,8 @@ import yaml
 
 from mnist_pipeline.environment import PROJECT
 
+Known = dict[dg.AssetKey, dg.AssetMaterialization | dg.AssetObservation]
+
 STORAGE = (
     *("storage", "run_storage", "event_log_storage", "schedule_storage"),
     *("local_artifact_storage", "compute_logs"),
@@ -14,22 +16,28 @@ STORAGE = (
 """The settings of an instance that say where its history lies."""
 
 
-def begin_history(deployment: dg.DagsterInstance, home: Path) -> int:
+def latest_events(instance: dg.DagsterInstance) -> Known:
+    """Return the last materialization of each asset without partitions, and the last observation of each source."""
+    found: Known = {}
+    for key in instance.get_asset_keys():
+        if event := instance.get_latest_materialization_event(key):
+            if (latest := event.asset_materialization) and latest.partition is None:
+                found[key] = latest
+        elif records := instance.fetch_observations(key, limit=1).records:
+            observed = records[0].event_log_entry.asset_observation
+            found |= {key: observed} if observed else {}
+    return found
+
+
+def begin_history(home: Path, known: Known) -> None:
     """Make a DAGSTER_HOME with the settings of one machine, and its history in this folder.
 
-    It knows the last materialization of each asset that has no partitions, with its data version, so that nothing that
-    was copied counts as missing or stale. Returns how many these are.
+    It begins with the events of the deployment, and their data versions: nothing that was copied counts as missing.
     """
     home.mkdir()
     settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
     kept = {name: value for name, value in settings.items() if name not in STORAGE}
     (home / "dagster.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
-    known = 0
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        for key in deployment.get_asset_keys():
-            event = deployment.get_latest_materialization_event(key)
-            materialization = event.asset_materialization if event else None
-            if materialization and materialization.partition is None:
-                instance.report_runless_asset_event(materialization)
-                known += 1
-    return known
+        for event in known.values():
+            instance.report_runless_asset_event(event)

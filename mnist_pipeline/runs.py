@@ -20,6 +20,7 @@ from mnist_pipeline.defs.sweeping import INTERRUPTED_TAG, PARTITION_TAG, TRIAL_R
 from mnist_pipeline.experiments.sweep import Sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
 from mnist_pipeline.files.yaml_file import read_yaml
+from mnist_pipeline.problem import Problem
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.trail import Damaged
 
@@ -37,10 +38,6 @@ LOOK_SECONDS = 1
 
 QUIET = {"console": {"config": {"log_level": "INFO"}}}
 """The loggers of a run that names none: Dagster's default tells of every event."""
-
-
-class Problem(Exception):
-    """The command cannot do what was asked; the message says why and what to do."""
 
 
 def _job(name: str) -> dg.JobDefinition:
@@ -135,10 +132,11 @@ def _run_trial(instance: dg.DagsterInstance, sweeps: Sweeps, name: str, interrup
                 instance.add_run_tags(result.run_id, {INTERRUPTED_TAG: "true"})  # that is no try that failed
             raise KeyboardInterrupt
     if trial.version:
-        left = (planned - done - 1) * (trial.seconds or 0)
+        left = planned - done - 1
+        minutes = f"; the other {left} need about {left * (trial.seconds or 0) / 60:.1f} min" if left > 0 else ""
         print(
             f"  validation accuracy {trial.validation_accuracy:.4f}, loss {trial.validation_loss:.4f}, "
-            f"{trial.seconds:.0f} s of training; the others need about {left / 60:.0f} min",
+            f"{trial.seconds:.1f} s of training{minutes}",
             flush=True,
         )
     else:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+
 from mnist_pipeline_tests.live import wait_until
 
 MLFLOW = "mlflow==3.17.2"
@@ -68,5 +70,7 @@ class MlflowServer:
 
     def _answers(self) -> bool:
         assert self._process and self._process.poll() is None, (self.folder / "log").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        try:
+            return httpx.get(f"{self.url}/health", timeout=10).status_code == 200
+        except httpx.HTTPError:
+            return False

@@ -324,7 +324,7 @@ def test_an_experiment_from_the_command_line(variables):
     assert "there is no experiment yet" in python(variables, "experiment").stdout
     made = python(variables, "experiment", "split")
     assert made.returncode == 0, made.stderr
-    assert "1 versions and what is known of 7 assets" in made.stdout
+    assert "models: 1, last events of assets: 7;" in made.stdout
     assert python(variables, "experiment", "split").stderr.startswith("error: there is an experiment split already")
     storage = Path(variables["STORAGE_ROOT"])
     before = {path: path.read_bytes() for path in storage.rglob("*") if path.is_file() and "branches" not in path.parts}
@@ -341,13 +341,13 @@ def test_an_experiment_from_the_command_line(variables):
     assert before == {path: path.read_bytes() for path in before}
     files = {path for path in storage.rglob("*") if path.is_file() and "branches" not in path.parts}
     assert files == set(before)
-    assert "split: made 20" in python(variables, "experiment").stdout
+    assert "versions trained: 1, the last one was " in python(variables, "experiment").stdout
     assert python(inside, "discard", "split").stderr.startswith("error: EXPERIMENT=split is set")
 
     promoted = python(variables, "promote", "split")
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     assert " goes to evaluation and gate" in promoted.stdout
-    assert "split has decided 1 times by test images" in promoted.stdout
+    assert "decisions of split by test images, which count for the deployment from now on: 1" in promoted.stdout
     assert len(LocalModelStore(base_path=str(storage / "models")).versions()) == 2
     assert python(variables, "discard", "split").stdout == "discarded split\n"
     assert list((storage / "branches").iterdir()) == []

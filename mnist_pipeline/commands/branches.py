@@ -5,6 +5,7 @@ import os
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.experiments.branch import Branch, branch_names, making
+from mnist_pipeline.stores import ModelStoreError
 
 MIB = 2**20
 
@@ -53,15 +54,21 @@ def carry_out(options: argparse.Namespace) -> None:
 
 def _make(branch: Branch) -> None:
     from mnist_pipeline import runs
-    from mnist_pipeline.history import begin_history
+    from mnist_pipeline.history import begin_history, latest_events
 
+    branch.require_absent()
     print(f"copying values and models to {branch.folder}", flush=True)
-    with runs.run_history() as instance, making(branch) as (folder, record):
-        known = begin_history(instance, folder / branch.home.name)
+    with runs.run_history() as instance:
+        known = latest_events(instance)
+        with making(branch) as (folder, record):
+            begin_history(folder / branch.home.name, known)
+            if changed := {key for key, event in latest_events(instance).items() if known.get(key) != event}:
+                names = ", ".join(key.to_user_string() for key in changed)
+                raise ModelStoreError(f"{names} changed while it was copied: again, when no run is at work")
     name = branch.name
     print(
-        f"{name} has {record.files} files of {record.bytes / MIB:.1f} MiB, {len(record.versions)} versions and what is "
-        f"known of {known} assets; automation, alerts and MLflow are off in it\n"
+        f"copied to {name}: {record.bytes / MIB:.1f} MiB in files, models: {len(record.versions)}, last events of "
+        f"assets: {len(known)}; automation, alerts and MLflow are off in it\n"
         f"to work in it: make run EXPERIMENT={name}; and so make dev, serve and sweep\n"
         f"its candidate to the gate of the deployment: make promote NAME={name}\n"
         f"to delete it: make discard NAME={name}"
@@ -73,8 +80,10 @@ def _promote(branch: Branch, version: str | None) -> None:
     from mnist_pipeline.commands.store import lasting_store
 
     name, manifest = branch.candidate(version)
+    if decision := next(branch.store().decisions_about(manifest.name), None):
+        print(f"the gate of {branch.name} decided about it: {decision.outcome}: {decision.reason}")
     if new := branch.count_decisions():
-        print(f"{branch.name} has decided {new} times by test images, which count for the deployment from now on")
+        print(f"decisions of {branch.name} by test images, which count for the deployment from now on: {new}")
     runs.run_candidate(manifest.name, {"version": name, "version_store": branch.store().address})
     runs.print_summary(lasting_store())
 
@@ -85,9 +94,12 @@ def _print_all(deployment: Environment) -> None:
         print("there is no experiment yet: make experiment NAME=x")
     for name in names:
         branch = Branch(deployment, name)
-        record, deployed = branch.record(), branch.store().production()
-        own = deployed and deployed.version not in record.versions
-        print(
-            f"{name}: made {record.created_at:%Y-%m-%d %H:%M}, {len(branch.trained())} versions trained, "
-            f"{f'{deployed.version} deployed there' if deployed and own else 'none of them deployed there'}"
-        )
+        try:
+            record = branch.record()
+        except ModelStoreError as error:
+            print(f"{name}: {error}")
+            continue
+        trained = branch.trained()
+        last = next(branch.store().decisions_about(trained[0]), None) if trained else None
+        decided = f", the last one was {last.outcome} by its gate" if last else ""
+        print(f"{name}: made {record.created_at:%Y-%m-%d %H:%M} UTC, versions trained: {len(trained)}{decided}")

@@ -101,12 +101,17 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> int:
 def _tell_mlflow(store: ModelStore) -> int:
     from mnist_pipeline.experiments.mlflow_mirror import mirror_of
 
-    mirror = mirror_of(Environment.read(os.environ), lambda problem: print(problem, file=sys.stderr))
+    environment = Environment.read(os.environ)
+    if environment.experiment:
+        raise EnvironmentInvalid(f"EXPERIMENT={environment.experiment}: MLflow is not told of experiments")
+    mirror = mirror_of(environment, lambda problem: print(problem, file=sys.stderr))
     if mirror is None:
         raise EnvironmentInvalid("MLFLOW_TRACKING_URI: there is none, and nobody to tell")
-    sweeps, told = Sweeps(store), 0
+    sweeps, told = Sweeps(store), set[str]()
     for models, registered in [(store, True), *((sweeps.models(name), False) for name in sweeps.names())]:
         for name in reversed(models.versions()):
+            if name in told:  # a trial that became a candidate
+                continue
             try:
                 page = mirror.version(models, name, registered)
             except ModelStoreError as error:
@@ -115,9 +120,9 @@ def _tell_mlflow(store: ModelStore) -> int:
             if page is None:
                 return 1
             print(f"{name}: {page}", flush=True)
-            told += 1
+            told.add(name)
     mirror.pointer(store)
-    print(f"{mirror.uri} knows of {told} versions, and of what is deployed")
+    print(f"{mirror.uri} knows of {len(told)} versions, and of what is deployed")
     return 1 if mirror.problem else 0
 
 

@@ -8,7 +8,7 @@ import sys
 
 from mnist_pipeline.commands.arguments import days, positive
 from mnist_pipeline.commands.store import require_lasting
-from mnist_pipeline.environment import Environment
+from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.stores import ModelStore, ModelStoreError, store_at
 from mnist_pipeline.stores.base import ORPHANS_OLDER_THAN
@@ -117,11 +117,15 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
 def _tell_mlflow(store: ModelStore) -> None:
     """Move MLflow's alias, if there is one; the deployment stands whatever comes of it."""
     environment = Environment.read(os.environ)
-    if environment.mlflow_tracking_uri:
-        from mnist_pipeline.experiments.mlflow_mirror import mirror_of
+    if not environment.mlflow_tracking_uri:
+        return
+    from mnist_pipeline.experiments.mlflow_mirror import mirror_of
 
+    try:
         if mirror := mirror_of(environment, lambda problem: print(problem, file=sys.stderr)):
             mirror.pointer(store)
+    except (ModelStoreError, EnvironmentInvalid, OSError, ValueError) as error:
+        print(f"MLflow was not told: {error}", file=sys.stderr)
 
 
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:

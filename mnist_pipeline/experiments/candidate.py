@@ -1,5 +1,6 @@
 """A version that was trained elsewhere, as a candidate of the main graph: a trial, or one of another store."""
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -15,6 +16,8 @@ from mnist_pipeline.stores.datasets import copy_images, digests_of, keep_splits,
 from mnist_pipeline.stores.errors import ModelStoreError
 from mnist_pipeline.stores.objects import time_text
 from mnist_pipeline.stores.versions import ENTERED
+
+log = logging.getLogger(__name__)
 
 
 def take_candidate(store: ModelStore, name: str, splits: Splits) -> ModelManifest:
@@ -44,6 +47,8 @@ def take_version(store: ModelStore, source: ModelStore, name: str, splits: Split
     found = find_version(source, name)
     manifest = found.manifest
     require_task(manifest, splits.spec.name)
+    if not manifest.training.epochs or not manifest.training.best_epoch:
+        raise ModelStoreError(f"{manifest.name} does not say how it was trained, or in words of other code")
     differing = _differing(manifest, splits)
     for part in [part for part in ("train", "validation") if part in differing]:
         record = manifest.training.splits.get(part)
@@ -53,10 +58,17 @@ def take_version(store: ModelStore, source: ModelStore, name: str, splits: Split
             raise ModelStoreError(
                 f"it cannot be told if {manifest.name} was trained on images that it would be tested on: {error}"
             ) from error
-        if seen := shared_images(images, splits.test):
-            raise ModelStoreError(
-                f"{manifest.name} had {seen:,} of the {len(splits.test.labels):,} test images in its {part} split, so "
-                "its test accuracy would prove nothing: train it without these"
+        for kind, scored in (("test", splits.test), ("held-out", splits.held_out)):
+            if seen := shared_images(images, scored):
+                raise ModelStoreError(
+                    f"{manifest.name} had {seen:,} of the {len(scored.labels):,} {kind} images in its {part} split, so "
+                    "its scores would prove nothing: train it without these"
+                )
+        if part == "train" and (seen := shared_images(images, splits.validation)):
+            log.warning(
+                "%s was trained on %d of the %d validation images: its validation accuracy here, and the confidence "
+                "threshold that follows from them, look better than they are",
+                *(manifest.name, seen, len(splits.validation.labels)),
             )
     if manifest.name not in store.versions():
         _bring(store, found, lambda: _copy_all_images(source, store, manifest))

@@ -87,18 +87,16 @@ def _cells(board: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
     for name in setting_names(board):
         value = row.values.get(name, board.record.sweep.usual(name))
         cells[name] = float(f"{value:.4g}") if isinstance(value, float) else json.dumps(value).strip('"')
-    cells |= {
-        "validation_accuracy": row.validation_accuracy,
+    cells |= {"validation_accuracy": row.validation_accuracy, "spread": row.spread}
+    if any(one.difference for one in board.rows):
+        mean, low, high = row.difference or (None, None, None)
+        cells |= {"difference": mean, "difference_low": low, "difference_high": high}
+    return cells | {
         "validation_loss": row.validation_loss,
-        "spread": row.spread,
         "seeds": f"{len(row.trials)} of {row.planned}" if len(row.trials) < row.planned else str(row.planned),
         "seconds": row.seconds,
         "weights_mib": (row.trials[0].weights_bytes or 0) / MIB,
     }
-    if any(one.difference for one in board.rows):
-        mean, low, high = row.difference or (None, None, None)
-        cells |= {"difference": mean, "difference_low": low, "difference_high": high}
-    return cells
 
 
 def _importance(record: SweepRecord, rows: list[Row]) -> dict[str, float]:

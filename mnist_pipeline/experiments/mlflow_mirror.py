@@ -4,14 +4,28 @@ Each version is a run, in the experiment of its task (a trial: of its sweep): pa
 evaluation, the card. Versions of the store itself are in the registry, and the alias `production` follows the pointer.
 """
 
+import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from importlib.util import find_spec
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
+from mnist_pipeline.experiments.mlflow_records import (
+    TRAINING_TAG,
+    VERSION_TAG,
+    epoch_metrics,
+    evaluation_metrics,
+    metric,
+    milliseconds,
+    parameters,
+    run_tags,
+)
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics
 from mnist_pipeline.stores.base import ModelStore
@@ -26,19 +40,22 @@ if TYPE_CHECKING:
 
 PRODUCTION_ALIAS = "production"
 
-VERSION_TAG, TRAINING_TAG = "mnist_pipeline.version", "mnist_pipeline.training"
-"""The tags by which a run is found again: of a version, of a training that was killed."""
-
 QUICKLY = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Variables of MLflow, where the user set none: a training does not wait minutes for a server that is down."""
 
-NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
-"""Signs that MLflow refuses in names of metrics."""
+SECRETS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME")
+
+MOST_WORDS = 200
+"""The length of what is told of an error, in characters."""
+
+MOST_SECONDS = 60
+"""All calls of a mirror together may take so long; then it is given up, however a server dawdles."""
 
 SHOWS_RUNS = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which the page of an experiment begins with its runs, and not with traces of language models."""
@@ -71,15 +88,20 @@ class Mirror:
         self.problem: str | None = None
         self._run_id: str | None = None
         self._connected: MlflowClient | None = None
+        self._seconds_left = float(MOST_SECONDS)
 
-    def training_begins(self, settings: dict[str, Any], fingerprint: str) -> None:
-        """Begin the run of a training, or go on with the one of the same training that was killed."""
-        self._try(lambda client: self._begin(client, settings, fingerprint))
+    def training_begins(self, settings: dict[str, Any], fingerprint: str, address: str) -> None:
+        """Begin the run of a training, or go on with the one of the same training that was killed.
+
+        `fingerprint` is that of `training_fingerprint`, `address` that of the store.
+        """
+        key = hashlib.sha256(f"{address} {fingerprint}".encode()).hexdigest()
+        self._try(lambda client: self._begin(client, settings, key))
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Send the metrics of an epoch of the training that began."""
         if run_id := self._run_id:
-            self._try(lambda client: client.log_batch(run_id, list(_epoch_metrics(metrics, _milliseconds()))))
+            self._try(lambda client: client.log_batch(run_id, list(epoch_metrics(metrics, milliseconds()))))
 
     def training_failed(self, why: str) -> None:
         """End the run of the training that began."""
@@ -94,6 +116,7 @@ class Mirror:
         that cannot be read.
         """
         manifest, evaluation = store.manifest(name), kept_evaluation(store, name)
+        decision = next(store.decisions_about(name), None)
         try:
             card: str | None = store.read_object(f"{name}/{CARD}")[0].decode()
         except ObjectMissing:
@@ -103,12 +126,12 @@ class Mirror:
             run = self._run_of(client, manifest)
             run_id = run.info.run_id
             self._send(client, run, manifest, evaluation)
-            for tag, value in _tags(manifest, store.address).items():
+            for tag, value in run_tags(manifest, store.address, decision).items():
                 client.set_tag(run_id, tag, value)
             if card:
                 client.log_text(run_id, card, CARD)
             if run.info.status == "RUNNING":
-                client.set_terminated(run_id, end_time=_milliseconds(manifest.training.created_at))
+                client.set_terminated(run_id, end_time=milliseconds(manifest.training.created_at))
             if registered:
                 self._register(client, manifest, store.address, run)
             self._run_id = None
@@ -118,45 +141,60 @@ class Mirror:
 
     def pointer(self, store: ModelStore) -> None:
         """Set the alias `production` to what is deployed. Raises UnknownModel or CorruptModel, as `version` does."""
-        deployed = store.production()
-        if deployed is None:
-            return
-        registered = self._try(lambda client: self._registered(client, deployed.version))
-        if registered is None and not self.problem:
-            self.version(store, deployed.version)
-            registered = self._try(lambda client: self._registered(client, deployed.version))
-        if registered:
-            number = registered.version
-            self._try(lambda client: client.set_registered_model_alias(self.task, PRODUCTION_ALIAS, number))
+        said: str | None = None
+        while (deployed := store.production()) and deployed.version != said and not self.problem:
+            said = deployed.version  # somebody may deploy another one while this is told
+            if not self._try(partial(self._set_alias, said)):
+                self.version(store, said)
+                self._try(partial(self._set_alias, said))
+
+    def _set_alias(self, name: str, client: "MlflowClient") -> bool:
+        """Set the alias to a version if that is registered, and return whether it is."""
+        if registered := self._registered(client, name):
+            client.set_registered_model_alias(self.task, PRODUCTION_ALIAS, registered.version)
+        return registered is not None
 
     def _try(self, ask: "Callable[[MlflowClient], T]") -> T | None:
         if self.problem:
             return None
         for variable, value in QUICKLY.items():
             os.environ.setdefault(variable, value)
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
         from google.protobuf.json_format import ParseError
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        began = time.monotonic()
         try:
-            self._connected = self._connected or MlflowClient(self.uri, self.uri)
-            return ask(self._connected)
-        except (MlflowException, ParseError, OSError) as error:  # of requests are OSErrors, too
+            return _within(self._seconds_left, lambda: ask(self._client()))
+        # Errors of requests are OSErrors, too. A card may go to a bucket: with boto3, or what is not installed.
+        except (
+            *(MlflowException, ParseError, OSError, ValueError, ImportError),
+            *(BotoCoreError, ClientError, Boto3Error),
+        ) as error:
             self.problem = (
-                f"MLflow at {self.uri} was not told: {str(error).partition(chr(10))[0]}. Nothing depends on it; "
+                f"MLflow at {self.uri} was not told: {_without_secrets(error)}. Nothing depends on it; "
                 "`python -m mnist_pipeline mlflow` tells it all that it lacks"
             )
             self.tell(self.problem)
             return None
+        finally:
+            self._seconds_left -= time.monotonic() - began
 
-    def _begin(self, client: "MlflowClient", settings: dict[str, Any], fingerprint: str) -> None:
+    def _client(self) -> "MlflowClient":
+        from mlflow import MlflowClient
+
+        self._connected = self._connected or MlflowClient(self.uri, self.uri)
+        return self._connected
+
+    def _begin(self, client: "MlflowClient", settings: dict[str, Any], key: str) -> None:
         experiment = self._experiment(client, self.task)
-        killed = f"tags.`{TRAINING_TAG}` = '{fingerprint}' and attributes.status = 'RUNNING'"
+        killed = f"tags.`{TRAINING_TAG}` = '{key}' and attributes.status = 'RUNNING'"
         found = client.search_runs([experiment], killed, max_results=1)
-        run = found[0] if found else client.create_run(experiment, tags={TRAINING_TAG: fingerprint})
+        run = found[0] if found else client.create_run(experiment, tags={TRAINING_TAG: key})
         self._run_id = run.info.run_id
         if not found:
-            client.log_batch(self._run_id, params=list(_parameters(settings)))
+            client.log_batch(self._run_id, params=list(parameters(settings)))
 
     def _send(
         self, client: "MlflowClient", run: "Run", manifest: ModelManifest, evaluation: KeptEvaluation | None
@@ -164,15 +202,15 @@ class Mirror:
         """Send the parameters, epochs and scores that a run does not have yet."""
         run_id, told, training = run.info.run_id, run.data, manifest.training
         steps = {metric.step for metric in client.get_metric_history(run_id, "validation_loss")}
-        at, metrics = _milliseconds(training.created_at), list["Metric"]()
+        at, metrics = milliseconds(training.created_at), list["Metric"]()
         for epoch in training.epochs:
-            metrics += _epoch_metrics(epoch, at) if epoch.epoch not in steps else ()
-        scores = _evaluation_metrics(evaluation) if evaluation else {}
+            metrics += epoch_metrics(epoch, at) if epoch.epoch not in steps else ()
+        scores = evaluation_metrics(evaluation) if evaluation else {}
         new = {name: value for name, value in scores.items() if told.metrics.get(name) != value}
-        metrics += [_metric(name, value, _milliseconds(), 0) for name, value in new.items()]
+        metrics += [metric(name, value, milliseconds(), 0) for name, value in new.items()]
         for start in range(0, len(metrics), MOST_AT_A_TIME):
             client.log_batch(run_id, metrics[start : start + MOST_AT_A_TIME])
-        client.log_batch(run_id, params=[one for one in _parameters(training.settings) if one.key not in told.params])
+        client.log_batch(run_id, params=[one for one in parameters(training.settings) if one.key not in told.params])
 
     def _run_of(self, client: "MlflowClient", manifest: ModelManifest) -> "Run":
         """The run of a version: of the training that just ended, the one that has its tag, or a new one."""
@@ -181,7 +219,7 @@ class Mirror:
         trial = manifest.training.trial
         experiment = self._experiment(client, f"{self.task}/{trial.partition('/')[0]}" if trial else self.task)
         found = client.search_runs([experiment], f"tags.`{VERSION_TAG}` = '{manifest.name}'", max_results=1)
-        began = _milliseconds(manifest.training.began_at)
+        began = milliseconds(manifest.training.began_at)
         return found[0] if found else client.create_run(experiment, began, {VERSION_TAG: manifest.name})
 
     def _register(self, client: "MlflowClient", manifest: ModelManifest, address: str, run: "Run") -> None:
@@ -206,7 +244,8 @@ class Mirror:
         if (found := client.get_experiment_by_name(name)) is None:
             _unless_it_exists(lambda: client.create_experiment(name, tags=SHOWS_RUNS))
             found = client.get_experiment_by_name(name)
-        assert found, "it is there by now"
+        if found is None:
+            raise OSError(f"it has no experiment {name} after it made one")
         return found.experiment_id
 
 
@@ -214,6 +253,32 @@ def mirror_of(environment: Environment, tell: Callable[[str], None]) -> Mirror |
     """Return the mirror of a deployment; None if it has none. Raises EnvironmentInvalid as `mlflow_uri` does."""
     uri = mlflow_uri(environment)
     return Mirror(uri, environment.task_name, tell) if uri else None
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what a call returns. Raises TimeoutError when it takes longer, and leaves it to itself then."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="mlflow").start()
+    try:
+        return done.result(max(seconds, 0))
+    except TimeoutError as error:
+        raise TimeoutError(f"it took too long{f': {error}' if str(error) else ''}") from error
+
+
+def _without_secrets(error: Exception) -> str:
+    """The beginning of what an error says, or of its cause where it names one."""
+    said = str(error).rpartition("Caused by ")[2] or type(error).__name__
+    for name in SECRETS:
+        if secret := os.environ.get(name, "").strip():
+            said = said.replace(secret, "***")
+    return shorten(said, MOST_WORDS)
 
 
 def _unless_it_exists(create: Callable[[], object]) -> None:
@@ -225,49 +290,3 @@ def _unless_it_exists(create: Callable[[], object]) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _parameters(settings: dict[str, Any]) -> Iterator[Any]:
-    from mlflow.entities import Param
-
-    yield from (Param(name, str(value)) for name, value in settings.items())
-
-
-def _epoch_metrics(metrics: EpochMetrics, at: int) -> "Iterator[Metric]":
-    values = metrics.model_dump(exclude={"epoch"})
-    yield from (
-        _metric(name, value, at, metrics.epoch) for name, value in values.items() if isinstance(value, int | float)
-    )
-
-
-def _evaluation_metrics(kept: KeptEvaluation) -> dict[str, float]:
-    found = {"evaluation/confidence_threshold": kept.threshold}
-    for split in ("validation", "test"):
-        scores = getattr(kept.evaluation, split)
-        for measure in ("accuracy", "loss", "expected_calibration_error"):
-            found[f"evaluation/{split}_{measure}"] = getattr(scores, measure)
-    return found | {f"slice_accuracy/{NOT_IN_NAMES.sub('_', s.name)}": s.accuracy for s in kept.evaluation.slices}
-
-
-def _metric(name: str, value: float, at: int, step: int) -> "Metric":
-    from mlflow.entities import Metric
-
-    return Metric(name, float(value), at, step)
-
-
-def _tags(manifest: ModelManifest, address: str) -> dict[str, str]:
-    training, origin = manifest.training, manifest.training.provenance
-    told = {
-        "mlflow.runName": training.trial or manifest.name,
-        VERSION_TAG: manifest.name,
-        "mnist_pipeline.store": address,
-        "mnist_pipeline.weights_sha256": manifest.weights_sha256,
-        "mnist_pipeline.data_version": training.data_version,
-        "dagster.run_id": training.run_id,
-        "mlflow.source.git.commit": origin.git_commit if origin else None,
-    }
-    return {name: str(value) for name, value in told.items() if value}
-
-
-def _milliseconds(moment: datetime | None = None) -> int:
-    return int((moment or datetime.now(UTC)).timestamp() * 1000)

@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         environment = Environment.read(os.environ | (_store_variables(store) if store else {}))
+        if environment.experiment and store:
+            raise EnvironmentInvalid(f"--store: EXPERIMENT={environment.experiment} has a store of its own; name one")
         if environment.model_address().startswith(f"{MEMORY}://"):
             raise EnvironmentInvalid("MODEL_STORE: memory:// lives in one process, and another finds no model in it")
         settings = ServeSettings(**{name: value for name, value in options.items() if value is not None})

@@ -1,4 +1,4 @@
-"""A whole store to another address: each model verified, and resumable."""
+"""A store to another address, whole or as far as it is in use: each model verified, and resumable."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from mnist_pipeline.stores.base import ModelStore
 from mnist_pipeline.stores.datasets import INDEX, copy_images, digests_of
+from mnist_pipeline.stores.decisions import DECIDED
 from mnist_pipeline.stores.earlier import TEST_SETS, WAITING_DECISION
 from mnist_pipeline.stores.errors import CorruptModel, ModelStoreError, ObjectChanged, ObjectMissing, UnknownModel
 from mnist_pipeline.stores.exports import ONNX, ONNX_RECORD
 from mnist_pipeline.stores.objects import DATA, EXPERIMENTS, OPEN_SWEEPS, prove_conditional_writes
 from mnist_pipeline.stores.state import PRODUCTION, State, parse_state
-from mnist_pipeline.stores.trail import READ_AT_A_TIME
+from mnist_pipeline.stores.trail import READ_AT_A_TIME, key_of
 from mnist_pipeline.stores.versions import DECISIONS, MANIFEST, WEIGHTS, complete_versions, entered_at
 
 
@@ -96,10 +97,10 @@ def _copy_versions(source: ModelStore, target: ModelStore, done: Copied, on_vers
 
 
 def copy_in_use(source: ModelStore, target: ModelStore) -> tuple[State, list[str]]:
-    """Copy the versions in use and the newest one, with their images and the state, to an empty store.
+    """Copy the versions in use and the newest one, with their images, decisions and the state, to an empty store.
 
-    Returns the state and the names of the versions. The audit trail stays where it is. Raises CorruptModel if what is
-    deployed is damaged; other versions that are damaged are left out.
+    Returns the state and the names of the versions. The rest of the audit trail stays where it is. Raises CorruptModel
+    if what is deployed is damaged or missing; other versions that are damaged are left out.
     """
     state, found, copied = source.state(), source.version_files(), list[str]()
     versions = complete_versions(found)
@@ -107,14 +108,19 @@ def copy_in_use(source: ModelStore, target: ModelStore) -> tuple[State, list[str
     for name in [name for name in versions if name in {*state.in_use, newest}]:
         try:
             copy_version(source, target, name)
-        except CorruptModel:
+        except (UnknownModel, CorruptModel) as error:  # pruned since it was listed, or damaged
             if state.deployed and name == state.deployed.version:
-                raise
+                raise CorruptModel(str(error)) from error
             continue
-        for digest in digests_of(source.manifest(name).training.splits):
+        for entry in [key.removeprefix(f"{name}/{DECIDED}") for key in source.list_objects(f"{name}/{DECIDED}")]:
+            if (content := _read(source, key_of(entry))) is not None:
+                _write(target, key_of(entry), content, immutable=True)
+        for digest in digests_of(target.manifest(name).training.splits):
             with suppress(UnknownModel, CorruptModel):  # only to train the version once more
                 copy_images(source, target, digest)
         copied.append(name)
+    if state.deployed and state.deployed.version not in copied:
+        raise CorruptModel(f"{state.deployed.version}, which is deployed, is not in {source.address}")
     if state.token is not None:
         target._create(PRODUCTION, state.model_copy(update={"pruning": ()}).to_bytes())
     return state, copied

@@ -18,7 +18,7 @@ from mnist_pipeline.environment import PLACES, Environment, EnvironmentInvalid
 from mnist_pipeline.experiments import branch as branch_file
 from mnist_pipeline.experiments.branch import Branch, branch_names, making
 from mnist_pipeline.experiments.candidate import take_version
-from mnist_pipeline.history import begin_history
+from mnist_pipeline.history import begin_history, latest_events
 from mnist_pipeline.ml.data import shared_images
 from mnist_pipeline.ml.errors import ModelError
 from mnist_pipeline.ml.records import Splits
@@ -26,7 +26,8 @@ from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores import CorruptModel, LocalModelStore, ModelStoreError
 from mnist_pipeline.stores.copying import copy_in_use
 from mnist_pipeline.stores.datasets import keep_splits, load_splits
-from mnist_pipeline.stores.versions import DECISIONS, WEIGHTS
+from mnist_pipeline.stores.earlier import TEST_SETS
+from mnist_pipeline.stores.versions import DECISIONS, DIGEST_LENGTH, WEIGHTS
 from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline_tests import versions
 from mnist_pipeline_tests.conftest import Pipeline, metadata
@@ -46,7 +47,7 @@ def variables(tmp_path, raw_folder) -> dict[str, str]:
 def make(pipeline: Pipeline, name: str = "x") -> Branch:
     branch = Branch(pipeline.environment, name)
     with making(branch) as (folder, _):
-        begin_history(pipeline.instance, folder / branch.home.name)
+        begin_history(folder / branch.home.name, latest_events(pipeline.instance))
     return branch
 
 
@@ -98,18 +99,17 @@ def test_an_experiment_changes_the_split_and_its_candidate_goes_to_the_gate_of_t
     trained = metadata(result, "digit_classifier")["model"]
     assert inside.store.production().version == trained
     assert branch.trained() == [trained]
-    looks = branch.count_decisions()
-    assert looks == 1  # by evidence; the deployment knows of it from now on
-    assert branch.count_decisions() == 0
-    digest = inside.store.production().test_digest
-
-    after = contents(tmp_path / "storage", branch.folder)
-    assert {name for name in before | after if before.get(name) != after.get(name)} == {"models/production.json"}
-    state = pipeline.store.state()
-    assert state.test_sets[digest] == 1 and state.deployed.version == deployed
+    assert contents(tmp_path / "storage", branch.folder) == before
     assert events == pipeline.instance.get_event_records(
         dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION)
     )
+
+    # The look at the test images counts for the deployment, once, on top of what earlier code counted there.
+    digest = inside.store.production().test_digest
+    pipeline.store.put(f"{TEST_SETS}{digest[:DIGEST_LENGTH]}.json", b'{"decisions": 57}')
+    assert [branch.count_decisions(), branch.count_decisions()] == [1, 0]
+    state = pipeline.store.state()
+    assert state.test_sets[digest] == 58 and state.deployed.version == deployed
 
     name, manifest = branch.candidate()
     candidate = {"version": name, "version_store": branch.store().address}
@@ -117,7 +117,7 @@ def test_an_experiment_changes_the_split_and_its_candidate_goes_to_the_gate_of_t
     sent = pipeline.run(*chain, digit_classifier=candidate, production_digit_classifier=GATE | {"max_regression": 0.9})
     assert metadata(sent, "digit_classifier")["model"] == manifest.name == trained
     decision = next(iter(pipeline.store.decisions(1)))
-    assert (decision.version, decision.earlier_decisions) == (trained, 1)
+    assert (decision.version, decision.earlier_decisions) == (trained, 58)
     # Whole here, also when the experiment is gone; and once more it is the same.
     branch.discard()
     assert load_splits(pipeline.store, manifest.training.splits, manifest.task).validation.images.shape[0] == 240
@@ -127,6 +127,9 @@ def test_an_experiment_changes_the_split_and_its_candidate_goes_to_the_gate_of_t
 
 
 def test_an_experiment_begins_with_what_is_known(pipeline, working, tmp_path):
+    pipeline.instance.report_runless_asset_event(
+        dg.AssetObservation("labelled_digits", tags={"dagster/data_version": "observed"})
+    )
     pipeline.run()
     inside = working(make(pipeline))
     for key in ("raw_mnist_data", "processed_mnist_data", "digit_classifier", "model_evaluation"):
@@ -154,7 +157,11 @@ def test_all_that_is_written_lies_in_the_experiment(tmp_path, variables):
         else:
             assert Path(inside.place(name, name)).is_relative_to(folder), name
     assert Path(inside.model_address()).is_relative_to(folder)
-    assert inside.dataset_settings() == Environment.read(given).dataset_settings()
+    assert Path(inside.dataset_settings().directory).is_relative_to(folder)
+    folder_of_images = {"STORAGE_ROOT": given["STORAGE_ROOT"], "DATASET": "folder", "DATASET_DIR": "/my/images"}
+    Environment.read(folder_of_images).branch_folder("x").mkdir(parents=True)
+    images = Environment.read(folder_of_images | {"EXPERIMENT": "x"})
+    assert images.dataset_settings().directory == "/my/images"  # only read, too
     assert (inside.automation, inside.slack_bot_token) == (False, None)
     of_before = variables | {"MODEL_STORE": "s3", "S3_MODEL_BUCKET": "production"}
     assert Path(Environment.read(of_before | {"EXPERIMENT": "x"}).model_address()).is_relative_to(folder)
@@ -201,7 +208,7 @@ def test_an_experiment_is_whole_or_not_there(pipeline, environment, monkeypatch)
 def test_an_experiment_is_discarded_unless_somebody_works_in_it(pipeline, environment):
     pipeline.run("raw_mnist_data")
     branch = make(pipeline)
-    left_by_a_kill = branch.folder.with_name(".x.12345678")
+    left_by_a_kill = branch.folder.with_name(f".x.{2**30}.12345678")
     left_by_a_kill.mkdir()
     work = subprocess.Popen(
         [sys.executable, "-c", "print(flush=True); input()"],
@@ -235,6 +242,17 @@ def test_what_saw_the_test_images_is_no_candidate(tmp_path, trained, splits, spe
         manifest = versions.save(there, trained, SETTINGS, splits=kept)
         with pytest.raises(ModelStoreError, match=f"had 7 of the 200 test images in its {part} split"):
             take_version(here, there, manifest.name, splits)
+    labelled = splits._replace(held_out=LabelledImages(splits.train.images[:3], splits.train.labels[:3]))
+    manifest = versions.save(
+        there,
+        trained,
+        SETTINGS,
+        splits=keep_splits(
+            there, splits._replace(train=LabelledImages(splits.train.images[:9], splits.train.labels[:9]))
+        ),
+    )
+    with pytest.raises(ModelStoreError, match="had 3 of the 3 held-out images in its train split"):
+        take_version(here, there, manifest.name, labelled)
     unknown = versions.save(there, trained, SETTINGS)
     with pytest.raises(ModelStoreError, match=r"cannot be told if .* was trained on images"):
         take_version(here, there, unknown.name, splits)
@@ -244,7 +262,7 @@ def test_what_saw_the_test_images_is_no_candidate(tmp_path, trained, splits, spe
     assert here.versions() == []
 
 
-def test_a_version_with_other_images_may_be_a_candidate(tmp_path, trained, splits):
+def test_a_version_with_other_images_may_be_a_candidate(tmp_path, trained, splits, caplog):
     here, there = (LocalModelStore(base_path=str(tmp_path / name)) for name in ("here", "there"))
     fewer = splits._replace(
         train=LabelledImages(splits.train.images[:99], splits.train.labels[:99]),
@@ -253,6 +271,14 @@ def test_a_version_with_other_images_may_be_a_candidate(tmp_path, trained, split
     assert shared_images(fewer.train, splits.test) == 0
     manifest = versions.save(there, trained, SETTINGS, splits=keep_splits(there, fewer))
     assert take_version(here, there, manifest.name, splits) == manifest
+    assert "trained on 5 of the 160 validation images" not in caplog.text
+    swapped = splits._replace(
+        validation=LabelledImages(
+            np.concatenate([splits.train.images[:5], splits.validation.images[5:]]), splits.validation.labels
+        )
+    )
+    take_version(here, there, manifest.name, swapped)
+    assert "trained on 5 of the 160 validation images" in caplog.text
     found: Splits = load_splits(here, manifest.training.splits, splits.spec)
     assert len(found.train.labels) == 99
     assert take_version(here, there, manifest.name, splits) == manifest
@@ -271,7 +297,8 @@ def test_only_what_is_in_use_is_copied(tmp_path, store, save):
     assert copied == target.versions() == [fourth.name, third.name, second.name, first.name][: len(copied)]
     assert set(copied) == {name for name in store.state().in_use if name} | {fourth.name}
     assert target.state().deployed == store.state().deployed == state.deployed
-    assert list(target.list_objects(DECISIONS)) == []
+    assert len(list(target.list_objects(DECISIONS))) == 2  # those about the two promoted versions that are in use
+    assert [found.version for found in target.decisions_about(third.name)] == [third.name]
     target.promote(made(target, fourth))
     assert store.state().deployed.version == third.name
     store.put(f"{third.name}/{WEIGHTS}", b"damaged")

@@ -1,5 +1,6 @@
 """MLflow sees what the store records, and nothing depends on it: with a real server, one that is killed, bad ones."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from mnist_pipeline.__main__ import main
 from mnist_pipeline.defs.assets.trial import TRIALS_NAME
 from mnist_pipeline.environment import Environment, EnvironmentInvalid
 from mnist_pipeline.experiments import mlflow_mirror
-from mnist_pipeline.experiments.mlflow_mirror import PRODUCTION_ALIAS, VERSION_TAG, Mirror, mlflow_uri
+from mnist_pipeline.experiments.mlflow_mirror import PRODUCTION_ALIAS, Mirror, mlflow_uri
+from mnist_pipeline.experiments.mlflow_records import VERSION_TAG
 from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.stores.evaluations import kept_evaluation
 from mnist_pipeline.stores.versions import CARD
@@ -112,6 +114,7 @@ def test_mlflow_sees_versions_trials_and_what_is_deployed(told, server, variable
         monkeypatch.setenv(name, value)
     assert main(["rollback", "--reason", "complaints", "--actor", "kim"]) == 0
     assert in_production(server) == first["model"]
+    assert main(["mlflow"]) == 0  # what was decided since
     before = [run.data.to_dictionary() for run in asked(server).search_runs(["1"])]
     assert main(["mlflow"]) == 0
     assert "knows of 2 versions" in capsys.readouterr().out
@@ -164,27 +167,38 @@ def test_a_server_that_is_killed_while_a_run_trains_fails_nothing(told, server, 
 def test_a_training_that_was_killed_goes_on_in_the_same_run(server):
     settings, key = {"epochs": 3}, "f" * 64
     for _ in range(2):
-        Mirror(server.url, SPEC.name, pytest.fail).training_begins(settings, key)
+        Mirror(server.url, SPEC.name, pytest.fail).training_begins(settings, key, "/store")
     mirror = Mirror(server.url, SPEC.name, pytest.fail)
-    mirror.training_begins(settings, key)
+    mirror.training_begins(settings, key, "/store")
     assert len(asked(server).search_runs(["1"])) == 1
     mirror.training_failed("the loss diverged")
     [run] = asked(server).search_runs(["1"])
     assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FAILED", "the loss diverged")
-    Mirror(server.url, SPEC.name, pytest.fail).training_begins(settings, key)
+    Mirror(server.url, SPEC.name, pytest.fail).training_begins(settings, key, "/store")
     assert len(asked(server).search_runs(["1"])) == 2
 
 
 @pytest.mark.parametrize(
     ("code", "body"),
-    [(200, b"<html>hello"), (200, b'{"experiment": 5}'), (200, b"[]"), (401, b"no"), (404, b"no"), (500, b"no")],
+    [
+        (200, b"{}"),
+        (200, b"<html>hello"),
+        (200, b'{"experiment": 5}'),
+        (200, b"[]"),
+        (401, b"no"),
+        (404, b"no"),
+        (500, b"no"),
+    ],
 )
 def test_another_server_fails_nothing(code, body):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(code)
             self.end_headers()
             self.wfile.write(body)
+
+        do_POST = do_GET
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
@@ -193,10 +207,10 @@ def test_another_server_fails_nothing(code, body):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as bad:
         threading.Thread(target=bad.serve_forever, daemon=True).start()
         mirror = Mirror(f"http://127.0.0.1:{bad.server_port}", SPEC.name, problems.append)
-        mirror.training_begins({}, "f" * 64)
+        mirror.training_begins({}, "f" * 64, "/store")
         mirror.training_failed("why")
         bad.shutdown()
-    assert problems == [mirror.problem]
+    assert problems == ([mirror.problem] if body != b"{}" else [])
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
@@ -204,10 +218,57 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         problems: list[str] = []
         mirror = Mirror(f"http://127.0.0.1:{silent.getsockname()[1]}", SPEC.name, problems.append)
-        mirror.training_begins({}, "f" * 64)
-        mirror.training_begins({}, "f" * 64)
+        mirror.training_begins({}, "f" * 64, "/store")
+        mirror.training_begins({}, "f" * 64, "/store")
     [problem] = problems
     assert "was not told" in problem and "timed out" in problem
+
+
+def test_a_server_that_dawdles_is_given_up_after_so_many_seconds_in_all(monkeypatch):
+    monkeypatch.setattr(mlflow_mirror, "MOST_SECONDS", 2)
+    held = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not held.wait(0.2):  # never so long that a read times out
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    problems: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        mirror = Mirror(f"http://127.0.0.1:{slow.server_port}", SPEC.name, problems.append)
+        mirror.training_begins({}, "f" * 64, "/store")
+        held.set()
+        slow.shutdown()
+    assert len(problems) == 1 and "it took too long" in problems[0]
+
+
+@pytest.mark.parametrize("artifacts", ["s3://nowhere/x", "gs://nowhere/x", "wasbs://x@nowhere.blob/x"])
+def test_cards_that_cannot_be_put_there_fail_nothing(told, server, variables, monkeypatch, artifacts):
+    """Without the packages or the credentials of a bucket to which the server sends its clients."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    asked(server).create_experiment(SPEC.name, artifact_location=artifacts)
+    told.run("raw_mnist_data", "processed_mnist_data")
+    shown = metadata(told.run("digit_classifier"), "digit_classifier")
+    assert "was not told" in shown["mlflow"]
+    assert told.store.versions() == [shown["model"]]
+
+
+def test_no_secret_is_told(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t-token\n")
+    problems: list[str] = []
+    Mirror("http://127.0.0.1:9", SPEC.name, problems.append).training_begins({}, "f" * 64, "/store")
+    assert len(problems) == 1 and "s3cr3t" not in problems[0]
 
 
 def test_mlflow_is_asked_for_where_it_is_wanted(monkeypatch, capsys):

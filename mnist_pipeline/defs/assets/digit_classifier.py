@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
@@ -15,6 +15,7 @@ from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
 from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
+from mnist_pipeline.files.cloud import parse_address
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
@@ -50,6 +51,13 @@ class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pyda
     version_store: str | None = Field(
         None, description="Of `version`: the folder or address of the store that has it, where it is another one."
     )
+
+    @field_validator("version_store")
+    @classmethod
+    def _folder_or_address(cls, value: str | None) -> str | None:
+        if value:
+            parse_address(value)
+        return value
 
     @model_validator(mode="after")
     def _one_candidate(self) -> "ModelConfig":
@@ -92,7 +100,7 @@ def digit_classifier(
     whole epoch. Labels that it finds improbable are to be looked at on /review. With `trial` or `version` in its
     configuration it is a version that was trained already."""
     if config.trial or config.version:
-        yield from _taken(context, config, processed_mnist_data, model_store, mlflow)
+        yield from _taken(context, config, processed_mnist_data, model_store, mlflow, checkpoints.endpoint_url)
         return
     from mnist_pipeline.ml.errors import ModelError
     from mnist_pipeline.ml.export import export
@@ -104,17 +112,14 @@ def digit_classifier(
     splits, folder = processed_mnist_data, checkpoints.path()
     settings = TrainingSettings(**config.model_dump(include={*TrainingSettings.model_fields}))
     if mirror := mlflow.mirror(context):
-        mirror.training_begins(settings.model_dump(), training_fingerprint(settings, splits))
+        mirror.training_begins(settings.model_dump(), training_fingerprint(settings, splits), model_store.address)
     try:
         result = train(settings, splits, reporter(context, settings.epochs, mirror), folder)
-    except (TrainingDiverged, ValueError) as error:
-        if mirror:
-            mirror.training_failed(str(error))
-        raise dg.Failure(str(error), allow_retries=False) from error
-    try:
         exported = export(result.weights, settings, splits)
         improbable = _improbable_labels(result.weights, settings, splits)  # a failure once it is saved saves another
-    except ModelError as error:
+    except (TrainingDiverged, ModelError, ValueError) as error:
+        if mirror:
+            mirror.training_failed(str(error))
         raise dg.Failure(str(error), allow_retries=False) from error
     kept = keep_splits(model_store, splits)
     manifest = save_trained(model_store, result, exported, settings, splits, kept, context.run_id)
@@ -145,6 +150,7 @@ def _taken(
     splits: Splits,
     store: ModelStoreResource,
     mlflow: MlflowResource,
+    s3_endpoint_url: str | None,
 ) -> Iterator[dg.Output[ModelRecord] | dg.AssetCheckResult]:
     """A trial of a sweep, or a version of any store, as the candidate."""
     from mnist_pipeline.experiments.candidate import take_candidate, take_version
@@ -156,10 +162,9 @@ def _taken(
         if config.trial:
             manifest = take_candidate(store, config.trial, splits)
         else:
-            address, endpoint_url = config.version_store, getattr(store, "endpoint_url", None)
-            source = store_at(address, endpoint_url) if address else store
+            source = store_at(config.version_store, s3_endpoint_url) if config.version_store else store
             manifest = take_version(store, source, config.version or "", splits)
-    except (ModelStoreError, ModelError, ValueError) as error:
+    except (ModelStoreError, ModelError) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     yield dg.Output(
         record := _record(manifest),

@@ -10,7 +10,7 @@ from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import eager_if_data_changed
 from mnist_pipeline.defs.metadata import picture, table
-from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
+from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow, moved_alias
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.training import CRASH_RETRIES
 from mnist_pipeline.ml.manifest import Comparison, Decision
@@ -144,8 +144,7 @@ def _cards(
     """Make the cards of versions again, here and in MLflow, and move its alias to what is deployed."""
     cards, mirror = kept_card(context, store, *names), mlflow.mirror(context)
     cards |= in_mlflow(context, mirror, store, *names)
-    if mirror:
-        mirror.pointer(store)
+    moved_alias(context, mirror, store)
     return cards
 
 

@@ -26,6 +26,17 @@ class MlflowResource(dg.ConfigurableResource):
         return Mirror(self.tracking_uri, self.task, context.log.warning)
 
 
+def moved_alias(context: dg.AssetExecutionContext, mirror: "Mirror | None", store: ModelStore) -> None:
+    """Move the alias `production` to what is deployed. A version that cannot be read stops nothing."""
+    from mnist_pipeline.stores.errors import ModelStoreError
+
+    try:
+        if mirror:
+            mirror.pointer(store)
+    except (ModelStoreError, OSError, ValueError) as error:
+        context.log.warning("MLflow is not told of what is deployed: %s", error)
+
+
 def in_mlflow(
     context: dg.AssetExecutionContext,
     mirror: "Mirror | None",
@@ -45,7 +56,7 @@ def in_mlflow(
     for name in dict.fromkeys(filter(None, names)):
         try:
             pages.append(mirror.version(store, name, registered))
-        except ModelStoreError as error:
+        except (ModelStoreError, OSError, ValueError) as error:
             context.log.warning("MLflow is not told of %s: %s", name, error)
     if mirror.problem:
         return {"mlflow": mirror.problem}
