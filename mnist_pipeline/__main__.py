@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
         if not getattr(options, "home", False):  # which make asks for before it sets it
-            environment = Environment.read(os.environ)
+            environment = Environment.read({name: os.environ[name] for name in os.environ if name != "DAGSTER_HOME"})
             if environment.experiment:
-                os.environ.setdefault("DAGSTER_HOME", environment.experiment_home)
+                os.environ["DAGSTER_HOME"] = environment.experiment_home
         return _carry_out(options)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it was", file=sys.stderr)

@@ -329,11 +329,10 @@ def test_an_experiment_from_the_command_line(variables):
     storage = Path(variables["STORAGE_ROOT"])
     before = {path: path.read_bytes() for path in storage.rglob("*") if path.is_file() and "branches" not in path.parts}
 
-    home = python(variables | {"EXPERIMENT": "split"}, "experiment", "split", "--home").stdout.strip()
-    inside = variables | {"EXPERIMENT": "split", "DAGSTER_HOME": home}
-    assert python(variables | {"EXPERIMENT": "split"}, "run").stderr.startswith(
-        "error: EXPERIMENT=split has a DAGSTER_"
-    )
+    inside = variables | {"EXPERIMENT": "split"}  # its DAGSTER_HOME is found, in place of the one of the deployment
+    home = python(inside, "experiment", "split", "--home").stdout.strip()
+    assert home == f"{storage}/branches/split/home"
+    assert "trained last" in python(inside, "summary").stdout
     other = tiny | {"processed_mnist_data": {"config": {"validation_fraction": 0.3}}}
     done = python(inside, "run", "--config", write_config(variables, {"ops": other}))
     assert done.returncode == 0, done.stdout + done.stderr

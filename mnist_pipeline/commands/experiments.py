@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def _tell_mlflow(store: ModelStore) -> int:
     environment = Environment.read(os.environ)
     if environment.experiment:
         raise EnvironmentInvalid(f"EXPERIMENT={environment.experiment}: MLflow is not told of experiments")
-    mirror = mirror_of(environment, lambda problem: print(problem, file=sys.stderr))
+    # Of years of history there is much to tell, and whoever waits can interrupt.
+    mirror = mirror_of(environment, lambda problem: print(problem, file=sys.stderr), threading.TIMEOUT_MAX)
     if mirror is None:
         raise EnvironmentInvalid("MLFLOW_TRACKING_URI: there is none, and nobody to tell")
     sweeps, told = Sweeps(store), set[str]()

@@ -47,12 +47,12 @@ class BranchRecord(BaseModel, frozen=True):
     test_sets: dict[str, int] = Field(
         description="How often each set of test images had decided, by its content digest, as the deployment knows."
     )
-    files: int
-    bytes: int
+    files: int = Field(description="How many files were copied, models left out.")
+    bytes: int = Field(description="Their size.")
 
 
 class Branch:
-    """An experiment of a deployment, also one that is not there yet."""
+    """An experiment of a deployment, also one that is not there yet: one branch, beside the deployment."""
 
     def __init__(self, deployment: Environment, name: str) -> None:
         """`deployment` is the environment of the deployment itself.
@@ -81,7 +81,7 @@ class Branch:
         try:
             record = BranchRecord.model_validate_json((self.folder / RECORD).read_bytes())
             if record.deployment != self.deployment.model_address():
-                raise ModelStoreError(f"{self.name} is an experiment of another deployment, {record.deployment}")
+                raise ModelStoreError(f"{self.name} in {self.folder} is an experiment of the store {record.deployment}")
             return record
         except FileNotFoundError:
             there = ", ".join(branch_names(self.deployment)) or "none"

@@ -55,7 +55,7 @@ MOST_WORDS = 200
 """The length of what is told of an error, in characters."""
 
 MOST_SECONDS = 60
-"""All calls of a mirror together may take so long; then it is given up, however a server dawdles."""
+"""A step waits no longer for MLflow, in all, however a server dawdles."""
 
 SHOWS_RUNS = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which the page of an experiment begins with its runs, and not with traces of language models."""
@@ -82,13 +82,16 @@ class Mirror:
     The first call that fails tells so, and nothing more is sent by this object: `problem` has the sentence then.
     """
 
-    def __init__(self, tracking_uri: str, task: str, tell: Callable[[str], None]) -> None:
-        """`task` names experiment and registered model, `tell` is called with what went wrong."""
+    def __init__(self, tracking_uri: str, task: str, tell: Callable[[str], None], seconds: float | None = None) -> None:
+        """`task` names experiment and registered model, `tell` is called with what went wrong.
+
+        All calls together may take so many seconds, by default MOST_SECONDS.
+        """
         self.uri, self.task, self.tell = tracking_uri.rstrip("/"), task, tell
         self.problem: str | None = None
         self._run_id: str | None = None
         self._connected: MlflowClient | None = None
-        self._seconds_left = float(MOST_SECONDS)
+        self._seconds_left = float(MOST_SECONDS if seconds is None else seconds)
 
     def training_begins(self, settings: dict[str, Any], fingerprint: str, address: str) -> None:
         """Begin the run of a training, or go on with the one of the same training that was killed.
@@ -249,10 +252,10 @@ class Mirror:
         return found.experiment_id
 
 
-def mirror_of(environment: Environment, tell: Callable[[str], None]) -> Mirror | None:
+def mirror_of(environment: Environment, tell: Callable[[str], None], seconds: float | None = None) -> Mirror | None:
     """Return the mirror of a deployment; None if it has none. Raises EnvironmentInvalid as `mlflow_uri` does."""
     uri = mlflow_uri(environment)
-    return Mirror(uri, environment.task_name, tell) if uri else None
+    return Mirror(uri, environment.task_name, tell, seconds) if uri else None
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

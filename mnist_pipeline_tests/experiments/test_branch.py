@@ -18,6 +18,7 @@ from mnist_pipeline.environment import PLACES, Environment, EnvironmentInvalid
 from mnist_pipeline.experiments import branch as branch_file
 from mnist_pipeline.experiments.branch import Branch, branch_names, making
 from mnist_pipeline.experiments.candidate import take_version
+from mnist_pipeline.experiments.trials import Sweeps
 from mnist_pipeline.history import begin_history, latest_events
 from mnist_pipeline.ml.data import shared_images
 from mnist_pipeline.ml.errors import ModelError
@@ -31,6 +32,7 @@ from mnist_pipeline.stores.versions import DECISIONS, DIGEST_LENGTH, WEIGHTS
 from mnist_pipeline.task.dataset import LabelledImages
 from mnist_pipeline_tests import versions
 from mnist_pipeline_tests.conftest import Pipeline, metadata
+from mnist_pipeline_tests.experiments.conftest import a_sweep
 from mnist_pipeline_tests.stores.test_trail import made
 from mnist_pipeline_tests.task.examples import TINY, png, variables_of
 
@@ -306,11 +308,25 @@ def test_only_what_is_in_use_is_copied(tmp_path, store, save):
         copy_in_use(store, LocalModelStore(base_path=str(tmp_path / "another")))
 
 
+def test_a_trial_of_an_experiment_may_be_promoted(tmp_path, trained, splits):
+    here, there = (LocalModelStore(base_path=str(tmp_path / name)) for name in ("here", "there"))
+    sweeps = Sweeps(there)
+    sweeps.begin(a_sweep())
+    trial = sweeps.propose("some").trials[0]
+    manifest = versions.save(sweeps.models("some"), trained, SETTINGS, splits=keep_splits(there, splits))
+    name = sweeps.read("some").name_of(trial)
+    result = {"version": manifest.name, "validation_accuracy": 0.9, "validation_loss": 0.1, "epochs": 1, "seconds": 1.0}
+    sweeps.record(name, trial.model_copy(update=result))
+    assert take_version(here, there, name, splits).name == here.versions()[0] == manifest.name
+    assert load_splits(here, manifest.training.splits, splits.spec).parts.keys() == splits.parts.keys()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"trial": "some/000-s0", "version": "mnist"}, "trial and version both name the candidate"),
         ({"version_store": "/elsewhere"}, "version_store would be ignored without version"),
+        ({"version": "mnist", "version_store": "ftp://host"}, "version_store: .*'ftp://host' is neither a folder"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(pipeline, settings, message):
