@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from mnist_pipeline.experiments.leaderboard import leaderboard
 from mnist_pipeline.experiments.sweep import parse_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline_tests.held_trials import HELD_FROM, HOLD
 from mnist_pipeline_tests.live import PROJECT, wait_until
 from mnist_pipeline_tests.scenario import Scenario
 from mnist_pipeline_tests.task.examples import TINY
@@ -83,8 +85,10 @@ def require_nothing_lost_or_twice(record: SweepRecord, sweeps: Sweeps, told: "Co
     assert len(everything - set(told)) <= killed
 
 
-def test_twenty_trials_of_the_daemon_outlive_kills(scenario):
+def test_twenty_trials_of_the_daemon_outlive_kills(tmp_path, request):
+    scenario = Scenario(tmp_path, "mnist_pipeline_tests.held_trials", **{HOLD: str(tmp_path / "hold")})
     deployment, sweeps = scenario.deployment, Sweeps(scenario.store)
+    request.addfinalizer(deployment.stop)
     scenario.first_build()
     deployment.instance.event_log_storage.set_concurrency_slots("trials", 2)
     sweeps.begin(parse_sweep(SWEEP, "the test"))
@@ -95,14 +99,16 @@ def test_twenty_trials_of_the_daemon_outlive_kills(scenario):
     def in_the_middle() -> bool:
         told = epochs_told(deployment.instance)
         begun = {trial for trial, _ in told} & at_work()
-        return len(begun) == 2 and all(told[trial, 3] and not told[trial, EPOCHS] for trial in begun)
+        return len(begun) == 2 and all(told[t, HELD_FROM] and not told[t, EPOCHS] for t in begun)
 
-    for done in (2, 9):
-        deployment.wait_for(
-            lambda done=done: sum(t.is_done for t in sweeps.read("some").trials) >= done and in_the_middle(),
-            "two trials in the middle",
-            600,
-        )
+    def are_done(count: int) -> bool:
+        return sum(trial.is_done for trial in sweeps.read("some").trials) >= count
+
+    for count in (2, 9):
+        deployment.wait_for(partial(are_done, count), f"{count} trials", 600)
+        (tmp_path / "hold").touch()  # however fast they are
+        deployment.wait_for(in_the_middle, "two trials in the middle", 300)
+        (tmp_path / "hold").unlink()  # the kill comes at any moment of what they do
         deployment.kill()
         deployment.start()
     deployment.wait_for(lambda: sweeps.read("some").is_complete and not sweeps.open(), "the end of the sweep", 900)

@@ -38,7 +38,10 @@ def program(request) -> Any:
 
 
 @pytest.fixture
-def server(program, tmp_path) -> Iterator[MlflowServer]:
+def server(program, tmp_path, monkeypatch) -> Iterator[MlflowServer]:
+    """It is waited for, however busy the machine is."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    monkeypatch.setattr(mlflow_mirror, "MOST_SECONDS", 3600)
     folder = tmp_path / "mlflow"
     folder.mkdir()
     server = MlflowServer(program, folder)
