@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env", override=True)  # as Dagster's own commands do
     try:
-        if not getattr(options, "home", False):  # which make asks for before it sets it
-            environment = Environment.read({name: os.environ[name] for name in os.environ if name != "DAGSTER_HOME"})
-            if environment.experiment:
-                os.environ["DAGSTER_HOME"] = environment.experiment_home
+        if getattr(options, "home", False):
+            os.environ.pop("EXPERIMENT", None)  # make asks for the home of an experiment, and has set it by then
+        environment = Environment.read({name: os.environ[name] for name in os.environ if name != "DAGSTER_HOME"})
+        if environment.experiment:
+            os.environ["DAGSTER_HOME"] = environment.experiment_home
         return _carry_out(options)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it was", file=sys.stderr)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "environment": {"files", "task", "variables"},
     "stores": {"files", "task", "ml", "environment"},
     "experiments": {"files", "task", "ml", "environment", "variables", "stores"},
-    "defs": {"files", "task", "ml", "environment", "stores", "experiments"},
+    "defs": {"files", "task", "ml", "environment", "variables", "stores", "experiments"},
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "experiments", "defs"},
     "runs": {"files", "stores", "experiments", "defs", "definitions", "problem"},

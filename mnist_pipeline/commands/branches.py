@@ -31,10 +31,7 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def carry_out(options: argparse.Namespace) -> None:
     """Carry out one of the commands. Raises ModelStoreError, EnvironmentInvalid, OSError or Problem."""
-    variables = dict(os.environ)
-    if options.command == "experiment" and options.home:
-        variables.pop("EXPERIMENT", None)  # make has set it by then
-    deployment = Environment.read(variables)
+    deployment = Environment.read(os.environ)
     if options.name is None:
         _print_all(deployment)
         return

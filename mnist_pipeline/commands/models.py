@@ -116,13 +116,10 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
 
 def _tell_mlflow(store: ModelStore) -> None:
     """Move MLflow's alias, if there is one; the deployment stands whatever comes of it."""
-    environment = Environment.read(os.environ)
-    if not environment.mlflow_tracking_uri:
-        return
     from mnist_pipeline.experiments.mlflow_mirror import mirror_of
 
     try:
-        if mirror := mirror_of(environment, lambda problem: print(problem, file=sys.stderr)):
+        if mirror := mirror_of(Environment.read(os.environ), lambda problem: print(problem, file=sys.stderr)):
             mirror.pointer(store)
     except (ModelStoreError, EnvironmentInvalid, OSError, ValueError) as error:
         print(f"MLflow was not told: {error}", file=sys.stderr)

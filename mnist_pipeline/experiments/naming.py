@@ -47,7 +47,8 @@ def find_version(store: ModelStore, name: str) -> Found:
     Raises UnknownModel, NothingDeployed or ModelStoreError.
     """
     if "/" in name:
-        return version_of(Sweeps(store), best_trial(Sweeps(store), name))
+        sweeps = Sweeps(store)
+        return version_of(sweeps, best_trial(sweeps, name))
     if name == DEPLOYED:
         if (decision := store.production()) is None:
             raise NothingDeployed("nothing is deployed yet")

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -181,6 +181,26 @@ def test_a_training_that_was_killed_goes_on_in_the_same_run(server):
     assert len(asked(server).search_runs(["1"])) == 2
 
 
+@contextlib.contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A server that answers every request so; gives its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer(self)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("code", "body"),
     [
@@ -194,25 +214,16 @@ def test_a_training_that_was_killed_goes_on_in_the_same_run(server):
     ],
 )
 def test_another_server_fails_nothing(code, body):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        request.end_headers()
+        request.wfile.write(body)
 
     problems: list[str] = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as bad:
-        threading.Thread(target=bad.serve_forever, daemon=True).start()
-        mirror = Mirror(f"http://127.0.0.1:{bad.server_port}", SPEC.name, problems.append)
+    with answering(answer) as url:
+        mirror = Mirror(url, SPEC.name, problems.append)
         mirror.training_begins({}, "f" * 64, "/store")
         mirror.training_failed("why")
-        bad.shutdown()
     assert problems == ([mirror.problem] if body != b"{}" else [])
 
 
@@ -231,26 +242,19 @@ def test_a_server_that_dawdles_is_given_up_after_so_many_seconds_in_all(monkeypa
     monkeypatch.setattr(mlflow_mirror, "MOST_SECONDS", 2)
     held = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                while not held.wait(0.2):  # never so long that a read times out
-                    self.wfile.write(b" ")
-                    self.wfile.flush()
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+    def dawdle(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while not held.wait(0.2):  # never so long that a read times out
+                request.wfile.write(b" ")
+                request.wfile.flush()
 
     problems: list[str] = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as slow:
-        threading.Thread(target=slow.serve_forever, daemon=True).start()
-        mirror = Mirror(f"http://127.0.0.1:{slow.server_port}", SPEC.name, problems.append)
-        mirror.training_begins({}, "f" * 64, "/store")
+    with answering(dawdle) as url:
+        Mirror(url, SPEC.name, problems.append).training_begins({}, "f" * 64, "/store")
         held.set()
-        slow.shutdown()
     assert len(problems) == 1 and "it took too long" in problems[0]
 
 

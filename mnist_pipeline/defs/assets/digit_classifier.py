@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mnist_pipeline.defs.cards import kept_card
 from mnist_pipeline.defs.conditions import cron_tick, eager_if_data_changed, new_labels, on_cron_if_data_changed
@@ -15,10 +15,10 @@ from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
 from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
-from mnist_pipeline.files.cloud import parse_address
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
+from mnist_pipeline.variables import Place
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.improbable import Improbable
@@ -48,16 +48,9 @@ class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pyda
         description="A version that is taken as the candidate instead of training one. It may have been trained on "
         "other images, but on none of the test images of now. The other settings have no effect then.",
     )
-    version_store: str | None = Field(
+    version_store: Place | None = Field(
         None, description="Of `version`: the folder or address of the store that has it, where it is another one."
     )
-
-    @field_validator("version_store")
-    @classmethod
-    def _folder_or_address(cls, value: str | None) -> str | None:
-        if value:
-            parse_address(value)
-        return value
 
     @model_validator(mode="after")
     def _one_candidate(self) -> "ModelConfig":
