@@ -10,14 +10,10 @@ from mnist_pipeline.defs.alerts.sensor import alert_sensor
 from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifier
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_code_version, raw_mnist_data
 from mnist_pipeline.defs.conditions import scheduled
+from mnist_pipeline.defs.engines.choosing import executor
 from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
-from mnist_pipeline.defs.jobs import (
-    LIGHT_FORKSERVER,
-    PRELOADED_FORKSERVER,
-    build_jobs,
-    one_process_only,
-    require_complete,
-)
+from mnist_pipeline.defs.jobs import build_jobs, require_complete
+from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 from mnist_pipeline.defs.resources.folders import (
     CheckpointsResource,
     LabelledImagesResource,
@@ -42,17 +38,19 @@ WATCHED_FOLDERS = {"labelled_digits": "labelled_digits_dir", "prediction_input":
 def build_definitions(environment: Environment) -> dg.Definitions:
     """Return all assets, checks, jobs and sensors over the resources of one deployment.
 
-    Raises ConfigInvalid for a PIPELINE_CONFIG that the assets would refuse.
+    Raises ConfigInvalid for a PIPELINE_CONFIG that the assets would refuse, EnvironmentInvalid for an engine that is
+    not installed.
     """
     assets, sources = load_assets(environment)
     require_complete(assets)
     if unwatched := {source.key.to_user_string() for source in sources} - set(WATCHED_FOLDERS):
         raise dg.DagsterInvalidDefinitionError(f"no sensor watches {unwatched}: add them to WATCHED_FOLDERS")
     automated, every = environment.automation, environment.automation_seconds
-    channels, in_memory = channels_from_environment(environment), environment.in_memory()
+    channels = channels_from_environment(environment)
     return dg.Definitions(
         assets=[*sources, *assets],
-        jobs=[*build_jobs(one_process_only if in_memory else PRELOADED_FORKSERVER), sweep_job],
+        # In runs of many steps the server imports most, once, instead of every step by itself.
+        jobs=[*build_jobs(executor(environment, [*DAGSTER, *MACHINE_LEARNING])), sweep_job],
         sensors=[
             automation_sensor(automated, every),
             deployment_sensor(automated, every),
@@ -60,7 +58,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
             *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
             *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],
-        executor=one_process_only if in_memory else LIGHT_FORKSERVER,
+        executor=executor(environment, DAGSTER),
         resources=resources(environment)
         | {channel.resource_key: channel.resource for channel in channels if channel.resource},
     )

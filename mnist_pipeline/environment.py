@@ -106,6 +106,9 @@ class Environment(BaseModel):
     slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: Url | None = None
 
+    executor: Literal["in_process", "multiprocess", "docker"] = Field("multiprocess", description="Where steps run.")
+    executor_config: LocalFolder = Field("", description="A file of fields of Dagster's executor, YAML.")
+
     mlflow_tracking_uri: Url | None = Field(None, description="An MLflow server that is told of versions; no more.")
 
     serve_token: BearerToken | None = Field(None, description="Bearer token of the inference service.")

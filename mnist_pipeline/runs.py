@@ -234,6 +234,12 @@ def recover() -> None:
             return
         for run in _end_dead_runs(instance):
             print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
+        storage = instance.event_log_storage
+        for pool in storage.get_concurrency_keys():
+            for run_id in storage.get_concurrency_info(pool).active_run_ids:
+                if (holder := instance.get_run_by_id(run_id)) is None or holder.is_finished:
+                    storage.free_concurrency_slots_for_run(run_id)  # it ended while its step had yet to
+                    print(f"run {run_id} has ended: its place in the pool {pool} is free")
 
 
 def _end_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:

@@ -217,6 +217,14 @@ class Deployment:
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
 
+    def submit(self, job: str) -> None:
+        """Queue a job for the daemon, as the UI does: its run is a process of the code server."""
+        workspace = str(self.folder / "workspace.yaml")
+        command = [sys.executable, "-m", "dagster", "job", "launch", "-w", workspace, "-j", job]
+        done = subprocess.run(command, cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+
     def log(self) -> str:
         return "\n".join(f"{path.name}:\n{path.read_text()[-4000:]}" for path in sorted(self.folder.glob("*.log")))
 

@@ -17,7 +17,7 @@ import yaml
 from mnist_pipeline.experiments.leaderboard import leaderboard
 from mnist_pipeline.experiments.sweep import parse_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
-from mnist_pipeline_tests.held_trials import HELD_FROM, HOLD
+from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRIALS
 from mnist_pipeline_tests.live import PROJECT, wait_until
 from mnist_pipeline_tests.scenario import Scenario
 from mnist_pipeline_tests.task.examples import TINY
@@ -86,7 +86,7 @@ def require_nothing_lost_or_twice(record: SweepRecord, sweeps: Sweeps, told: "Co
 
 
 def test_twenty_trials_of_the_daemon_outlive_kills(tmp_path, request):
-    scenario = Scenario(tmp_path, "mnist_pipeline_tests.held_trials", **{HOLD: str(tmp_path / "hold")})
+    scenario = Scenario(tmp_path, "mnist_pipeline_tests.held", **{HOLD_TRIALS: str(tmp_path / "hold")})
     deployment, sweeps = scenario.deployment, Sweeps(scenario.store)
     request.addfinalizer(deployment.stop)
     scenario.first_build()

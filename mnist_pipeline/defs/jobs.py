@@ -1,13 +1,11 @@
-"""Jobs, and the processes that their steps run in."""
+"""Jobs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,  # Dagster has no public name for what define_asset_job returns
 )
-
-from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 
 EVERYTHING = "full_pipeline_job"
 TRIAL_JOB, LEADERBOARD_JOB, CANDIDATE_JOB = "trial_job", "leaderboard_job", "candidate_job"
@@ -17,29 +15,8 @@ TRAINING_JOBS = ("training_job", EVERYTHING)
 EXPERIMENTS = dg.AssetSelection.groups("experiments")
 
 
-def _forked_from(modules: Iterable[str]) -> dg.ExecutorDefinition:
-    """Each step is a process forked from a server that has imported `modules`."""
-    return dg.multiprocess_executor.configured({"start_method": {"forkserver": {"preload_modules": list(modules)}}})
-
-
-LIGHT_FORKSERVER = _forked_from(DAGSTER)
-"""The executor of automation's short runs and of what is materialized by hand: a step imports what it needs."""
-
-PRELOADED_FORKSERVER = _forked_from([*DAGSTER, *MACHINE_LEARNING])
-"""The executor of runs of many steps: the server imports most, once, instead of every step by itself."""
-
-
-@dg.executor(name="one_process_only")
-def one_process_only(_: dg.InitExecutorContext) -> dg.Executor:
-    """The executor of a deployment in memory: it refuses, since steps in processes of their own would find nothing."""
-    raise dg.DagsterInvariantViolationError(
-        "memory:// holds values within one process only, and this run would have several: use dg.materialize() or "
-        "execute_in_process() in a notebook or a test, or set STORAGE_ROOT to a folder or a bucket"
-    )
-
-
-def build_jobs(executor: dg.ExecutorDefinition = PRELOADED_FORKSERVER) -> list[UnresolvedAssetJobDefinition]:
-    """Return the jobs; those of many steps run by `executor`."""
+def build_jobs(executor: dg.ExecutorDefinition | None = None) -> list[UnresolvedAssetJobDefinition]:
+    """Return the jobs; those of many steps run by `executor`, the others by that of the definitions."""
     return [
         dg.define_asset_job(
             "training_job",

@@ -1,21 +1,36 @@
-"""Dagster's launcher for one machine, with the health check that it lacks."""
+"""Dagster's launcher of runs as processes of the code server, with the health check that it lacks."""
 
-import json
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 import dagster as dg
 import psutil
 
 # Dagster documents launchers as replaceable, but has no public names for these.
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
+
+from mnist_pipeline.defs.engines.host import Host
+from mnist_pipeline.defs.engines.traces import Traces, read_traces
 
 CLOCK_TOLERANCE_SECONDS = 60
 """The kernel's start of a process and the time of its report differ when the clock is set in between."""
 
-STEP_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
+SERVER_SECONDS = 10
+"""Longer than a code server at work needs for an answer."""
 
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1", None)
+"""Hosts of code servers; None: a socket, or a run of a command line."""
+
+
+class Finding(NamedTuple):
+    """The state of a process or a step: at work, gone, or None where it cannot be told."""
+
+    is_alive: bool | None
+    words: str
 
 
 class MonitoredRunLauncher(DefaultRunLauncher):
@@ -26,8 +41,8 @@ class MonitoredRunLauncher(DefaultRunLauncher):
     that outlived the others is let finish, so that nothing is done twice. Then it is ended: its process would wait for
     ever for the one that took its events.
 
-    For code server, daemon and command line on one machine. Runs of a code server elsewhere count as alive; Dagster's
-    launchers for containers have checks of their own.
+    Process numbers count only where the run said that it is in this namespace of them; of a run elsewhere the code
+    server is asked, and of a step in a container Docker. What cannot be asked counts as alive.
     """
 
     @property
@@ -36,30 +51,67 @@ class MonitoredRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Return FAILED once none of the processes that the run's events name exists, else RUNNING."""
-        server = json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host", "localhost")  # none: from a command line
-        if server not in THIS_MACHINE:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, f"on {server}, which cannot be looked into")
-        kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.STEP_WORKER_STARTED}
-        processes: dict[int, tuple[float, str | None]] = {}
-        ended: set[str | None] = set()
-        for entry in self._instance.all_logs(run.run_id, of_type=kinds | STEP_ENDS):
-            if (event := entry.dagster_event) is None:
-                continue
-            if event.event_type in STEP_ENDS:
-                ended.add(event.step_key)
-            elif "pid" in event.engine_event_data.metadata:
-                pid = int(str(event.engine_event_data.metadata["pid"].value))
-                processes[pid] = entry.timestamp, event.step_key
-                ended.discard(event.step_key)  # tried again
-        alive = {pid: step for pid, (reported_at, step) in processes.items() if _is_alive(pid, reported_at)}
-        if processes and all(step in ended for step in alive.values()):
-            for pid in alive:
-                with suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
-            gone = ", ".join(map(str, processes))
-            return CheckRunHealthResult(WorkerStatus.FAILED, f"none of its processes ({gone}) is there any more")
-        return CheckRunHealthResult(WorkerStatus.RUNNING)
+        """Return FAILED once the run's process and all that works for it is known to be gone, else RUNNING."""
+        traces = read_traces(self._instance, run)
+        worker = self._worker(run, traces)
+        if worker.is_alive:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        elsewhere = [_step_elsewhere(step, container) for step, container in traces.containers.items()]
+        for finding in (worker, *elsewhere):
+            if finding.is_alive is not False:
+                return CheckRunHealthResult(WorkerStatus.RUNNING, finding.words)
+        return CheckRunHealthResult(WorkerStatus.FAILED, "; ".join(found.words for found in (worker, *elsewhere)))
+
+    def _worker(self, run: dg.DagsterRun, traces: Traces) -> Finding:
+        """Find the process of the run, with those of its steps that are beside it."""
+        here = Host.here()
+        if traces.host is None and traces.server not in THIS_MACHINE:  # not begun, or by earlier code
+            return self._ask_server(run)
+        if traces.host in (None, here):
+            return _processes_here(traces)
+        if traces.host.was_restarted(here):
+            return Finding(False, f"{here.name} was started again since, and nothing of before is left")
+        return self._ask_server(run)
+
+    def _ask_server(self, run: dg.DagsterRun) -> Finding:
+        """Ask the code server if the run is one of its processes: those of one that was started again are gone."""
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:
+            return Finding(None, "it is on another host, and no code server started it")
+        try:
+            answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=SERVER_SECONDS)
+        except DagsterUserCodeUnreachableError:
+            return Finding(None, f"the code server on {client.host} cannot be reached")
+        known = deserialize_value(answer, CanCancelExecutionResult).can_cancel
+        return Finding(known, f"the code server on {client.host} does not know it any more")
+
+
+def _processes_here(traces: Traces) -> Finding:
+    alive = {pid: step for pid, (at, step) in traces.processes.items() if _is_alive(pid, at)}
+    if not traces.processes or any(step not in traces.ended for step in alive.values()):
+        return Finding(True, "at work")
+    for pid in alive:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    return Finding(False, f"none of its processes ({_listed(traces.processes)}) is there any more")
+
+
+def _step_elsewhere(step: str, container_id: str) -> Finding:
+    """Find a step that was launched in a container and has not ended by its own account."""
+    where = f"{step} in container {container_id[:12]}"
+    try:
+        from docker.errors import DockerException
+
+        from mnist_pipeline.defs.engines.containers import find_container
+    except ImportError:
+        return Finding(None, f"{where} cannot be looked for: the extra `docker` is not installed here")
+    try:
+        container = find_container(container_id)
+    except DockerException as error:
+        return Finding(None, f"{where} cannot be looked for: {error}")
+    if container is None or container.status not in ("created", "running", "restarting", "paused"):
+        return Finding(False, f"{where} has ended")
+    return Finding(True, f"{where} is at work")
 
 
 def _is_alive(pid: int, reported_at: float) -> bool:
@@ -71,3 +123,7 @@ def _is_alive(pid: int, reported_at: float) -> bool:
         )
     except psutil.NoSuchProcess:
         return False
+
+
+def _listed(pids: Iterable[int]) -> str:
+    return ", ".join(map(str, pids))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.metadata import picture
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import EpochMetrics
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 CRASH_RETRIES = dg.RetryPolicy(max_retries=2, delay=1)
 """The retries of killed steps, stores out of reach, and another deployer in between; bad input is not retried."""
+
+TRAINING_COMPUTE = Compute(cores=4, memory_mib=4096)
+"""The machine that a training takes; one on a GPU asks for it here: `gpus=1`."""
 
 
 def reporter(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.objects import StepRetryData, StepSuccessData
-from dagster._core.launcher import WorkerStatus
+from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._utils.error import SerializableErrorInfo
 
 from mnist_pipeline.defs import run_launcher
+from mnist_pipeline.defs.engines.host import Host
+from mnist_pipeline.defs.engines.marking import HOST, PID
+from mnist_pipeline.defs.engines.traces import CONTAINER
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
+from mnist_pipeline_tests.live import wait_until
 
 
 @dg.job
@@ -103,6 +108,73 @@ def test_nothing_is_said_about_runs_that_cannot_be_looked_into(instance):
     for host, expected in (("localhost", WorkerStatus.FAILED), ("code-server", WorkerStatus.RUNNING)):
         tags = {GRPC_INFO_TAG: json.dumps({"host": host, "port": 4000})}
         assert status(instance, [gone.pid], **tags) == expected
+
+
+HERE = Host.here()
+CONTAINER_HERE = HERE._replace(name="c0ffee", machine="", processes="pid:[1]")
+STARTED_AGAIN = HERE._replace(boot="before", processes="pid:[1]")
+
+
+def marked(instance: dg.DagsterInstance, host: Host, pid: int, **tags: str) -> CheckRunHealthResult:
+    """The health of a run whose process said where it is."""
+    run = instance.create_run_for_job(some_job, tags=tags)
+    metadata = {PID: dg.MetadataValue.text(str(pid)), HOST: dg.MetadataValue.json(host._asdict())}
+    instance.report_engine_event("a process", run, EngineEventData(metadata))
+    return instance.run_launcher.check_run_worker_health(run)
+
+
+def test_process_numbers_count_only_where_the_run_is(instance, process):
+    """Process 1 is everywhere: that of another container would be alive for ever."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    assert marked(instance, HERE, process.pid).status == WorkerStatus.RUNNING
+    assert marked(instance, HERE, gone.pid).status == WorkerStatus.FAILED
+    restarted = marked(instance, STARTED_AGAIN, 1)
+    assert restarted.status == WorkerStatus.FAILED
+    assert "was started again since" in (restarted.msg or "")
+    for pid in (1, gone.pid):  # of a command line in a container: nobody can be asked
+        elsewhere = marked(instance, CONTAINER_HERE, pid)
+        assert elsewhere.status == WorkerStatus.RUNNING
+        assert elsewhere.msg == "it is on another host, and no code server started it"
+
+
+def test_of_a_run_elsewhere_its_code_server_is_asked(instance, process, tmp_path):
+    (tmp_path / "empty.py").write_text("import dagster as dg\ndefs = dg.Definitions()\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tags = {GRPC_INFO_TAG: json.dumps({"host": "127.0.0.1", "port": port})}
+    unreachable = marked(instance, CONTAINER_HERE, process.pid, **tags)
+    assert unreachable.status == WorkerStatus.RUNNING
+    assert unreachable.msg == "the code server on 127.0.0.1 cannot be reached"
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-f", "empty.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server to listen")
+            health = marked(instance, CONTAINER_HERE, process.pid, **tags)  # it was started again, and knows nothing
+        finally:
+            server.kill()
+    assert health.status == WorkerStatus.FAILED
+    assert health.msg == "the code server on 127.0.0.1 does not know it any more"
+
+
+def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monkeypatch):
+    """Its number there is 1, which says nothing here, and Docker cannot be asked."""
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    run = instance.create_run_for_job(some_job)
+    instance.report_engine_event("the run", run, EngineEventData.in_process(gone.pid))
+    launched = EngineEventData({CONTAINER: dg.MetadataValue.text("0123456789abcdef")})
+    kind = dg.DagsterEventType.STEP_WORKER_STARTING.value
+    event = dg.DagsterEvent(kind, run.job_name, step_key="some_step", event_specific_data=launched)
+    instance.report_dagster_event(event, run.run_id)
+    step_event(instance, run, dg.DagsterEventType.STEP_WORKER_STARTED, 1)
+    health = instance.run_launcher.check_run_worker_health(run)
+    assert health.status == WorkerStatus.RUNNING
+    assert (health.msg or "").startswith("some_step in container 0123456789ab cannot be looked for: ")
+    step_event(instance, run, dg.DagsterEventType.STEP_SUCCESS, 1)
+    assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
 
 
 def test_an_instance_that_was_made_before_the_launcher_moved_still_has_it(tmp_path):

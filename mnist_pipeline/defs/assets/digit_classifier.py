@@ -14,7 +14,7 @@ from mnist_pipeline.defs.resources.folders import CheckpointsResource, ReviewRes
 from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import MOST_TO_REVIEW, to_review
-from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
+from mnist_pipeline.defs.training import CRASH_RETRIES, TRAINING_COMPUTE, reporter, version_metadata
 from mnist_pipeline.ml.manifest import ModelManifest
 from mnist_pipeline.ml.records import ModelRecord, Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION, TrainingSettings
@@ -67,6 +67,7 @@ class ModelConfig(dg.Config, TrainingSettings):  # type: ignore[misc]  # of pyda
     code_version=TRAINING_CODE_VERSION,
     io_manager_key="record_io_manager",
     pool=TRAINING_POOL,
+    op_tags=TRAINING_COMPUTE.tags(),
     retry_policy=CRASH_RETRIES,
     automation_condition=RETRAIN["on_cron"],
     dagster_type=dg.PythonObjectDagsterType(ModelRecord),

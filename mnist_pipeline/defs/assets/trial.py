@@ -10,7 +10,7 @@ from mnist_pipeline.defs.conditions import NEVER
 from mnist_pipeline.defs.resources.folders import CheckpointsResource
 from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
-from mnist_pipeline.defs.training import CRASH_RETRIES, reporter, version_metadata
+from mnist_pipeline.defs.training import CRASH_RETRIES, TRAINING_COMPUTE, reporter, version_metadata
 from mnist_pipeline.ml.records import Splits
 from mnist_pipeline.ml.settings import TRAINING_CODE_VERSION
 
@@ -28,6 +28,7 @@ TRIALS_POOL = "trials"
     code_version=TRAINING_CODE_VERSION,
     partitions_def=TRIALS,
     pool=TRIALS_POOL,
+    op_tags=TRAINING_COMPUTE.tags(),
     retry_policy=CRASH_RETRIES,
     automation_condition=NEVER,  # the sensor `sweeps` starts them
     check_specs=[

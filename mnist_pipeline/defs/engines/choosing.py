@@ -1,0 +1,71 @@
+"""The executor of a deployment, by its name in the environment."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import SecretStr
+
+from mnist_pipeline.defs.engines.marking import marking
+from mnist_pipeline.environment import DATASET_OF_BEFORE, Environment, EnvironmentInvalid
+from mnist_pipeline.files.yaml_file import read_yaml
+
+
+def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDefinition:
+    """Return the executor that EXECUTOR names, with the configuration of EXECUTOR_CONFIG.
+
+    Where steps are forked from a server, that has imported `modules`: a step imports the rest itself. Raises
+    EnvironmentInvalid if the engine is not installed, or refuses its configuration.
+    """
+    if environment.in_memory():
+        return one_process_only
+    config = _read_config(environment)
+    if environment.executor == "docker":
+        if not find_spec("dagster_docker"):
+            raise EnvironmentInvalid(
+                "EXECUTOR=docker needs what is not installed: pip install 'mnist_pipeline[docker]'"
+            )
+        from mnist_pipeline.defs.engines.containers import container_executor
+
+        definition = container_executor(modules, passed_on(environment))
+    elif environment.executor == "multiprocess":
+        definition = dg.multiprocess_executor
+        config = {"start_method": {"forkserver": {"preload_modules": list(modules)}}} | config
+    else:
+        definition = dg.in_process_executor
+    try:
+        return marking(definition).configured(config)
+    except dg.DagsterInvalidConfigError as error:
+        problems = "; ".join(found.message.partition("\n")[0] for found in error.errors)
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}") from None
+
+
+def passed_on(environment: Environment) -> list[str]:
+    """Return the names of the variables that steps elsewhere need, too: none of the secret ones, and no executor."""
+    fields = Environment.model_fields
+    kept = {"executor", "executor_config"} | {n for n in fields if isinstance(getattr(environment, n), SecretStr)}
+    return [name.upper() for name in (*fields, *DATASET_OF_BEFORE) if name not in kept]
+
+
+def _read_config(environment: Environment) -> dict[str, Any]:
+    if not environment.executor_config:
+        return {}
+    file = Path(environment.executor_config)
+    try:
+        config = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file} must name fields of Dagster's executor, as `image: ...`")
+    return config
+
+
+@dg.executor(name="one_process_only")
+def one_process_only(_: dg.InitExecutorContext) -> dg.Executor:
+    """The executor of a deployment in memory: it refuses, since steps in processes of their own would find nothing."""
+    raise dg.DagsterInvariantViolationError(
+        "memory:// holds values within one process only, and this run would have several: use dg.materialize() or "
+        "execute_in_process() in a notebook or a test, or set STORAGE_ROOT to a folder or a bucket"
+    )

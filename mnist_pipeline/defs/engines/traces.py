@@ -1,0 +1,58 @@
+"""The processes and containers that work for a run, as its events tell of them."""
+
+import json
+from typing import Any, NamedTuple
+
+import dagster as dg
+from dagster._core.storage.tags import GRPC_INFO_TAG  # Dagster has no public name for it
+
+from mnist_pipeline.defs.engines.host import Host
+from mnist_pipeline.defs.engines.marking import HOST, PID
+
+CONTAINER = "Docker container id"
+"""The name in the metadata of the event by which dagster-docker launches a step."""
+
+STARTS = {
+    dg.DagsterEventType.ENGINE_EVENT,
+    dg.DagsterEventType.STEP_WORKER_STARTING,
+    dg.DagsterEventType.STEP_WORKER_STARTED,
+}
+STEP_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
+
+
+class Traces(NamedTuple):
+    """The places where a run is at work, as far as it said."""
+
+    server: str | None
+    """The host of the code server that launched it; None of a run from a command line, or over a socket."""
+    host: Host | None
+    """The place of the run's process; None if it has not said so, which earlier code never did."""
+    processes: dict[int, tuple[float, str | None]]
+    """The processes in that place by their numbers: when they reported themselves, and for which step."""
+    containers: dict[str, str]
+    """The container of each step that was launched in one and has not ended."""
+    ended: set[str | None]
+    """The steps that have ended."""
+
+
+def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
+    """Read the events of a run, of which there are few of these kinds."""
+    traces = Traces(json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host"), None, {}, {}, set())
+    for entry in instance.all_logs(run.run_id, of_type=STARTS | STEP_ENDS):
+        if (event := entry.dagster_event) is None:
+            continue
+        step = event.step_key
+        if event.event_type in STEP_ENDS:
+            traces.ended.add(step)
+            traces.containers.pop(step or "", None)
+            continue
+        told: dict[str, Any] = {name: value.value for name, value in event.engine_event_data.metadata.items()}
+        if HOST in told:
+            traces = traces._replace(host=Host(**told[HOST]))
+        if CONTAINER in told and step:
+            traces.containers[step] = told[CONTAINER]
+            traces.ended.discard(step)
+        elif PID in told and step not in traces.containers:  # that one's number is of its own namespace
+            traces.processes[int(told[PID])] = entry.timestamp, step
+            traces.ended.discard(step)  # tried again
+    return traces
