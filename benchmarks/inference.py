@@ -17,7 +17,8 @@ from benchmarks.mnist import add_data_option, resized, torchvision_root
 from benchmarks.processes import measure
 from benchmarks.tables import print_table
 from mnist_pipeline.ml.data import split
-from mnist_pipeline.ml.inference import find_inputs, predict_to_parquet, read_batches
+from mnist_pipeline.ml.inference import predict_to_parquet
+from mnist_pipeline.ml.inputs import find_inputs, read_batches
 from mnist_pipeline.ml.manifest import ModelManifest, TrainingRecord
 from mnist_pipeline.ml.predictor import Predictor
 from mnist_pipeline.ml.settings import BatchPredictionSettings, SplitSettings, TrainingSettings

@@ -7,8 +7,10 @@ import dagster as dg
 from mnist_pipeline.defs import assets as asset_files
 from mnist_pipeline.defs.alerts.channels import channels_from_environment
 from mnist_pipeline.defs.alerts.sensor import alert_sensor
+from mnist_pipeline.defs.assets.batch_digit_predictions import batch_digit_predictions
 from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifier
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_code_version, raw_mnist_data
+from mnist_pipeline.defs.batch_parts import in_parts
 from mnist_pipeline.defs.conditions import scheduled
 from mnist_pipeline.defs.engines.choosing import executor
 from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
@@ -71,6 +73,9 @@ def load_assets(environment: Environment) -> tuple[list[dg.AssetsDefinition], li
     sources = [asset for asset in loaded if isinstance(asset, dg.SourceAsset)]
     file = environment.config_file()
     configured = configure(built, read_pipeline_config(file) if file else {}, f"PIPELINE_CONFIG {file}")
+    if (parts := environment.prediction_parts) > 1:
+        batch = batch_digit_predictions.key
+        configured = [in_parts(asset, parts) if asset.key == batch else asset for asset in configured]
     return [_automated(asset, environment) for asset in configured], sources
 
 
@@ -110,7 +115,9 @@ def resources(environment: Environment) -> dict[str, object]:
         ),
         "review_dir": ReviewResource(location=environment.place("review_dir", "review"), endpoint_url=endpoint_url),
         "predictions_dir": PredictionsResource(
-            location=environment.place("predictions_dir", "predictions"), endpoint_url=endpoint_url
+            location=environment.place("predictions_dir", "predictions"),
+            endpoint_url=endpoint_url,
+            parts=environment.prediction_parts,
         ),
     }
 

@@ -106,6 +106,7 @@ class Environment(BaseModel):
     slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: Url | None = None
 
+    prediction_parts: int = Field(1, ge=1, le=1000, description="Steps that predict a part of the batch each.")
     executor: Literal["in_process", "multiprocess", "docker"] = Field("multiprocess", description="Where steps run.")
     executor_config: LocalFolder = Field("", description="A file of fields of Dagster's executor, YAML.")
 

@@ -75,6 +75,7 @@ class Deployment:
         folder: Path,
         module: str = "mnist_pipeline.definitions",
         settings: dict[str, dict[str, Any]] = SETTINGS,
+        instance: Path | str = PROJECT / "dagster.yaml",
         **variables: str,
     ) -> None:
         self.folder, self.module = folder, module
@@ -82,12 +83,12 @@ class Deployment:
         home.mkdir(parents=True)
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump({"ops": {step: {"config": values} for step, values in settings.items()}}))
-        instance = (PROJECT / "dagster.yaml").read_text()
+        instance_settings = Path(instance).read_text()
         # The same settings, at the speed of a test.
         for name in ("poll_interval_seconds", "free_slots_after_run_end_seconds"):
-            assert f"{name}: 30" in instance
-            instance = instance.replace(f"{name}: 30", f"{name}: 2")
-        (home / "dagster.yaml").write_text(instance)
+            assert f"{name}: 30" in instance_settings
+            instance_settings = instance_settings.replace(f"{name}: 30", f"{name}: 2")
+        (home / "dagster.yaml").write_text(instance_settings)
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -115,7 +116,15 @@ class Deployment:
         server = ["-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-m", self.module]
         self.processes = [self._spawn("code_server", server)]
         self.wait_for(lambda: _listens(port), "the code server to listen", 60)
-        self.processes.append(self._spawn("daemon", ["-c", DAEMON, "run", "-w", str(workspace)]))
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        self.processes.append(self._spawn("daemon", ["-c", DAEMON, "run", "-w", str(self.folder / "workspace.yaml")]))
+
+    def kill_daemon(self) -> None:
+        daemon = self.processes.pop()
+        os.killpg(daemon.pid, signal.SIGKILL)
+        daemon.wait()
 
     def kill(self) -> None:
         """SIGKILL for both, and for the runs and steps that they started: as a crash of the machine does."""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline_tests.live import CHAIN, SETTINGS, Count, Deployment
+from mnist_pipeline_tests.live import CHAIN, PROJECT, SETTINGS, Count, Deployment
 from mnist_pipeline_tests.task.examples import embedded_images, small_dataset, variables_of, write_files
 
 PER_CLASS = 80
@@ -18,7 +18,13 @@ PER_CLASS = 80
 class Scenario:
     """The deployment and its folders; each method is something that happens."""
 
-    def __init__(self, folder: Path, module: str = "mnist_pipeline.definitions", **variables: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        module: str = "mnist_pipeline.definitions",
+        instance: Path | str = PROJECT / "dagster.yaml",
+        **variables: Any,
+    ) -> None:
         self.raw = folder / "raw"
         self.raw.mkdir(parents=True)
         full = embedded_images()
@@ -30,6 +36,7 @@ class Scenario:
             folder / "deployment",
             module,
             SETTINGS,
+            instance,
             PREDICTION_INPUT=str(self.input),
             **variables_of(self.raw),
             **variables,

@@ -29,8 +29,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory) -> Iterator[Containers]:
-    with containers(tmp_path_factory.mktemp("docker")) as found:
+def daemon() -> Iterator[Containers]:
+    with containers() as found:
         if isinstance(found, str):
             pytest.skip(found)
         yield found

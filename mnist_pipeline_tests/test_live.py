@@ -1,14 +1,20 @@
 """The real daemon and code server: what automation does, and does not do, while things happen around it."""
 
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from mnist_pipeline.definitions import defs
 from mnist_pipeline_tests.defs.slack_stub import TOKEN, slack_stub
-from mnist_pipeline_tests.live import CHAIN, Count
+from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRAINING
+from mnist_pipeline_tests.live import CHAIN, PROJECT, Count, wait_until
+from mnist_pipeline_tests.postgres import PASSWORD, Postgres, postgres
 from mnist_pipeline_tests.scenario import Scenario
 
 pytestmark = pytest.mark.live
@@ -21,9 +27,37 @@ def stub():
 
 
 @pytest.fixture
-def scenario(tmp_path, stub):
+def database(request, monkeypatch) -> Iterator[dict[str, Any]]:
+    """What a scenario takes to keep its history in: nothing for SQLite, or a server of Postgres."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the server is another user's
+        with postgres(Path(folder)) as server:
+            if isinstance(server, str):
+                pytest.skip(server)
+            for name, value in server.variables.items():
+                monkeypatch.setenv(name, value)  # the test looks at the history, too
+            yield {"instance": PROJECT / "deploy/dagster.postgres.yaml", **server.variables, "server": server}
+
+
+@pytest.fixture
+def server(database) -> Postgres:
+    return database["server"]
+
+
+@pytest.fixture
+def scenario(tmp_path, stub, database):
+    database = {name: value for name, value in database.items() if name != "server"}
+    slack = {"SLACK_BOT_TOKEN": TOKEN, "SLACK_CHANNEL": "#ml", "SLACK_API_URL": stub.url}
     scenario = Scenario(
-        tmp_path, SLACK_BOT_TOKEN=TOKEN, SLACK_CHANNEL="#ml", SLACK_API_URL=stub.url, DAGSTER_WEBSERVER_URL="http://ui"
+        tmp_path,
+        "mnist_pipeline_tests.held",
+        **database,
+        **slack,
+        HOLD_TRAINING=tmp_path / "hold",
+        DAGSTER_WEBSERVER_URL="http://ui",
     )
     yield scenario
     scenario.deployment.stop()
@@ -33,6 +67,7 @@ def versions(scenario: Scenario) -> dict[str, int]:
     return {asset: len(scenario.deployment.built(asset)) for asset in CHAIN}
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_a_deployment_that_lives(scenario, stub):
     deployment = scenario.deployment
 
@@ -133,3 +168,41 @@ def test_a_deployment_that_lives(scenario, stub):
     written = [path for path in deployment.folder.rglob("*") if path.is_file()]
     assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
     assert len(written) > 100
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_the_database_goes_away_and_the_daemon_is_killed(scenario, server):
+    deployment = scenario.deployment
+    hold = Path(deployment.variables[HOLD_TRAINING])
+    assert scenario.first_build() == Count(runs=6, steps=6, trainings=1)
+
+    # The daemon alone is killed while a training is at work: the run goes on, and is not started again.
+    hold.touch()
+    before = scenario.epochs()
+    scenario.labelled_digits(20)
+    deployment.wait_for(lambda: scenario.epochs() == before + HELD_FROM, "some epochs", 180)
+    deployment.kill_daemon()
+    deployment.start_daemon()
+    hold.unlink()
+    scenario.wait_for_more("digit_classifier", 1)
+    assert deployment.count().trainings == 2
+
+    # The database crashes in the middle of a training, and comes back when whoever waits for it has given up.
+    hold.touch()
+    before = scenario.epochs()
+    scenario.labelled_digits(20)
+    deployment.wait_for(lambda: scenario.epochs() == before + HELD_FROM, "some epochs", 180)
+    server.stop("immediate")
+    hold.unlink()
+    daemon_log = deployment.folder / "daemon.log"
+    wait_until(lambda: "too many retries for DB connection" in daemon_log.read_text(), "the daemon to give up")
+    server.start()
+    scenario.wait_for_more("digit_classifier", 2)
+    assert scenario.rest().trainings == 3
+    assert deployment.is_alive()
+    decisions = scenario.store.decisions()
+    assert len({decision.version for decision in decisions}) == len(decisions) == 3
+    assert deployment.built("batch_digit_predictions")[-1]["model"] == scenario.store.production().version
+    deployment.stop()
+    written = [path for path in deployment.folder.rglob("*") if path.is_file()]
+    assert [path for path in written if PASSWORD.encode() in path.read_bytes()] == []

@@ -153,6 +153,10 @@ OTHER_DATA: Edits = {
             '    said = f"{(spec.name, spec.class_names)} "\n',
         ),
     ],
+    "mnist_pipeline/defs/engines/choosing.py": [
+        ("import DATASET_OF_BEFORE, Environment, EnvironmentInvalid", "import Environment, EnvironmentInvalid"),
+        ("for name in (*fields, *DATASET_OF_BEFORE) if", "for name in fields if"),
+    ],
     "mnist_pipeline/environment.py": [
         (
             'DATASET_OF_BEFORE = {"mnist_source": "dataset_source", "mnist_dir": "dataset_dir"}\n'

@@ -21,8 +21,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).parent / "templates"
 
 TAKEN_ALONG = (
-    *("mnist_pipeline", "mnist_pipeline_tests", "presets", "sweeps", "notebooks", ".ci"),
-    *(".env.example", ".gitignore", "Containerfile", "LICENSE", "Makefile"),
+    *("mnist_pipeline", "mnist_pipeline_tests", "presets", "sweeps", "notebooks", "deploy", ".ci", ".github"),
+    *(".env.example", ".gitignore", "Containerfile", "Containerfile.pipeline", ".dockerignore", "LICENSE", "Makefile"),
     *("constraints.txt", "dagster.yaml", "pyproject.toml", "workspace.yaml"),
 )
 """The files and folders that a project is made of."""

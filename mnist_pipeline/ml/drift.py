@@ -65,6 +65,12 @@ class DriftMonitor:
                 self._counts[name] += _count(values, np.array(self._reference.histograms[name].edges))
         self._images += len(images)
 
+    def merge(self, report: DriftReport) -> None:
+        """Count the images of a report about others, of the same reference."""
+        for finding in report.findings:
+            self._counts[finding.statistic] += np.array(finding.counts)
+        self._images += report.images
+
     def report(self) -> DriftReport:
         """Return the comparison. Raises ValueError if no image was added."""
         if not self._images:

@@ -208,6 +208,11 @@ class InputError(Record):
     error: str
 
 
+def part_file(number: int) -> str:
+    """Return the name of a part's file in the folder of a table of several parts."""
+    return f"part-{number:05d}.parquet"
+
+
 class BatchPredictions(Record):
     """A table of predictions: where it is, and a summary of it."""
 
@@ -217,6 +222,7 @@ class BatchPredictions(Record):
     inputs_digest: str = Field(description="Content digest of all that was read.")
     path: str = Field(description="Parquet: source, index, label, class, confidence, unlike_training_data, model.")
     errors_path: str = Field(description="Parquet: source, error; a row for each input that could not be read.")
+    parts: int = Field(1, ge=1, description="More than one: each path is a folder of so many files, one data set.")
     images: int
     errors: int
     label_counts: list[int] = Field(description="How often each label was predicted, in their order.")

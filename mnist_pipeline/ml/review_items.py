@@ -135,6 +135,40 @@ class Doubtful:
                     kept.sort(key=lambda found: -found[0])
                     del kept[self._most :]
 
+    def empty(self) -> "Doubtful":
+        """Return another one that keeps the same, and has seen nothing."""
+        return Doubtful(self._threshold, self._most)
+
+    def to_bytes(self) -> bytes:
+        """Return what is kept, as a safetensors file; without images it has no arrays."""
+        from safetensors.numpy import save
+
+        arrays: dict[str, np.ndarray] = {}
+        for reason, kept in self._kept.items():
+            if kept:
+                arrays |= {
+                    f"{reason}.images": np.stack([doubt.image for _, doubt in kept]),
+                    f"{reason}.scores": np.array([score for score, _ in kept], np.float64),
+                    f"{reason}.labels": np.array([doubt.label for _, doubt in kept], np.int64),
+                    f"{reason}.confidences": np.array([doubt.confidence for _, doubt in kept], np.float64),
+                }
+        return save(arrays)
+
+    def merge(self, content: bytes) -> None:
+        """Keep the most doubtful of what is kept and of what another one kept, as `to_bytes` gave it."""
+        from safetensors.numpy import load
+
+        arrays = load(content)
+        for reason, kept in self._kept.items():
+            known = {doubt.image.tobytes() for _, doubt in kept}
+            for row, image in enumerate(arrays.get(f"{reason}.images", ())):
+                if image.tobytes() not in known:
+                    values = (arrays[f"{reason}.{name}"][row] for name in ("scores", "labels", "confidences"))
+                    score, label, confidence = values
+                    kept.append((float(score), Doubt(image, reason, int(label), float(confidence))))
+            kept.sort(key=lambda found: -found[0])
+            del kept[self._most :]
+
     def doubts(self) -> list[Doubt]:
         """Return those that are kept, of each kind the most doubtful first."""
         return [doubt for kept in self._kept.values() for _, doubt in kept]

@@ -11,7 +11,7 @@ from upath import UPath
 from mnist_pipeline.files import folders
 from mnist_pipeline.files.folders import HIDDEN, walk
 from mnist_pipeline.files.storage import delete, storage_path, write_bytes
-from mnist_pipeline.ml.inference import find_inputs, read_batches
+from mnist_pipeline.ml.inputs import find_inputs, read_batches
 from mnist_pipeline.ml.labelled import read_labelled
 from mnist_pipeline.ml.records import InputError
 from mnist_pipeline_tests.task.examples import png

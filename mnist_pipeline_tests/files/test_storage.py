@@ -19,7 +19,7 @@ from mnist_pipeline.files.storage import (
     write_bytes,
     writing,
 )
-from mnist_pipeline.ml.inference import find_inputs, inputs_digest, read_batches
+from mnist_pipeline.ml.inputs import find_inputs, inputs_digest, read_batches
 from mnist_pipeline_tests.files.test_folders import place  # noqa: F401  (a fixture)
 from mnist_pipeline_tests.task.examples import png
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnist_pipeline.ml.inference import ImageBatch, InputError, find_inputs, inputs_digest, read_batches
+from mnist_pipeline.ml.inputs import ImageBatch, InputError, find_inputs, inputs_digest, read_batches
 from mnist_pipeline_tests.task.examples import SPEC
 
 

@@ -1,9 +1,9 @@
 """A table of predictions for many images."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -14,17 +14,17 @@ from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
 from mnist_pipeline.defs.metadata import class_table, left_out, picture, table
-from mnist_pipeline.defs.predicting import TEST_IMAGES, deployed_predictor, existing_paths, input_folder
+from mnist_pipeline.defs.predicting import batch_source, deployed_predictor, parts_name, predict_share
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import to_review
 from mnist_pipeline.defs.training import CRASH_RETRIES
 from mnist_pipeline.files.storage import exists, read_bytes, reading, write_bytes, writing
-from mnist_pipeline.ml.records import BatchPredictions, InputError, Splits
+from mnist_pipeline.ml.records import BatchPredictions, Splits
 from mnist_pipeline.ml.settings import DRIFT_P_VALUE, DRIFT_PSI, BatchPredictionSettings
 
 if TYPE_CHECKING:
-    from mnist_pipeline.ml.inference import ImageBatch
+    from mnist_pipeline.ml.inputs import BatchSource
     from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.ml.review_items import Doubtful
 
@@ -91,41 +91,26 @@ def batch_digit_predictions(
     The inputs are those of the configuration, else of the folder PREDICTION_INPUT, else the test images. The same
     inputs are not predicted twice by the same model. The most doubtful of the inputs are to be looked at on /review.
     Yields no table while the folder is empty."""
-    from mnist_pipeline.ml.coverage import review_threshold
-    from mnist_pipeline.ml.data import content_digest
-    from mnist_pipeline.ml.inference import array_batches, find_inputs, inputs_digest, read_batches
-    from mnist_pipeline.ml.review_items import Doubtful
-
     predictor = deployed_predictor(model_store, processed_mnist_data.spec)
-    test = processed_mnist_data.test
-    paths = existing_paths("input_paths", config.input_paths, prediction_input_dir.endpoint_url)
-    paths = paths or input_folder(prediction_input_dir)
-    inputs = find_inputs(paths, prediction_input_dir.links)
-    if paths and not inputs.files:
-        yield from _nothing_to_predict(context, paths)
+    source = batch_source(config, processed_mnist_data, prediction_input_dir)
+    if source.paths and not source.inputs.files:
+        yield from _nothing_to_predict(context, source.paths)
         return
-    digest = inputs_digest(inputs) if paths else content_digest(test)
-    table_path, errors_path, record_path = predictions_dir.table_paths(
-        f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
-    )
-    more: dict[str, dg.RawMetadataValue] = {"predicted_before": exists(record_path) and exists(table_path)}
-    if more["predicted_before"]:
-        context.log.info("%s predicted these inputs before, into %s", predictor.version, table_path)
-        kept = BatchPredictions.model_validate_json(read_bytes(record_path))
-        record = kept.model_copy(update={"path": str(table_path), "errors_path": str(errors_path)})  # it may have moved
+    digest = source.digest()
+    name = f"{predictor.version}_{digest[:16]}_v{BATCH_CODE_VERSION}"
+    _, _, record_path = predictions_dir.table_paths(name)
+    record = _predicted_before(predictions_dir, record_path)
+    more: dict[str, dg.RawMetadataValue] = {"predicted_before": record is not None}
+    if record:
+        context.log.info("%s predicted these inputs before, into %s", predictor.version, record.path)
     else:
-        batches = (
-            read_batches(inputs, predictor.spec, config.batch_size)
-            if paths
-            else array_batches(test.images, TEST_IMAGES, config.batch_size)
-        )
-        doubtful = Doubtful(review_threshold(predictor.manifest, config), config.review_images)
-        record = _predict(predictor, batches, digest, table_path, errors_path, doubtful)
-        if paths and inputs_digest(find_inputs(paths, prediction_input_dir.links)) != digest:
+        doubtful = doubtful_of(predictor, config)
+        record = _predict(predictor, source, digest, predictions_dir, name, doubtful)
+        if source.paths and source.digest(again=True) != digest:
             raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
                 "the inputs changed while they were read"
             )
-        if paths:  # test images must not be labelled: they would train
+        if source.paths:  # test images must not be labelled: they would train
             items = (doubt.item(predictor.spec, predictor.version) for doubt in doubtful.doubts())
             more |= to_review(context, review_dir, items, 2 * config.review_images)
         write_bytes(record_path, record.model_dump_json(indent=2).encode())  # last: it vouches for the table
@@ -133,12 +118,31 @@ def batch_digit_predictions(
     yield dg.Output(
         record,
         data_version=dg.DataVersion(version),
-        metadata={**_metadata(record, predictor), **more, **left_out(inputs.left_out)},
+        metadata={**_metadata(record, predictor), **more, **left_out(source.inputs.left_out)},
     )
     yield from batch_prediction_checks(record, predictions_dir)
 
 
-def _nothing_to_predict(context: dg.AssetExecutionContext, paths: list[UPath]) -> Iterator[dg.AssetCheckResult]:
+def doubtful_of(predictor: "Predictor", config: BatchPredictionConfig) -> "Doubtful":
+    """Return what will keep the most doubtful images, by the settings of a run."""
+    from mnist_pipeline.ml.coverage import review_threshold
+    from mnist_pipeline.ml.review_items import Doubtful
+
+    return Doubtful(review_threshold(predictor.manifest, config), config.review_images)
+
+
+def _predicted_before(predictions: PredictionsResource, path: UPath) -> BatchPredictions | None:
+    if not exists(path):
+        return None
+    record = BatchPredictions.model_validate_json(read_bytes(path))
+    table, errors, _ = predictions.table_paths(PurePath(record.path).stem)  # it may have been moved since
+    moved = record.model_copy(update={"path": str(table), "errors_path": str(errors)})
+    return moved if all(exists(file) for file in predictions.table_files(moved)) else None
+
+
+def _nothing_to_predict(
+    context: dg.AssetExecutionContext, paths: "Sequence[Path | UPath]"
+) -> Iterator[dg.AssetCheckResult]:
     nothing = f"there is nothing to predict in {', '.join(map(str, paths))}"
     context.log.info(nothing)
     for spec in CHECKS:
@@ -149,16 +153,26 @@ def _nothing_to_predict(context: dg.AssetExecutionContext, paths: list[UPath]) -
 
 def _predict(
     predictor: "Predictor",
-    batches: "Iterator[ImageBatch | InputError]",
+    source: "BatchSource",
     digest: str,
-    table: UPath,
-    errors: UPath,
+    predictions: PredictionsResource,
+    name: str,
     doubtful: "Doubtful",
 ) -> BatchPredictions:
+    """Predict in one go into a table, or what steps of parts left to do, into a data set of them."""
     from mnist_pipeline.ml.inference import predict_to_parquet
+    from mnist_pipeline.ml.inputs import Share
+    from mnist_pipeline.ml.parts import merged
 
-    with writing(table) as table_file, writing(errors) as errors_file:  # the table appears last
-        result = predict_to_parquet(predictor, batches, table_file, errors_file, doubtful)
+    parts = predictions.parts
+    table, errors, _ = predictions.table_paths(name if parts == 1 else parts_name(predictor, source, parts))
+    if parts == 1:
+        with writing(table) as table_file, writing(errors) as errors_file:  # the table appears last
+            result = predict_to_parquet(predictor, source.batches(), table_file, errors_file, doubtful)
+    else:
+        shares = [Share(part, parts) for part in range(parts)]
+        results = [predict_share(predictor, source, predictions, share, doubtful) for share in shares]
+        result = merged(results, predictor)
     return BatchPredictions(
         model=predictor.version,
         weights_sha256=predictor.manifest.weights_sha256,
@@ -166,6 +180,7 @@ def _predict(
         inputs_digest=digest,
         path=str(table),
         errors_path=str(errors),
+        parts=parts,
         images=result.images,
         errors=result.error_count,
         label_counts=result.label_counts,
@@ -214,16 +229,16 @@ def batch_prediction_checks(
     import pyarrow.parquet as pq
 
     record = batch_digit_predictions
-    # By its name: the folder may have been moved, or be mounted elsewhere, since the record was written.
-    path, _, _ = predictions_dir.table_paths(PurePath(record.path).stem)
-    with reading(path) as file, pq.ParquetFile(file) as table:
-        rows, problems = table.metadata.num_rows, []
-        for batch in table.iter_batches():
-            confidence, label = (batch[name].to_numpy() for name in ("confidence", "label"))
-            if not ((confidence > 0) & (confidence <= 1 + 1e-6)).all() or label.max() >= len(record.label_counts):
-                problems.append("labels or confidences are out of range")
-            if batch["model"].unique().to_pylist() != [record.model]:
-                problems.append(f"rows of another model than {record.model}")
+    rows, problems = 0, list[str]()
+    for path in predictions_dir.table_files(record):
+        with reading(path) as file, pq.ParquetFile(file) as table:
+            rows += table.metadata.num_rows
+            for batch in table.iter_batches():
+                confidence, label = (batch[name].to_numpy() for name in ("confidence", "label"))
+                if not ((confidence > 0) & (confidence <= 1 + 1e-6)).all() or label.max() >= len(record.label_counts):
+                    problems.append("labels or confidences are out of range")
+                if batch["model"].unique().to_pylist() != [record.model]:
+                    problems.append(f"rows of another model than {record.model}")
     if not rows:
         problems.append(f"no image was predicted, {record.errors} could not be read")
     if rows != record.images:

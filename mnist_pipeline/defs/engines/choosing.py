@@ -35,11 +35,11 @@ def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDef
         config = {"start_method": {"forkserver": {"preload_modules": list(modules)}}} | config
     else:
         definition = dg.in_process_executor
-    try:
-        return marking(definition).configured(config)
-    except dg.DagsterInvalidConfigError as error:
-        problems = "; ".join(found.message.partition("\n")[0] for found in error.errors)
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}") from None
+    configured = marking(definition).configured(config)
+    if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
+        problems = "; ".join(found.message.partition("\n")[0] for found in errors)
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}")
+    return configured
 
 
 def passed_on(environment: Environment) -> list[str]:

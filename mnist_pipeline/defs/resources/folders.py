@@ -1,7 +1,7 @@
 """Folders and buckets that a deployment reads and writes."""
 
 from abc import ABC
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import dagster as dg
 from pydantic import Field
@@ -9,6 +9,7 @@ from upath import UPath
 
 from mnist_pipeline.files import folders
 from mnist_pipeline.files.storage import storage_path
+from mnist_pipeline.ml.records import BatchPredictions, part_file
 from mnist_pipeline.ml.review import ReviewQueue
 from mnist_pipeline.task.dataset import DEFAULT_DATASET, DatasetSettings
 
@@ -60,11 +61,17 @@ class PredictionsResource(_Place):
     """The place of the tables of predictions."""
 
     location: str = Field(description="Folder, or address of a bucket.")
+    parts: int = Field(1, ge=1, description="Steps that predict a part each; with several, a table is a folder.")
 
     def table_paths(self, name: str) -> tuple[UPath, UPath, UPath]:
         """Return where the table, the table of errors and the record of the predictions `name` are."""
         folder = self._path(self.location)
         return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
+
+    def table_files(self, record: BatchPredictions) -> list[UPath]:
+        """Return the files of a table, which may have been moved since its record was written."""
+        table, _, _ = self.table_paths(PurePath(record.path).stem)
+        return [table] if record.parts == 1 else [table / part_file(number) for number in range(record.parts)]
 
 
 class ReviewResource(_Place):

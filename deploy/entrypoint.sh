@@ -1,0 +1,12 @@
+#!/bin/sh
+# Gives each of these variables the content of the file that NAME_FILE names: secrets are mounted, and stand in no
+# configuration of a container. Then it becomes the command.
+set -eu
+for name in SERVE_TOKEN SLACK_BOT_TOKEN DAGSTER_POSTGRES_PASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY \
+    AZURE_STORAGE_ACCOUNT_KEY MLFLOW_TRACKING_PASSWORD; do
+    eval "file=\${${name}_FILE:-}"
+    [ -z "$file" ] && continue
+    [ -r "$file" ] || { echo "${name}_FILE: $file cannot be read by user $(id -u)" >&2; exit 1; }
+    export "$name=$(cat "$file")"
+done
+exec "$@"

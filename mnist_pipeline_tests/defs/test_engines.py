@@ -1,0 +1,146 @@
+"""The choice of where steps run, what they declare, and the files of a deployment that go with it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from mnist_pipeline.definitions import build_definitions, defs
+from mnist_pipeline.defs.engines import choosing
+from mnist_pipeline.defs.engines.choosing import passed_on
+from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.defs.training import TRAINING_COMPUTE
+from mnist_pipeline.environment import PROJECT, Environment, EnvironmentInvalid
+
+DEPLOY = PROJECT / "deploy"
+JOBS = ("full_pipeline_job", "training_job", "inference_job", "trial_job")
+
+
+@pytest.mark.parametrize("engine", ["in_process", "multiprocess", "docker"])
+def test_one_variable_chooses_for_all_jobs_and_for_automation(engine):
+    found = build_definitions(Environment.read({"EXECUTOR": engine}))
+    assert isinstance(found.executor, dg.ExecutorDefinition)
+    assert found.executor.name == engine
+    assert {found.resolve_job_def(job).executor_def.name for job in JOBS} == {engine}
+
+
+def test_the_default_needs_no_engine_but_this_machine():
+    assert Environment.read({}).executor == "multiprocess"
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(EnvironmentInvalid, match="EXECUTOR: Input should be 'in_process', 'multiprocess' or 'docker'"):
+        Environment.read({"EXECUTOR": "slurm"})
+
+
+def test_an_engine_that_is_not_installed_is_refused_by_what_to_install(monkeypatch):
+    monkeypatch.setattr(choosing, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentInvalid, match=r"EXECUTOR=docker needs what is not installed: pip install"):
+        build_definitions(Environment.read({"EXECUTOR": "docker"}))
+    build_definitions(Environment.read({}))  # nobody else looks for it
+
+
+def test_the_default_imports_no_engine():
+    code = (
+        "import json, sys, mnist_pipeline.definitions; print({'docker', 'dagster_docker', 'psycopg2'} & {*sys.modules})"
+    )
+
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+def configured(executor: dg.ExecutorDefinition) -> dict[str, Any]:
+    config = executor.apply_config_mapping({"config": {}}).value
+    assert config
+    return config["config"]
+
+
+def written(folder: Path, text: str) -> str:
+    file = folder / "executor.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_the_fields_of_dagsters_executor_reach_it(tmp_path):
+    file = written(tmp_path, "max_concurrent: 3")
+    found = build_definitions(Environment.read({"EXECUTOR_CONFIG": file}))
+    assert isinstance(found.executor, dg.ExecutorDefinition)
+    for executor in (found.executor, found.resolve_job_def("full_pipeline_job").executor_def):
+        config = configured(executor)
+        assert config["max_concurrent"] == 3
+        assert "mnist_pipeline.definitions" in config["start_method"]["forkserver"]["preload_modules"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "text", "problem"),
+    [
+        ("docker", "imaeg: x", 'Received unexpected config entry "imaeg"'),
+        ("multiprocess", "image: x", 'Received unexpected config entry "image"'),
+        ("multiprocess", "- image", "must name fields of Dagster's executor"),
+        ("multiprocess", "a: [", "cannot be read: "),
+        ("in_process", None, "cannot be read: "),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_its_file(tmp_path, engine, text, problem):
+    file = written(tmp_path, text) if text else str(tmp_path / "absent.yaml")
+    with pytest.raises(EnvironmentInvalid, match=f"EXECUTOR_CONFIG {file}.*{problem}"):
+        build_definitions(Environment.read({"EXECUTOR": engine, "EXECUTOR_CONFIG": file}))
+
+
+def test_every_variable_but_secrets_reaches_a_step_elsewhere():
+    environment = Environment.read({"SERVE_TOKEN": "secret", "SLACK_BOT_TOKEN": "secret"})
+    left_out = {name.upper() for name in Environment.model_fields} - set(passed_on(environment))
+    assert left_out == {"SERVE_TOKEN", "SLACK_BOT_TOKEN", "EXECUTOR", "EXECUTOR_CONFIG"}
+
+
+def test_what_trains_declares_what_it_needs():
+    declared = {
+        node.name: compute
+        for node in defs.resolve_job_def("full_pipeline_job").graph.node_defs
+        if (compute := Compute.of(node.tags))
+    }
+    assert declared == {"digit_classifier": TRAINING_COMPUTE}
+    [trial] = defs.resolve_job_def("trial_job").graph.node_defs
+    assert Compute.of(trial.tags) == TRAINING_COMPUTE
+
+
+def test_a_declaration_is_read_back_or_refused():
+    compute = Compute(cores=2, memory_mib=512, gpus=1)
+    assert Compute.of(compute.tags() | {"another": "tag"}) == compute
+    assert Compute.of({"another": "tag"}) is None
+    for wrong in ({"mnist_pipeline/cores": "2"}, compute.tags() | {"mnist_pipeline/gpus": "one"}):
+        with pytest.raises(ValueError, match="are no `Compute`"):
+            Compute.of(wrong)
+    for nothing in (Compute(0, 512), Compute(1, 0), Compute(1, 1, -1)):
+        with pytest.raises(ValueError, match="at least one core and some memory"):
+            Compute.of(nothing.tags())
+
+
+def test_the_instance_on_postgres_differs_in_its_storage_only():
+    laptop, production = (
+        yaml.safe_load(file.read_text()) for file in (PROJECT / "dagster.yaml", DEPLOY / "dagster.postgres.yaml")
+    )
+    assert production.pop("storage")["postgres"]["postgres_db"]["scheme"] == "postgresql+psycopg2"
+    assert production == laptop
+
+
+def test_containers_of_steps_fit_the_compose_file():
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    steps = yaml.safe_load((DEPLOY / "docker.yaml").read_text())
+    code, container = compose["services"]["code"], steps["container_kwargs"]
+    assert steps["image"] == code["image"]
+    assert steps["networks"] == [compose["networks"]["default"]["name"]]
+    names = {f"{volume['name']}": key for key, volume in compose["volumes"].items()}
+    mounted = [f"{names[name]}:{path}" for name, path in (volume.split(":") for volume in container["volumes"])]
+    assert sorted(mounted) == sorted(code["volumes"])
+    for hardening in ("user", "read_only", "cap_drop", "security_opt"):
+        assert container[hardening] == code[hardening]
+    given = {name.removesuffix("_FILE") for name in code["environment"]}
+    assert set(steps["env_vars"]) <= given
+    environment = Environment.read({"EXECUTOR": "docker", "EXECUTOR_CONFIG": str(DEPLOY / "docker.yaml")})
+    assert set(given) - set(steps["env_vars"]) <= {*passed_on(environment), "EXECUTOR"} | {"SLACK_BOT_TOKEN"}
+    assert build_definitions(environment).executor  # Dagster takes all fields
