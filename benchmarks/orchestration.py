@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
@@ -24,6 +25,7 @@ import dagster as dg
 from benchmarks.mnist import PROJECT, folder
 from benchmarks.steps import CONFIG, environment
 from benchmarks.tables import print_table
+from mnist_pipeline_tests.containers import Containers, containers
 from mnist_pipeline_tests.live import OWN_VARIABLES
 
 EXECUTORS = {
@@ -31,17 +33,22 @@ EXECUTORS = {
     "spawn": "multiprocess, each step a new process",
     "light": "multiprocess, forked from a server that has loaded the code location",
     "preloaded": "multiprocess, forked from a server that has loaded the machine learning too",
+    "docker": "docker: training in a container of its own, the other steps as above",
 }
 
 
-def run(executor: str, epochs: int, data: Path | None) -> tuple[float, float]:
+def run(executor: str, epochs: int, data: Path | None, daemon: Containers | None) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
         kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES and name != "MNIST_DIR"}
         own = environment(Path(home), data)
         variables = kept | own | {"PYTHONPATH": str(PROJECT), "BENCHMARK_EXECUTOR": executor}
-        config = Path(home) / "config.json"  # JSON is YAML
+        if executor == "docker" and daemon:
+            engine = Path(home) / "executor.json"  # JSON is YAML
+            engine.write_text(json.dumps(daemon.config(Path(home))))
+            variables |= {"EXECUTOR_CONFIG": str(engine), "DOCKER_HOST": daemon.host}
+        config = Path(home) / "config.json"
         steps = CONFIG | {"digit_classifier": {"epochs": epochs}}
         config.write_text(json.dumps({"ops": {step: {"config": values} for step, values in steps.items()}}))
         command = ["-m", "dagster", "job", "execute", "-m", "benchmarks.orchestration_definitions"]
@@ -79,17 +86,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
+    usual = [executor for executor in EXECUTORS if executor != "docker"]  # which takes root, and Debian's docker.io
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=usual)
     parser.add_argument(
         "--full-data", type=folder, help="folder of the full MNIST, four IDX files; without: the sample"
     )
     arguments = parser.parse_args()
     data = arguments.full_data.resolve() if arguments.full_data else None
     seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in arguments.executors}
-    for _ in range(arguments.rounds):  # interleaved, so that a noisy machine is noisy for all
-        for executor, both in seconds.items():
-            both.append(run(executor, arguments.epochs, data))
-            print(executor, both[-1], file=sys.stderr, flush=True)
+    with containers() if "docker" in arguments.executors else nullcontext() as daemon:
+        if isinstance(daemon, str):
+            parser.error(f"docker: {daemon}")
+        for _ in range(arguments.rounds):  # interleaved, so that a noisy machine is noisy for all
+            for executor, both in seconds.items():
+                both.append(run(executor, arguments.epochs, data, daemon))
+                print(executor, both[-1], file=sys.stderr, flush=True)
     rows = []
     for executor, both in seconds.items():
         walls, works = zip(*both, strict=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from mnist_pipeline_tests.live import PROJECT
 IMAGE = "this-machine"
 """A tree of empty folders: what a container runs is mounted into it."""
 
+START_SECONDS = 60
+"""A daemon that does not answer by then will not."""
+
 NOBODY = 65534
 
 
@@ -28,7 +32,13 @@ def _user(name: str) -> int:
     return next((user.pw_uid for user in pwd.getpwall() if user.pw_name == name), NOBODY)
 
 
-FOLDERS = {"storage": NOBODY, "dagster": 0, "dagster/storage": NOBODY, "var/lib/postgresql/data": _user("postgres")}
+FOLDERS = {
+    "tmp": 0,
+    "storage": NOBODY,
+    "dagster": 0,
+    "dagster/storage": NOBODY,
+    "var/lib/postgresql/data": _user("postgres"),
+}
 
 SYSTEM = [name for name in ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc") if Path(name).exists()]
 THIS_MACHINE = [f"{path}:{path}:ro" for path in sorted({*SYSTEM, sys.base_prefix, sys.prefix, str(PROJECT)})]
@@ -85,10 +95,9 @@ def containers() -> Iterator[Containers | str]:
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
-            if reason := _wait_for(process, host, log):
+            if reason := _wait_for(process, host, log) or _try_out(docker.DockerClient(host)):
                 yield reason
             else:
-                docker.DockerClient(host).api.import_image_from_data(_image(), repository=IMAGE, tag="latest")
                 yield Containers(host)
                 for container in docker.DockerClient(host).containers.list(all=True):
                     container.remove(force=True)
@@ -100,14 +109,26 @@ def containers() -> Iterator[Containers | str]:
 
 
 def _wait_for(process: subprocess.Popen[bytes], host: str, log: Path) -> str | None:
-    """Wait until the daemon answers. Returns why it never will."""
-    while process.poll() is None:
+    """Wait until the daemon answers. Returns why it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             docker.DockerClient(host).ping()
             return None
         except docker.errors.DockerException:
-            pass
+            time.sleep(0.1)
     return f"dockerd could not start: {log.read_text()[-300:]}"
+
+
+def _try_out(client: docker.DockerClient) -> str | None:
+    """Start a container with a limit. Returns why that is not possible on this machine."""
+    client.api.import_image_from_data(_image(), repository=IMAGE, tag="latest")
+    options = {"volumes": THIS_MACHINE, "network_mode": "host", "mem_limit": "100m", "remove": True}
+    try:
+        client.containers.run(IMAGE, ["/bin/true"], **options)
+    except docker.errors.DockerException as error:
+        return f"containers cannot be started here: {error}"
+    return None
 
 
 def _image() -> bytes:
@@ -116,7 +137,8 @@ def _image() -> bytes:
     with tarfile.open(fileobj=tree, mode="w") as archive:
         for path, owner in FOLDERS.items():
             folder = tarfile.TarInfo(path)
-            folder.type, folder.uid, folder.gid, folder.mode = tarfile.DIRTYPE, owner, owner, 0o755
+            folder.type, folder.uid, folder.gid = tarfile.DIRTYPE, owner, owner
+            folder.mode = 0o1777 if path == "tmp" else 0o755  # that of a tmpfs on it when a container starts again
             archive.addfile(folder)
         users = Path("/etc/passwd").read_bytes()  # Docker looks for the name of a user before it mounts
         file = tarfile.TarInfo("etc/passwd")

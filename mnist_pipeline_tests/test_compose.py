@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 import yaml
 
@@ -181,6 +182,10 @@ def compose(tmp_path) -> Iterator[Compose]:
     with containers() as daemon:
         if isinstance(daemon, str):
             pytest.skip(daemon)
+        try:
+            daemon.client.networks.create("a-trial").remove()
+        except docker.errors.DockerException as error:
+            pytest.skip(f"networks of containers cannot be made here: {error}")
         project = Compose(command, daemon, tmp_path)
         yield project
         project("down", "--volumes")

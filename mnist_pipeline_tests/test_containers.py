@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster._core.launcher import WorkerStatus
 from dagster._daemon.daemon import MonitoringDaemon
 
+from mnist_pipeline.defs.engines.containers import STEP_LABEL
 from mnist_pipeline.defs.training import TRAINING_COMPUTE
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline_tests.containers import Containers, containers
@@ -87,7 +89,7 @@ def looked_at(deployment: Deployment) -> float:
 
 def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
     """One process, processes, and containers: the same code, byte for byte, at the same number of threads."""
-    weights, seen = {}, {}
+    weights, seen, predicted = {}, {}, {}
     for engine in ("in_process", "multiprocess", "docker"):
         folder = tmp_path / engine
         home = folder / "home"
@@ -100,6 +102,7 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
         variables = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
         own = executor_config(folder, daemon) if engine == "docker" else {"EXECUTOR": engine}
         own |= {"DAGSTER_HOME": str(home), "STORAGE_ROOT": str(folder / "storage"), "OMP_NUM_THREADS": "1"}
+        own["PREDICTION_PARTS"] = "2"
         done = subprocess.run(
             [sys.executable, "-m", "mnist_pipeline", "run", "--config", str(config)],
             cwd=folder,
@@ -114,6 +117,9 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
         manifest, weights[engine] = store.load(version)
         assert manifest.training.provenance
         assert manifest.training.provenance.threads == 1
+        [table] = (folder / "storage" / "predictions").glob("*_in_2.parquet")
+        columns = pq.read_table(table, columns=["index", "label", "confidence"])
+        predicted[engine] = columns.sort_by("index").to_pandas().to_csv()
         with dg.DagsterInstance.from_config(str(home)) as instance:
             [run] = instance.get_runs()
             assert run.status == dg.DagsterRunStatus.SUCCESS
@@ -127,9 +133,13 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
     # Each step of the second is a process of its own; of the third only training is in a container: its process 1.
     assert seen["in_process"] == {}
     assert len(set(seen["multiprocess"].values())) == len(seen["multiprocess"]) > 5
-    assert {step for step, pid in seen["docker"].items() if pid == "1"} == {"digit_classifier"}
+    parts = {f"batch_digit_predictions.predict_part_{number}" for number in range(2)}
+    assert {step for step, pid in seen["docker"].items() if pid == "1"} == {"digit_classifier", *parts}
     assert set(seen["docker"]) == set(seen["multiprocess"])
-    [container] = daemon.client.containers.list(all=True)
+    assert len(set(predicted.values())) == 1
+    found = {container.labels[STEP_LABEL]: container for container in daemon.client.containers.list(all=True)}
+    assert set(found) == {"digit_classifier", *parts}
+    container = found["digit_classifier"]
     limits = container.attrs["HostConfig"]
     assert limits["Memory"] == limits["MemorySwap"] == TRAINING_COMPUTE.memory_mib * MIB
     assert limits["NanoCpus"] == min(TRAINING_COMPUTE.cores, os.cpu_count() or 1) * 10**9
