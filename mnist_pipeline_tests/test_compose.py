@@ -205,7 +205,7 @@ def test_it_is_brought_up_trains_serves_and_survives_its_code_server(compose, sp
         assert {row[0] for row in processes["Processes"]} <= {"nobody", "postgres", "65534"}
 
     # In the midst of the run the code server dies, with all its processes; the daemon, elsewhere, notices.
-    config = {"digit_classifier": TINY | {"epochs": 200}, "production_digit_classifier": {"accuracy_threshold": 0.3}}
+    config = {"digit_classifier": TINY | {"epochs": 40}, "production_digit_classifier": {"accuracy_threshold": 0.3}}
     steps = {"ops": {step: {"config": values} for step, values in config.items()}}
     launch = ["dagster", "job", "launch", "-w", "deploy/workspace.yaml", "-j", "full_pipeline_job"]
     compose("exec", "-T", "code", "/entrypoint", *launch, "--config-json", json.dumps(steps))
@@ -222,7 +222,7 @@ def test_it_is_brought_up_trains_serves_and_survives_its_code_server(compose, sp
         compose.ask("SERVICE_PORT", "/predict", image)
     token = (compose.folder / "deploy/secrets/serve_token").read_text()
     answer = compose.ask("SERVICE_PORT", "/predict", image, Authorization=f"Bearer {token}")
-    assert answer["predictions"][0]["class_name"] in spec.class_names
+    assert answer["predictions"][0]["class"] in spec.class_names
     # No secret stands in what Docker tells of a container.
     secrets = [path.read_text() for path in (compose.folder / "deploy/secrets").iterdir()]
     assert len(secrets) == 3
