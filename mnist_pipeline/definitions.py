@@ -33,6 +33,9 @@ from mnist_pipeline.environment import Environment
 from mnist_pipeline.experiments.mlflow_mirror import mlflow_uri
 from mnist_pipeline.stores import store_from_environment
 
+PAGES = {"cards of versions": "models", "images to look at": "review"}
+"""The service's pages that the page of each asset links to, where SERVICE_URL is set."""
+
 WATCHED_FOLDERS = {"labelled_digits": "labelled_digits_dir", "prediction_input": "prediction_input_dir"}
 """The observed assets and the resources that know their folders."""
 
@@ -88,8 +91,12 @@ def _automated(asset: dg.AssetsDefinition, environment: Environment) -> dg.Asset
         condition = (
             RETRAIN[environment.model_retrain] if spec.key == digit_classifier.key else spec.automation_condition
         )
-        return spec.replace_attributes(automation_condition=condition and scheduled(condition, environment))
+        links = {name: dg.MetadataValue.url(f"{service}/{page}") for name, page in PAGES.items()} if service else {}
+        return spec.replace_attributes(
+            automation_condition=condition and scheduled(condition, environment), metadata={**spec.metadata, **links}
+        )
 
+    service = environment.service_url and environment.service_url.rstrip("/")
     return asset.map_asset_specs(automated)
 
 

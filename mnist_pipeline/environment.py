@@ -105,6 +105,7 @@ class Environment(BaseModel):
     slack_alerts: AlertNames = Field(",".join(ALERTS), description="Which messages to send, with commas between them.")
     slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
     dagster_webserver_url: Url | None = None
+    service_url: Url | None = Field(None, description="The inference service, for links on the pages of assets.")
 
     prediction_parts: int = Field(1, ge=1, le=1000, description="Steps that predict a part of the batch each.")
     executor: Literal["in_process", "multiprocess", "docker"] = Field("multiprocess", description="Where steps run.")

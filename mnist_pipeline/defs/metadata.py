@@ -7,15 +7,22 @@ from typing import Any
 import dagster as dg
 
 from mnist_pipeline.files.folders import printable
+from mnist_pipeline.files.pictures import preview
 from mnist_pipeline.task.spec import TaskSpec
 
 LISTED_FILES = 100
 """More are counted only."""
 
 
-def picture(png: bytes, alternative_text: str) -> dg.MarkdownMetadataValue:
-    """Return a PNG inside the metadata itself, so that it is seen wherever the event log is."""
-    return dg.MetadataValue.md(f"![{alternative_text}](data:image/png;base64,{base64.b64encode(png).decode()})")
+PICTURE_BYTES = 3500
+"""The event log keeps two copies of all metadata for ever: an asset shows one or two pictures of this size. What takes
+more to be read is in the card of a version, or beside the values."""
+
+
+def picture(png: bytes, alternative_text: str, most_bytes: int = PICTURE_BYTES) -> dg.MarkdownMetadataValue:
+    """Return a small copy of a PNG inside the metadata itself, so that it is seen wherever the event log is."""
+    content = base64.b64encode(preview(png, most_bytes)).decode()
+    return dg.MetadataValue.md(f"![{alternative_text}](data:image/webp;base64,{content})")
 
 
 def left_out(found: Mapping[str, str]) -> "dict[str, dg.RawMetadataValue]":

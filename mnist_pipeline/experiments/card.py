@@ -12,7 +12,7 @@ from mnist_pipeline.ml.manifest import Decision, ModelManifest, Provenance
 from mnist_pipeline.ml.records import Evaluation
 from mnist_pipeline.ml.settings import TrainingSettings
 from mnist_pipeline.stores.base import ModelStore
-from mnist_pipeline.stores.evaluations import KeptEvaluation, kept_evaluation
+from mnist_pipeline.stores.evaluations import KeptEvaluation, kept_evaluation, kept_mistakes
 from mnist_pipeline.stores.exports import recorded_digest
 from mnist_pipeline.stores.versions import CARD
 
@@ -54,6 +54,7 @@ def card(store: ModelStore, name: str) -> bytes:
             ("SHA-256 of weights.safetensors", manifest.weights_sha256),
             ("SHA-256 of model.onnx", recorded_digest(store, manifest) or "not exported yet"),
         ],
+        mistakes=inline(mistakes) if (mistakes := kept_mistakes(store, name)) else None,
         **_scores(manifest, kept),
     )
 

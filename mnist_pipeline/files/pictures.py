@@ -24,6 +24,10 @@ MAX_SCANS = 100
 START_OF_SCAN = b"\xff\xda"
 """The marker before each scan of a JPEG; within a scan the first byte is never followed by the second."""
 
+PREVIEW_SCALES = (1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
+PREVIEW_QUALITIES = (60, 30, 12)
+"""WebP's, 0..100: at the last one, plots can still be read."""
+
 SHRUNK_SIDE = 2048
 """Larger pictures are shrunk first, which saves time and memory: a hundredth of their width is 20 pixels."""
 
@@ -106,3 +110,20 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture
     mode = "RGBA" if picture.mode == "P" and picture.has_transparency_data else SHRINKABLE_AS.get(picture.mode)
     return (picture.convert(mode) if mode else picture).reduce(factor)
+
+
+def preview(png: bytes, most_bytes: int) -> bytes:
+    """Return a picture of ours as WebP of at most so many bytes: as large as that allows, then as good.
+
+    A picture that is too large even at a quarter of its size comes out larger.
+    """
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    for scale in PREVIEW_SCALES:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        shrunk = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+        for quality in PREVIEW_QUALITIES:
+            buffer = io.BytesIO()
+            shrunk.save(buffer, format="WEBP", quality=quality)
+            if len(content := buffer.getvalue()) <= most_bytes:
+                return content
+    return content

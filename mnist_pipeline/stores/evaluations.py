@@ -1,6 +1,7 @@
 """The scores of a version, kept beside it: for its card, for comparisons, for whoever has the store and no Dagster.
 
 <version>/evaluation.json    written by `model_evaluation`; the last one stays
+<version>/mistakes.png       a picture of the surest mistakes on the test images, of the same evaluation
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from mnist_pipeline.stores.objects import ObjectStore
 if TYPE_CHECKING:
     from mnist_pipeline.ml.evaluation import SplitScores
 
-EVALUATION = "evaluation.json"
+EVALUATION, MISTAKES = "evaluation.json", "mistakes.png"
 
 
 class KeptEvaluation(Record, extra="ignore"):
@@ -49,6 +50,14 @@ def keep_evaluation(
         evaluated_at=datetime.now(UTC),
     )
     store.put(f"{evaluation.model.name}/{EVALUATION}", kept.model_dump_json(indent=2).encode())
+
+
+def kept_mistakes(store: ObjectStore, name: str) -> bytes | None:
+    """Return the picture of the mistakes of a version; None if it was not evaluated since there are such pictures."""
+    try:
+        return store.read_object(f"{name}/{MISTAKES}")[0]
+    except ObjectMissing:
+        return None
 
 
 def kept_evaluation(store: ObjectStore, name: str) -> KeptEvaluation | None:

@@ -63,7 +63,7 @@ def test_versions_by_sets_and_each_is_asked_once(two, monkeypatch):
     shown = metadata(result, "backtest")
     assert (shown["versions"], shown["sets"], shown["deployed"]) == (2, len(rows[new]) - 1, new)
     assert shown["accuracy_of_the_deployed"] == evaluations[new].test.accuracy
-    assert shown["heat_map"].startswith("![accuracy of versions on sets of images](data:image/png;base64,")
+    assert shown["heat_map"].startswith("![accuracy of versions on sets of images](data:image/webp;base64,")
     assert check_results(result) == {"all_versions_scored": True}
     assert len(list(store.decisions())) == 2  # it decides nothing
     monkeypatch.setattr("mnist_pipeline.stores.scores.Predictor", None)

@@ -128,7 +128,8 @@ def test_drift_is_quiet_on_test_images_and_warns_on_others(pipeline, inbox, smal
     found = metadata(shifted, BATCH)
     assert found["drifted"] in (check.description or "")
     assert found["drifted_statistics"] >= 1
-    assert "data:image/png;base64," in found["drift_histograms"]
+    assert Path(found["drift_histograms"]).read_bytes().startswith(b"\x89PNG")
+    assert Path(found["drift_histograms"]).parent == Path(found["predictions"]).parent
     assert {row.data["statistic"] for row in found["drift"].records} == set(
         pipeline.store.manifest(found["model"]).training.drift_reference.histograms
     )

@@ -63,7 +63,7 @@ def test_the_record_and_the_page_carry_the_evidence(pipeline, small_dataset):
     shown = {row.data["measure"]: row.data["incumbent"] for row in page["comparisons"].records}
     assert shown["version"] == decision.incumbent_version
     assert shown["images that the candidate fixes"] == str(comparison.fixed)
-    assert "data:image/png;base64," in page["fixed_and_broken"]
+    assert "data:image/webp;base64," in page["fixed_and_broken"]
     assert page["regression"] == comparison.regression
     [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "candidate_accepted"]
     assert {"comparisons", "fixed_and_broken", "regression", "earlier_decisions"} <= set(check.metadata)

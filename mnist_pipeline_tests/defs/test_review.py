@@ -162,7 +162,7 @@ def test_labels_that_a_candidate_finds_improbable_are_to_be_looked_at(pipeline, 
     assert {item.model for item in wrong} == {result.output_for_node(CANDIDATE).name}
     first = told["improbable_kinds"].records[0].data
     assert (first["label"], first["expected"]) == (SPEC.class_names[GIVEN], SPEC.class_names[SAID])
-    assert "data:image/png;base64," in told["improbable_images"]
+    assert "data:image/webp;base64," in told["improbable_images"]
 
 
 def test_a_label_for_a_raw_image_corrects_it_and_moves_no_other(pipeline, small_dataset):

@@ -118,7 +118,7 @@ def batch_digit_predictions(
     yield dg.Output(
         record,
         data_version=dg.DataVersion(version),
-        metadata={**_metadata(record, predictor), **more, **left_out(source.inputs.left_out)},
+        metadata={**_metadata(record, predictor, predictions_dir), **more, **left_out(source.inputs.left_out)},
     )
     yield from batch_prediction_checks(record, predictions_dir)
 
@@ -191,7 +191,9 @@ def _predict(
     )
 
 
-def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg.RawMetadataValue]":
+def _metadata(
+    record: BatchPredictions, predictor: "Predictor", predictions: PredictionsResource
+) -> "dict[str, dg.RawMetadataValue]":
     from mnist_pipeline.ml.drift import where_it_drifted
     from mnist_pipeline.ml.plots import drift_histograms, label_counts
 
@@ -217,8 +219,10 @@ def _metadata(record: BatchPredictions, predictor: "Predictor") -> "dict[str, dg
         if shifted := where_it_drifted(reference, record.drift, spec):
             metadata["what_to_label"] = f"{'; '.join(shifted)}. Label such images: {LABEL_THEM}"
         metadata["drift"] = table([finding.model_dump(exclude={"counts"}) for finding in record.drift.findings])
-        histograms = drift_histograms(reference, record.drift, spec)
-        metadata["drift_histograms"] = picture(histograms, "validation split and batch")
+        path = predictions.drift_path(record)
+        if not exists(path):
+            write_bytes(path, drift_histograms(reference, record.drift, spec))
+        metadata["drift_histograms"] = dg.MetadataValue.path(str(path))
     return metadata
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mnist_pipeline.ml.improbable import Improbable
 
 TRAINING_POOL = "training"
-LISTED_KINDS = 20
-"""The commonest kinds of improbable labels are listed."""
+LISTED_KINDS, PICTURED_LABELS, PICTURED_BYTES = 5, 10, 2000
+"""The commonest kinds of improbable labels are listed, and some labels pictured; all are on /review."""
 
 RETRAIN = {
     "on_cron": on_cron_if_data_changed(cron_tick("RETRAIN_CRON"), sooner=new_labels()),
@@ -207,11 +207,11 @@ def _improbable_metadata(found: "list[Improbable]", splits: Splits) -> "dict[str
         {"label": spec.class_names[given], "expected": spec.class_names[likeliest], "images": count}
         for (given, likeliest), count in kinds
     ]
-    grid = improbable_grid((splits.train, splits.validation), found, spec)
+    grid = improbable_grid((splits.train, splits.validation), found, spec, PICTURED_LABELS)
     return {
         **metadata,
         "improbable_kinds": table(rows),
-        "improbable_images": picture(grid, "labels that are improbable"),
+        "improbable_images": picture(grid, "labels that are improbable", PICTURED_BYTES),
     }
 
 

@@ -12,11 +12,16 @@ from mnist_pipeline.defs.resources.mlflow import MlflowResource, in_mlflow
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.ml.records import Evaluation, ModelRecord, Splits
 from mnist_pipeline.ml.settings import EvaluationSettings
+from mnist_pipeline.task.spec import TaskSpec
 
 if TYPE_CHECKING:
     from mnist_pipeline.ml.evaluation import SplitScores
 
 ROUNDING = 1e-9
+
+
+LISTED_CLASSES, LISTED_SLICES = 10, 5
+"""The hardest classes and slices are listed; the card has all."""
 
 
 class ModelEvaluationConfig(dg.Config, EvaluationSettings):
@@ -53,9 +58,10 @@ def model_evaluation(
     from mnist_pipeline.ml.coverage import threshold_for
     from mnist_pipeline.ml.data import content_digest
     from mnist_pipeline.ml.evaluation import evaluate
+    from mnist_pipeline.ml.plots import mistake_grid
     from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.ml.suite import HELD_OUT, slice_scores, suite
-    from mnist_pipeline.stores.evaluations import keep_evaluation
+    from mnist_pipeline.stores.evaluations import MISTAKES, keep_evaluation
     from mnist_pipeline.stores.scores import predict_labels
 
     manifest, onnx = model_store.load_onnx(digit_classifier.name)
@@ -79,6 +85,8 @@ def model_evaluation(
     )
     threshold = threshold_for(scores["validation"].curve, config.target_error)
     keep_evaluation(model_store, evaluation, scores, config.target_error, threshold)
+    mistakes = mistake_grid(processed_mnist_data.test, scores["test"].mistakes, manifest.task)
+    model_store.put(f"{manifest.name}/{MISTAKES}", mistakes)
     # More held-out labels are no reason to decide about the same weights again.
     lasting = evaluation.model_copy(update={"slices": [one for one in evaluation.slices if one.name != HELD_OUT]})
     yield dg.Output(
@@ -88,7 +96,7 @@ def model_evaluation(
             f"{manifest.weights_sha256[:16]}-{str(manifest.onnx_sha256)[:16]}-{lasting.digest(exclude={'model'})[:16]}"
         ),
         metadata={
-            **_metadata(evaluation, scores, processed_mnist_data, config.target_error, threshold),
+            **_metadata(evaluation, scores, processed_mnist_data.spec, threshold),
             **kept_card(context, model_store, manifest.name),
             **in_mlflow(context, mlflow.mirror(context), model_store, manifest.name),
         },
@@ -97,13 +105,15 @@ def model_evaluation(
 
 
 def _metadata(
-    evaluation: Evaluation, scores: "Mapping[str, SplitScores]", splits: Splits, target_error: float, threshold: float
+    evaluation: Evaluation, scores: "Mapping[str, SplitScores]", spec: TaskSpec, threshold: float
 ) -> "dict[str, dg.RawMetadataValue]":
+    """The numbers, and of the plots the one that is looked at first; the card of the version has them all."""
     from mnist_pipeline.ml.coverage import answered_at
-    from mnist_pipeline.ml.plots import calibration_and_coverage, confusion, mistake_grid, slice_accuracies
+    from mnist_pipeline.ml.plots import confusion
 
-    test, validation, spec = evaluation.test, evaluation.validation, splits.spec
+    test, validation = evaluation.test, evaluation.validation
     share, error = answered_at(scores["test"].curve, threshold)
+    hardest = sorted(test.per_class, key=lambda metrics: metrics.f1)[:LISTED_CLASSES]
     shown: dict[str, dg.RawMetadataValue] = {
         "model": evaluation.model.name,
         "test_accuracy": test.accuracy,
@@ -115,18 +125,14 @@ def _metadata(
         "confidence_threshold": threshold,
         "test_answered_without_review": share,
         "test_error_without_review": error,
-        "calibration_and_coverage": picture(
-            calibration_and_coverage(scores, target_error, threshold), "calibration, and error against coverage"
-        ),
-        "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in test.per_class]),
+        "per_class": table([{"class": spec.class_names[m.label], **m.model_dump()} for m in hardest]),
         "confusion_matrix": picture(confusion(test, spec), "confusion matrix on the test images"),
-        "worst_mistakes": picture(mistake_grid(splits.test, scores["test"].mistakes, spec), "worst mistakes on test"),
     }
     if evaluation.slices:  # of very few test images there are none
+        by_accuracy = sorted(evaluation.slices, key=lambda score: score.accuracy)
         shown |= {
             "lowest_slice_accuracy": min(score.accuracy for score in evaluation.slices),
-            "slices": table([score.model_dump() for score in evaluation.slices]),
-            "slice_accuracies": picture(slice_accuracies(evaluation), "accuracy on each slice, with 95% intervals"),
+            "lowest_slices": table([score.model_dump() for score in by_accuracy[:LISTED_SLICES]]),
         }
     return shown
 

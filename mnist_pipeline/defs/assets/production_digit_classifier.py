@@ -26,6 +26,9 @@ DEPLOYMENT_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days
 GATE_CHECK = "candidate_accepted"
 WORKS_CHECK = "deployed_model_works"
 LISTED_VERSIONS = 20
+LISTED_SLICES = 6
+"""The slices on which the candidate may be worst; the decision's reason names all on which it is."""
+PICTURED_OF_EACH, PICTURED_BYTES = 10, 2500
 LATEST_DECISIONS = 100
 """The decision of an attempt that was killed a moment ago is among the latest: so many others decide in no time."""
 
@@ -214,10 +217,12 @@ def _evidence(decision: Decision, decided: "Decided | None", splits: Splits) -> 
         rows = [{"measure": name} | {role: told[name] for role, told in columns.items()} for name in measures]
         shown["comparisons"] = table(rows)
     if decided and decided.slices:
-        shown["slices"] = table([_slice_row(comparison) for comparison in decided.slices])
+        worst = sorted(decided.slices, key=lambda comparison: comparison.regression_high, reverse=True)
+        shown["slices"] = table([_slice_row(comparison) for comparison in worst[:LISTED_SLICES]])
     if decided and decided.incumbent and (decided.candidate.labels != decided.incumbent.labels).any():
-        grid = disagreement_grid(splits.test, decided.candidate.labels, decided.incumbent.labels, splits.spec)
-        shown["fixed_and_broken"] = picture(grid, "test images that the candidate fixes and breaks")
+        labels = (decided.candidate.labels, decided.incumbent.labels)
+        grid = disagreement_grid(splits.test, *labels, splits.spec, PICTURED_OF_EACH)
+        shown["fixed_and_broken"] = picture(grid, "test images that the candidate fixes and breaks", PICTURED_BYTES)
     return shown
 
 

@@ -68,6 +68,10 @@ class PredictionsResource(_Place):
         folder = self._path(self.location)
         return folder / f"{name}.parquet", folder / f"{name}.errors.parquet", folder / f"{name}.json"
 
+    def drift_path(self, record: BatchPredictions) -> UPath:
+        """Return where the picture is of how a table differs from the validation split."""
+        return self._path(self.location) / f"{PurePath(record.path).stem}.drift.png"
+
     def table_files(self, record: BatchPredictions) -> list[UPath]:
         """Return the files of a table, which may have been moved since its record was written."""
         table, _, _ = self.table_paths(PurePath(record.path).stem)
