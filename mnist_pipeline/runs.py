@@ -19,7 +19,7 @@ from mnist_pipeline.defs.run_config import ConfigInvalid
 from mnist_pipeline.defs.sweeping import INTERRUPTED_TAG, PARTITION_TAG, TRIAL_RUN_TAGS, due_trials
 from mnist_pipeline.experiments.sweep import Sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
-from mnist_pipeline.files.yaml_file import read_yaml
+from mnist_pipeline.files.yaml_file import read_mapping
 from mnist_pipeline.problem import Problem
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.trail import Damaged
@@ -205,12 +205,9 @@ def _succeed(result: dg.JobExecutionResult) -> None:
 def read_config(file: Path) -> dict[str, Any]:
     """Return the configuration of a run in a YAML file. Raises Problem if it cannot be read."""
     try:
-        config = read_yaml(file)
-    except (OSError, ValueError) as error:
-        raise Problem(f"--config {file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise Problem(f"--config {file} must have the form `ops: <step>: config: ...`, as the files in presets/ have")
-    return config
+        return read_mapping(file, "`ops: <step>: config: ...`, as the files in presets/ have")
+    except ValueError as error:
+        raise Problem(f"--config {error}") from error
 
 
 @contextmanager

@@ -24,5 +24,19 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(str(error)) from error
 
 
+def read_mapping(path: Path, form: str) -> dict[str, Any]:
+    """Return the names and values of a YAML file.
+
+    Raises ValueError with a sentence that begins with the path; `form` tells what the content has to look like.
+    """
+    try:
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} must have the form {form}")
+    return content
+
+
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which may take in several mappings."""

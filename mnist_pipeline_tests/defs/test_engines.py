@@ -80,7 +80,7 @@ def test_the_fields_of_dagsters_executor_reach_it(tmp_path):
     [
         ("docker", "imaeg: x", 'Received unexpected config entry "imaeg"'),
         ("multiprocess", "image: x", 'Received unexpected config entry "image"'),
-        ("multiprocess", "- image", "must name fields of Dagster's executor"),
+        ("multiprocess", "- image", "must have the form .*fields of Dagster's executor"),
         ("multiprocess", "a: [", "cannot be read: "),
         ("in_process", None, "cannot be read: "),
     ],

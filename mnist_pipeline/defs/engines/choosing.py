@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from mnist_pipeline.defs.engines.marking import marking
 from mnist_pipeline.environment import DATASET_OF_BEFORE, Environment, EnvironmentInvalid
-from mnist_pipeline.files.yaml_file import read_yaml
+from mnist_pipeline.files.yaml_file import read_mapping
 
 
 def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDefinition:
@@ -52,14 +52,12 @@ def passed_on(environment: Environment) -> list[str]:
 def _read_config(environment: Environment) -> dict[str, Any]:
     if not environment.executor_config:
         return {}
-    file = Path(environment.executor_config)
     try:
-        config = read_yaml(file)
-    except (OSError, ValueError) as error:
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file} must name fields of Dagster's executor, as `image: ...`")
-    return config
+        return read_mapping(
+            Path(environment.executor_config), "`image: ...`, fields of Dagster's executor of that name"
+        )
+    except ValueError as error:
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {error}") from error
 
 
 @dg.executor(name="one_process_only")
