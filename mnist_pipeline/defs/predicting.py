@@ -1,5 +1,6 @@
 """The beginning of all predictions: the deployed model, and the files that a user names."""
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from mnist_pipeline.ml.inputs import BatchSource, Share
     from mnist_pipeline.ml.predictor import Predictor
     from mnist_pipeline.ml.review_items import Doubtful
+
+BATCH_CODE_VERSION = "2"
+"""Raise it when the same inputs and model would give another table of predictions."""
 
 TEST_IMAGES = "test images"
 """The source of predictions where a run names none."""
@@ -79,15 +83,20 @@ def predict_share(
     source: "BatchSource",
     predictions: PredictionsResource,
     share: "Share",
+    settings: BatchPredictionSettings,
     doubtful: "Doubtful",
 ) -> "BatchResult":
     """Predict one part into the data set of all, unless that was done before."""
     from mnist_pipeline.ml.parts import predict_part
 
-    table, errors, _ = predictions.table_paths(parts_name(predictor, source, share.parts))
+    table, errors, _ = predictions.table_paths(parts_name(predictor, source, share.parts, settings))
     return predict_part(predictor, source, share, table, errors, doubtful)
 
 
-def parts_name(predictor: "Predictor", source: "BatchSource", parts: int) -> str:
-    """Return the name of the data set: parts agree on it without reading all inputs, and never mix two sets of them."""
-    return f"{predictor.version}_{source.fingerprint()[:16]}_in_{parts}"
+def parts_name(predictor: "Predictor", source: "BatchSource", parts: int, settings: BatchPredictionSettings) -> str:
+    """Return the name of the data set: parts agree on it without reading all inputs.
+
+    Other inputs, settings (which divide batches) and code have another one, so that no two sets of parts are mixed.
+    """
+    told = f"{source.fingerprint()} {settings.model_dump_json(exclude={'input_paths'})} {BATCH_CODE_VERSION}"
+    return f"{predictor.version}_{hashlib.sha256(told.encode()).hexdigest()[:16]}_in_{parts}"

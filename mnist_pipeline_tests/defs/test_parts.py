@@ -122,6 +122,16 @@ def test_a_part_that_fails_is_done_again_alone(divided, monkeypatch):
     assert rows(result.output_for_node(BATCH))
 
 
+def test_parts_of_other_settings_are_not_mixed(divided, monkeypatch):
+    """Another size of batches divides arrays in another way."""
+    first = divided.run(BATCH, batch_digit_predictions={"batch_size": 8}).output_for_node(BATCH)
+    for file in Path(first.path).parent.glob("*.json"):
+        file.unlink()
+    second = divided.run(BATCH, batch_digit_predictions={"batch_size": 16}).output_for_node(BATCH)
+    assert second.path != first.path
+    assert rows(second) == rows(first)
+
+
 def test_inputs_that_change_are_predicted_anew(divided, inbox, small_dataset):
     first = divided.run(BATCH).output_for_node(BATCH)
     np.save(inbox / "f.npy", small_dataset.test.images[:5])

@@ -14,7 +14,13 @@ from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
 from mnist_pipeline.defs.metadata import class_table, left_out, picture, table
-from mnist_pipeline.defs.predicting import batch_source, deployed_predictor, parts_name, predict_share
+from mnist_pipeline.defs.predicting import (
+    BATCH_CODE_VERSION,
+    batch_source,
+    deployed_predictor,
+    parts_name,
+    predict_share,
+)
 from mnist_pipeline.defs.resources.folders import PredictionInputResource, PredictionsResource, ReviewResource
 from mnist_pipeline.defs.resources.stores import ModelStoreResource
 from mnist_pipeline.defs.reviewing import to_review
@@ -31,9 +37,6 @@ if TYPE_CHECKING:
 CHANGED_INPUTS_WAIT_SECONDS = 10
 BATCH_POOL = "batch_predictions"
 """One at a time, so that two runs do not predict the same; apart from the pool of training."""
-
-BATCH_CODE_VERSION = "2"
-"""Raise it when the same inputs and model would give another table."""
 
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
 """One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
@@ -105,7 +108,7 @@ def batch_digit_predictions(
         context.log.info("%s predicted these inputs before, into %s", predictor.version, record.path)
     else:
         doubtful = doubtful_of(predictor, config)
-        record = _predict(predictor, source, digest, predictions_dir, name, doubtful)
+        record = _predict(predictor, source, digest, predictions_dir, name, config, doubtful)
         if source.paths and source.digest(again=True) != digest:
             raise dg.RetryRequested(max_retries=3, seconds_to_wait=CHANGED_INPUTS_WAIT_SECONDS) from RuntimeError(
                 "the inputs changed while they were read"
@@ -157,6 +160,7 @@ def _predict(
     digest: str,
     predictions: PredictionsResource,
     name: str,
+    config: BatchPredictionConfig,
     doubtful: "Doubtful",
 ) -> BatchPredictions:
     """Predict in one go into a table, or what steps of parts left to do, into a data set of them."""
@@ -165,13 +169,13 @@ def _predict(
     from mnist_pipeline.ml.parts import merged
 
     parts = predictions.parts
-    table, errors, _ = predictions.table_paths(name if parts == 1 else parts_name(predictor, source, parts))
+    table, errors, _ = predictions.table_paths(name if parts == 1 else parts_name(predictor, source, parts, config))
     if parts == 1:
         with writing(table) as table_file, writing(errors) as errors_file:  # the table appears last
             result = predict_to_parquet(predictor, source.batches(), table_file, errors_file, doubtful)
     else:
         shares = [Share(part, parts) for part in range(parts)]
-        results = [predict_share(predictor, source, predictions, share, doubtful) for share in shares]
+        results = [predict_share(predictor, source, predictions, share, config, doubtful) for share in shares]
         result = merged(results, predictor)
     return BatchPredictions(
         model=predictor.version,
