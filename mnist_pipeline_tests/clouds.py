@@ -39,7 +39,8 @@ def install_azurite(folder: Path) -> Path | str:
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers one installs
-        if not program.exists():
+        installed = folder / AZURITE.replace("@", "-")  # empty; npm may have been killed half-way
+        if not installed.exists():
             quietly = ["--no-audit", "--no-fund", "--fetch-retries=1"]
             command = ["npm", "install", *quietly, "--prefix", str(folder), AZURITE]
             try:
@@ -48,6 +49,7 @@ def install_azurite(folder: Path) -> Path | str:
                 return "npm could not install Azurite in five minutes"
             if done.returncode:
                 return f"npm could not install Azurite: {done.stderr[-300:]}"
+            installed.touch()
     return program
 
 
