@@ -1,6 +1,5 @@
 """Dagster's launcher of runs as processes of the code server, with the health check that it lacks."""
 
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -93,7 +92,7 @@ def _processes_here(traces: Traces) -> Finding:
     for pid in alive:
         with suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()
-    return Finding(False, f"none of its processes ({_listed(traces.processes)}) is there any more")
+    return Finding(False, f"none of its processes ({', '.join(map(str, traces.processes))}) is there any more")
 
 
 def _step_elsewhere(step: str, container_id: str) -> Finding:
@@ -123,7 +122,3 @@ def _is_alive(pid: int, reported_at: float) -> bool:
         )
     except psutil.NoSuchProcess:
         return False
-
-
-def _listed(pids: Iterable[int]) -> str:
-    return ", ".join(map(str, pids))

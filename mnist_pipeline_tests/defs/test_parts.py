@@ -16,6 +16,7 @@ from mnist_pipeline.ml.records import BatchPredictions
 from mnist_pipeline_tests.conftest import Pipeline, check_results, metadata
 
 BATCH = "batch_digit_predictions"
+KEY = dg.AssetKey(BATCH)
 PARTS = 3
 
 
@@ -106,7 +107,7 @@ def test_a_part_that_fails_is_done_again_alone(divided, monkeypatch):
     predict = parts.predict_to_parquet
 
     def fails_once(predictor, batches, table, error_table, doubtful):
-        done.append(number := sum(1 for _ in done))
+        done.append(number := len(done))
         result = predict(predictor, batches, table, error_table, doubtful)
         if number == 1:
             raise OSError("the disk is full")
@@ -122,7 +123,7 @@ def test_a_part_that_fails_is_done_again_alone(divided, monkeypatch):
     assert rows(result.output_for_node(BATCH))
 
 
-def test_parts_of_other_settings_are_not_mixed(divided, monkeypatch):
+def test_parts_of_other_settings_are_not_mixed(divided):
     """Another size of batches divides arrays in another way."""
     first = divided.run(BATCH, batch_digit_predictions={"batch_size": 8}).output_for_node(BATCH)
     for file in Path(first.path).parent.glob("*.json"):
@@ -177,9 +178,6 @@ def test_the_asset_is_the_same_in_parts(environment):
     assert isinstance(graph, dg.GraphDefinition)
     computes = {node.name: Compute.of(node.tags) for node in graph.node_defs}
     assert computes == {f"predict_part_{n}": PART_COMPUTE for n in range(PARTS)} | {"gather_predictions": None}
-
-
-KEY = dg.AssetKey(BATCH)
 
 
 def test_a_wrong_setting_is_refused_before_the_run(divided):
