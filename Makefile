@@ -77,7 +77,7 @@ test-live: install ## Run the tests with a real daemon, real runs, kills and a b
 test-long: install ## Run the tests of races, kills, load and noise with larger numbers, up to an hour
 	KILLS=$(or $(KILLS),1000) RACES=$(or $(RACES),100) RACE_ROUNDS=$(or $(RACE_ROUNDS),100) \
 	FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) SOAK_SECONDS=$(or $(SOAK_SECONDS),900) \
-	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) $(PYTEST) $(TWO_AT_A_TIME) -m long
+	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) TRIALS=$(or $(TRIALS),20) $(PYTEST) $(TWO_AT_A_TIME) -m long
 
 .PHONY: new
 new: install ## Write a project of your own: make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]

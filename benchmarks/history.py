@@ -19,9 +19,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import httpx
 
 from benchmarks.steps import CONFIG
 from benchmarks.tables import print_table
@@ -31,9 +34,14 @@ from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline.stores import LocalModelStore
 from mnist_pipeline.stores.trail import Damaged, entry_name, key_of
 from mnist_pipeline_tests.live import OWN_VARIABLES
+from mnist_pipeline_tests.serve.service import process
 
 ROUNDS = 3
-COMMANDS = ("models", "models --limit 200", "show {version}", "production", "decisions --limit 20", "card {version}")
+COMMANDS = (
+    *("models", "models --limit 200", "show {version}", "production", "decisions --limit 20", "card {version}"),
+    *("compare {version} {other}", "rollback --reason measured --to {in_turn}", "experiment", "leaderboard", "summary"),
+)
+PAGES = ("/versions", "/versions/{version}/card", "/versions/{version}/compared", "/corrections", "/review/items")
 
 
 def main() -> None:
@@ -46,12 +54,13 @@ def main() -> None:
         deployment = Grown(Path(folder))
         deployment.build()
         rows += deployment.sizes()
-        deployment.grow_folder(arguments.files)
+        deployment.grow_folders(arguments.files)
         rows += deployment.ticks("small history")
         deployment.grow_store(arguments.versions, arguments.decisions)
         deployment.grow_log(arguments.events)
         rows += deployment.ticks("grown history")
         rows += deployment.commands()
+        rows += deployment.pages()
     print_table(["what", "of", "seconds, or bytes"], rows)
 
 
@@ -60,10 +69,12 @@ class Grown:
 
     def __init__(self, folder: Path) -> None:
         self.home, self.storage, self.watched = (folder / name for name in ("home", "storage", "watched"))
-        for path in (self.home, self.watched):
+        self.input = folder / "input"
+        for path in (self.home, self.watched, self.input):
             path.mkdir()
         shutil.copy(PROJECT / "dagster.yaml", self.home)
         own = {"STORAGE_ROOT": str(self.storage), "DATASET_SOURCE": "sample", "LABELLED_DIR": str(self.watched)}
+        own["PREDICTION_INPUT"] = str(self.input)
         self.environment = Environment.read(own)
         kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
         self.variables = kept | own | {"DAGSTER_HOME": str(self.home), "PYTHONPATH": str(PROJECT)}
@@ -88,12 +99,13 @@ class Grown:
                 largest[key] = max(size, largest.get(key, 0))
         return [["a materialization", json.loads(key)[0], f"{size:,}"] for key, size in sorted(largest.items())]
 
-    def grow_folder(self, files: int) -> None:
-        """Fill the folder of labelled images, so many in each class."""
-        for number in range(files):
-            path = self.watched / str(number % 10) / f"{number // 10:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"an image")
+    def grow_folders(self, files: int) -> None:
+        """Fill the folders of labelled images and of images to predict."""
+        for folder in (self.watched, self.input):
+            for number in range(files):
+                path = folder / str(number % 10) / f"{number // 10:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(b"an image")
 
     def grow_store(self, versions: int, decisions: int) -> None:
         """Copy the version and its decision, one a minute and more."""
@@ -152,12 +164,24 @@ class Grown:
 
     def commands(self) -> list[list[str]]:
         """Wall seconds of each command as a process, the median."""
-        version = self.store.versions()[0]
-        rows = []
-        for command in (*COMMANDS, "summary"):
-            arguments = command.format(version=version).split()
-            seconds = _median(partial(self._command, *arguments))
-            rows.append([f"python -m mnist_pipeline {arguments[0]}", " ".join(arguments[1:])[:12], seconds])
+        other, *_, version = self.store.versions()
+        rows, in_turn = [], cycle((other, version))
+
+        def carry_out(command: str) -> None:
+            self._command(*command.format(version=version, other=other, in_turn=next(in_turn)).split())
+
+        for command in COMMANDS:
+            rows.append([f"python -m mnist_pipeline {command}", "grown history", _median(partial(carry_out, command))])
+        return rows
+
+    def pages(self) -> list[list[str]]:
+        """Wall seconds of what the pages of the service ask for, the median."""
+        version, rows = self.store.versions()[-1], []
+        variables: dict[str, Any] = self.variables
+        with process(**variables) as (url, _, _):
+            for page in PAGES:
+                get = partial(httpx.get, url + page.format(version=version), timeout=600)
+                rows.append([f"GET {page}", "grown history", _median(get)])
         return rows
 
     def _command(self, *arguments: str) -> None:
@@ -173,7 +197,7 @@ class Grown:
             raise RuntimeError(done.stdout[-2000:] + done.stderr)
 
 
-def _median(work: Callable[[], None]) -> str:
+def _median(work: Callable[[], object]) -> str:
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()

@@ -1,5 +1,7 @@
-"""The run history of an experiment: a DAGSTER_HOME of its own, which begins with what is known of each asset."""
+"""The run history: the beginning of that of an experiment, which knows the last event of each asset, and pruning."""
 
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +16,8 @@ STORAGE = (
     *("local_artifact_storage", "compute_logs"),
 )
 """The settings of an instance that say where its history lies."""
+
+FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def latest_events(instance: dg.DagsterInstance) -> Known:
@@ -41,3 +45,20 @@ def begin_history(home: Path, known: Known) -> None:
     with dg.DagsterInstance.from_config(str(home)) as instance:
         for event in known.values():
             instance.report_runless_asset_event(event)
+
+
+def prune_runs(instance: dg.DagsterInstance, older_than: timedelta) -> Iterator[str]:
+    """Delete the runs that are finished and began so long ago, with all their events, and yield the id of each.
+
+    The runs of the last materialization and the last observation of each asset stay: automation goes by these.
+    """
+    kept = set()
+    for key in instance.get_asset_keys():
+        if event := instance.get_latest_materialization_event(key):
+            kept.add(event.run_id)
+        kept |= {record.event_log_entry.run_id for record in instance.fetch_observations(key, limit=1).records}
+    before = dg.RunsFilter(statuses=FINISHED, created_before=datetime.now(UTC) - older_than)
+    for run_id in instance.get_run_ids(before):
+        if run_id not in kept:
+            instance.delete_run(run_id)
+            yield run_id

@@ -15,6 +15,8 @@ USER, PASSWORD = "dagster", "a password: not % one / of @ the easy"
 class Postgres:
     """The server, on loopback."""
 
+    database = "dagster"
+
     def __init__(self, programs: Path, folder: Path) -> None:
         self.programs, self.folder = programs, folder
         # It refuses to run as root; Debian's package has made a user for it.
@@ -37,7 +39,7 @@ class Postgres:
     @property
     def variables(self) -> dict[str, str]:
         """The variables that deploy/dagster.postgres.yaml reads."""
-        own = {"HOST": "127.0.0.1", "PORT": str(self.port), "USER": USER, "PASSWORD": PASSWORD, "DB": "postgres"}
+        own = {"HOST": "127.0.0.1", "PORT": str(self.port), "USER": USER, "PASSWORD": PASSWORD, "DB": self.database}
         return {f"DAGSTER_POSTGRES_{name}": value for name, value in own.items()}
 
     def start(self) -> None:
@@ -87,6 +89,7 @@ def postgres(folder: Path) -> Iterator[Postgres | str]:
         return
     server = Postgres(found, folder / "postgres")
     server.start()
+    server.client("createdb", server.database)
     try:
         yield server
     finally:

@@ -1,5 +1,8 @@
 """The real daemon and code server: what automation does, and does not do, while things happen around it."""
 
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +14,10 @@ import dagster as dg
 import pytest
 
 from mnist_pipeline.definitions import defs
+from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline_tests.defs.slack_stub import TOKEN, slack_stub
 from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRAINING
-from mnist_pipeline_tests.live import CHAIN, PROJECT, Count, wait_until
+from mnist_pipeline_tests.live import CHAIN, PROJECT, Count, Deployment, wait_until
 from mnist_pipeline_tests.postgres import PASSWORD, Postgres, postgres
 from mnist_pipeline_tests.scenario import Scenario
 
@@ -63,11 +67,26 @@ def scenario(tmp_path, stub, database):
     scenario.deployment.stop()
 
 
+def python_m(deployment: Deployment, *arguments: str) -> None:
+    command = [sys.executable, "-m", "mnist_pipeline", *arguments]
+    subprocess.run(command, env=deployment.variables, cwd=deployment.folder, check=True)
+
+
+def require_each_decided_once(scenario: Scenario, count: int) -> None:
+    """Each version was decided about once, and what is deployed has predicted."""
+    decisions, deployed = scenario.store.decisions(), scenario.store.production()
+    versions = {decision.version for decision in decisions if isinstance(decision, Decision)}
+    assert len(versions) == len(decisions) == count
+    assert deployed and scenario.deployment.built("batch_digit_predictions")[-1]["model"] == deployed.version
+
+
 def versions(scenario: Scenario) -> dict[str, int]:
     return {asset: len(scenario.deployment.built(asset)) for asset in CHAIN}
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True
+)  # the other tests are what Postgres is tried by otherwise
 def test_a_deployment_that_lives(scenario, stub):
     deployment = scenario.deployment
 
@@ -171,7 +190,7 @@ def test_a_deployment_that_lives(scenario, stub):
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_the_database_goes_away_and_the_daemon_is_killed(scenario, server):
+def test_the_database_goes_away_comes_back_and_is_restored(scenario, server, tmp_path):
     deployment = scenario.deployment
     hold = Path(deployment.variables[HOLD_TRAINING])
     assert scenario.first_build() == Count(runs=6, steps=6, trainings=1)
@@ -200,9 +219,39 @@ def test_the_database_goes_away_and_the_daemon_is_killed(scenario, server):
     scenario.wait_for_more("digit_classifier", 2)
     assert scenario.rest().trainings == 3
     assert deployment.is_alive()
-    decisions = scenario.store.decisions()
-    assert len({decision.version for decision in decisions}) == len(decisions) == 3
-    assert deployment.built("batch_digit_predictions")[-1]["model"] == scenario.store.production().version
+    require_each_decided_once(scenario, 3)
+
+    # A backup while a training is at work, as deploy/README.md has it: the history first, then all that it names.
+    hold.touch()
+    before = scenario.epochs()
+    scenario.labelled_digits(20)
+    deployment.wait_for(lambda: scenario.epochs() == before + HELD_FROM, "some epochs", 180)
+    backup, storage = tmp_path / "backup", Path(deployment.variables["STORAGE_ROOT"])
+    backup.mkdir()
+    server.client("pg_dump", "--format=custom", f"--file={backup / 'history'}", server.database)
+    python_m(deployment, "copy", str(backup / "models"))
+    for place in ("data", "labelled", "predictions", "checkpoints"):
+        shutil.copytree(storage / place, backup / place)
+    # The training ends, what it made is deployed, and all of it is lost.
+    hold.unlink()
+    scenario.wait_for_more("digit_classifier", 3)
+    deployment.wait_for(lambda: len(scenario.store.decisions()) == 4, "the decision", 180)
+    lost = scenario.store.decisions()[0]
+    deployment.kill()
+    shutil.rmtree(storage)
+    server.client("dropdb", "--force", server.database)
+    # Both are restored. The training that the backup caught goes on, and what it makes is decided about, once.
+    shutil.copytree(backup, storage, ignore=shutil.ignore_patterns("history"))
+    server.client("createdb", server.database)
+    server.client("pg_restore", f"--dbname={server.database}", "--exit-on-error", str(backup / "history"))
+    assert len(scenario.store.decisions()) == 3
+    deployment.start()
+    [*_, resumed] = scenario.wait_for_more("digit_classifier", 3)
+    assert resumed["resumed_after_epoch"] >= HELD_FROM - 1
+    assert scenario.rest().trainings == 5  # that of the backup, and the one that goes on with it
+    require_each_decided_once(scenario, 4)
+    again = scenario.store.decisions()[0]
+    assert (again.outcome, again.weights_sha256) == (lost.outcome, lost.weights_sha256)
     deployment.stop()
     written = [path for path in deployment.folder.rglob("*") if path.is_file()]
     assert [path for path in written if PASSWORD.encode() in path.read_bytes()] == []

@@ -17,6 +17,7 @@ import yaml
 from mnist_pipeline.experiments.leaderboard import leaderboard
 from mnist_pipeline.experiments.sweep import parse_sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
+from mnist_pipeline_tests.amounts import TRIALS
 from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRIALS
 from mnist_pipeline_tests.live import PROJECT, wait_until
 from mnist_pipeline_tests.scenario import Scenario
@@ -28,7 +29,7 @@ EPOCHS = 40
 SWEEP: dict[str, Any] = {
     "name": "some",
     "method": "tpe",
-    "configurations": 19,
+    "configurations": TRIALS - 1,  # and the default settings
     "settings": {name: value for name, value in TINY.items() if name != "learning_rate"} | {"epochs": EPOCHS},
     "space": {"learning_rate": {"low": 0.001, "high": 0.03, "log": True}, "conv_dropout": {"low": 0, "high": 0.3}},
 }
@@ -85,7 +86,8 @@ def require_nothing_lost_or_twice(record: SweepRecord, sweeps: Sweeps, told: "Co
     assert len(everything - set(told)) <= killed
 
 
-def test_twenty_trials_of_the_daemon_outlive_kills(tmp_path, request):
+@pytest.mark.long
+def test_trials_of_the_daemon_outlive_kills(tmp_path, request):
     scenario = Scenario(tmp_path, "mnist_pipeline_tests.held", **{HOLD_TRIALS: str(tmp_path / "hold")})
     deployment, sweeps = scenario.deployment, Sweeps(scenario.store)
     request.addfinalizer(deployment.stop)
@@ -104,7 +106,7 @@ def test_twenty_trials_of_the_daemon_outlive_kills(tmp_path, request):
     def are_done(count: int) -> bool:
         return sum(trial.is_done for trial in sweeps.read("some").trials) >= count
 
-    for count in (2, 9):
+    for count in (2, 5):
         deployment.wait_for(partial(are_done, count), f"{count} trials", 600)
         (tmp_path / "hold").touch()  # however fast they are
         deployment.wait_for(in_the_middle, "two trials in the middle", 300)
@@ -114,7 +116,7 @@ def test_twenty_trials_of_the_daemon_outlive_kills(tmp_path, request):
     deployment.wait_for(lambda: sweeps.read("some").is_complete and not sweeps.open(), "the end of the sweep", 900)
     [ranking] = deployment.wait_for(lambda: deployment.built("leaderboard"), "the leaderboard", 120)
     record = sweeps.read("some")
-    assert len(record.trials) == 20
+    assert len(record.trials) == TRIALS
     require_nothing_lost_or_twice(record, sweeps, epochs_told(deployment.instance), killed=4)
     assert ranking["best"] == record.name_of(leaderboard(record).best.best_trial)
     # The main graph has seen nothing of it.

@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import sys
+from datetime import timedelta
 
 from mnist_pipeline.commands.arguments import days, positive
 from mnist_pipeline.commands.store import require_lasting
@@ -22,7 +23,7 @@ FOLLOWS = (
 )
 """Words after a deployment by command."""
 
-LISTED_VERSIONS = 20
+LISTED_VERSIONS = LISTED_DECISIONS = 20
 
 ALL_SWEEPS = "*"
 
@@ -36,7 +37,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     show.add_argument("version", help="its name, as `models` lists it, or the beginning of it")
     commands.add_parser("production", help="what is deployed, and why")
     decisions = commands.add_parser("decisions", help="the audit trail, newest first")
-    decisions.add_argument("--limit", type=positive, help="how many of the newest (default: all)")
+    decisions.add_argument(
+        "--limit", type=positive, default=LISTED_DECISIONS, help="how many of the newest (default: 20)"
+    )
     rollback = commands.add_parser("rollback", help="deploy an earlier version again")
     rollback.add_argument("--reason", required=True, help="for the audit trail")
     rollback.add_argument("--to", help="version to deploy, or the beginning of its name; by default the one before")
@@ -46,7 +49,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     for command in (rollback, approve):
         command.add_argument("--actor", help="who decides (default: the user)")
     prune = commands.add_parser(
-        "prune", help="delete old versions, but what is deployed, what it replaced, the reference, and what waits"
+        "prune",
+        help="delete old versions, but what is deployed, what it replaced, the reference, and what waits; or old "
+        "sweeps, or old runs",
     )
     what = prune.add_mutually_exclusive_group(required=True)
     what.add_argument("--keep", type=positive, help="how many of the newest versions stay")
@@ -56,6 +61,13 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         const=ALL_SWEEPS,
         metavar="SWEEP",
         help="delete that sweep with its versions, or all sweeps that have no trials left to do",
+    )
+    what.add_argument(
+        "--runs",
+        type=days,
+        metavar="DAYS",
+        help="delete finished runs of so many days ago, with their events, from the run history; the last events of "
+        "each asset stay",
     )
     prune.add_argument(
         "--orphans-older-than",
@@ -88,8 +100,11 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
             current = store.production()
             print(current.model_dump_json(indent=2) if current else "nothing is deployed")
         case "decisions":
-            for entry in store.decisions(options.limit):
+            entries = store.decisions(options.limit)
+            for entry in entries:
                 print(_line(entry))
+            if len(entries) == options.limit:
+                print(f"the newest {options.limit}; more with --limit", file=sys.stderr)
         case "rollback":
             decision = store.rollback(options.reason, options.actor or _user(), options.to)
             print(f"deployed {decision.version} in place of {decision.incumbent_version}\n{FOLLOWS}")
@@ -99,14 +114,7 @@ def carry_out(store: ModelStore, options: argparse.Namespace) -> None:
             print(f"deployed {decision.version} in place of {decision.incumbent_version or 'nothing'}\n{FOLLOWS}")
             _tell_mlflow(store)
         case "prune":
-            if options.experiments is not None:
-                _prune_experiments(Sweeps(store), options.experiments)
-                return
-            pruned = store.prune(options.keep, options.orphans_older_than)
-            lines = [f"deleted {name}" for name in pruned.versions]
-            lines += [f"deleted {name}, which was never finished" for name in pruned.orphans]
-            lines += [f"deleted the images {digest}, which no version needs" for digest in pruned.data]
-            print("\n".join(lines) or "there is nothing to delete")
+            _prune(store, options)
         case "export":
             manifest, onnx = store.load_onnx(store.resolve(options.version))
             print(f"{manifest.name} has its model.onnx, {len(onnx):,} bytes, SHA-256 {manifest.onnx_sha256}")
@@ -125,6 +133,19 @@ def _tell_mlflow(store: ModelStore) -> None:
         print(f"MLflow was not told: {error}", file=sys.stderr)
 
 
+def _prune(store: ModelStore, options: argparse.Namespace) -> None:
+    if options.experiments is not None:
+        _prune_experiments(Sweeps(store), options.experiments)
+    elif options.runs is not None:
+        _prune_runs(options.runs)
+    else:
+        pruned = store.prune(options.keep, options.orphans_older_than)
+        lines = [f"deleted {name}" for name in pruned.versions]
+        lines += [f"deleted {name}, which was never finished" for name in pruned.orphans]
+        lines += [f"deleted the images {digest}, which no version needs" for digest in pruned.data]
+        print("\n".join(lines) or "there is nothing to delete")
+
+
 def _prune_experiments(sweeps: Sweeps, name: str) -> None:
     chosen = sweeps.names() if name == ALL_SWEEPS else [name]
     if name != ALL_SWEEPS and name not in sweeps.names() and not sweeps.has_left(name):
@@ -141,6 +162,18 @@ def _prune_experiments(sweeps: Sweeps, name: str) -> None:
             print(f"{sweep} stays: {error}")
             continue
         print(f"deleted the sweep {sweep} with {versions} versions")
+
+
+def _prune_runs(older_than: timedelta) -> None:
+    from mnist_pipeline.history import prune_runs
+    from mnist_pipeline.runs import run_history
+
+    with run_history() as instance:
+        deleted = 0
+        for run_id in prune_runs(instance, older_than):
+            print(f"deleted the run {run_id}", flush=True)
+            deleted += 1
+        print(f"{deleted} runs deleted" if deleted else "there is nothing to delete")
 
 
 def _line(entry: Entry) -> str:

@@ -118,12 +118,19 @@ def preview(png: bytes, most_bytes: int) -> bytes:
     A picture that is too large even at a quarter of its size comes out larger.
     """
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    for scale in PREVIEW_SCALES:
+    least = len(_webp(picture, PREVIEW_QUALITIES[-1]))
+    # Small pictures take more bytes a pixel, never fewer: the larger scales need not be tried.
+    scales = [scale for scale in PREVIEW_SCALES if scale**2 * least <= most_bytes]
+    for scale in scales or PREVIEW_SCALES[-1:]:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         shrunk = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
         for quality in PREVIEW_QUALITIES:
-            buffer = io.BytesIO()
-            shrunk.save(buffer, format="WEBP", quality=quality)
-            if len(content := buffer.getvalue()) <= most_bytes:
+            if len(content := _webp(shrunk, quality)) <= most_bytes:
                 return content
     return content
+
+
+def _webp(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=quality)
+    return buffer.getvalue()

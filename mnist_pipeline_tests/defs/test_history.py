@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +14,7 @@ from PIL import Image
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.files.pictures import preview
+from mnist_pipeline.history import prune_runs
 from mnist_pipeline.ml.plots import label_counts
 from mnist_pipeline_tests.conftest import Pipeline, metadata
 from mnist_pipeline_tests.task.examples import SPEC, TINY
@@ -86,3 +88,20 @@ def test_the_pages_of_assets_link_to_the_service():
         definitions = build_definitions(Environment.read({"SERVICE_URL": url}))
         told = definitions.resolve_asset_graph().get(key).metadata.get("cards of versions")
         assert (told.value if told else None) == expected
+
+
+def test_runs_are_pruned_but_for_the_last_events_of_each_asset(pipeline, instance):
+    first, second = pipeline.run(), pipeline.run()
+    assert list(prune_runs(instance, timedelta(days=1))) == []
+    again = pipeline.run("raw_mnist_data")
+    assert list(prune_runs(instance, timedelta(0))) == [first.run_id]
+    assert set(instance.get_run_ids()) == {second.run_id, again.run_id}
+    assert instance.all_logs(first.run_id) == []
+    last = {
+        key.to_user_string(): instance.get_latest_materialization_event(key).run_id
+        for key in instance.get_asset_keys()
+        if instance.get_latest_materialization_event(key)
+    }
+    assert last.pop("raw_mnist_data") == again.run_id
+    assert set(last.values()) == {second.run_id}
+    assert len(instance.fetch_materializations(dg.AssetKey("digit_classifier"), limit=10).records) == 1

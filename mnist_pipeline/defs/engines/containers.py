@@ -79,9 +79,7 @@ class ContainerSteps(DockerStepHandler):
         step = self._get_step_key(step_handler_context)
         shared = super()._get_docker_container_context(step_handler_context)
         compute = _compute(step_handler_context)
-        cores = min(compute.cores, self._get_client(shared).info()["NCPU"])  # Docker refuses more than there are
         options: dict[str, Any] = {
-            "nano_cpus": cores * 10**9,
             "mem_limit": f"{compute.memory_mib}m",
             "memswap_limit": f"{compute.memory_mib}m",  # no swap
             "labels": {RUN_LABEL: step_handler_context.dagster_run.run_id, STEP_LABEL: step},
@@ -89,8 +87,19 @@ class ContainerSteps(DockerStepHandler):
         if compute.gpus:
             options["device_requests"] = [docker.types.DeviceRequest(count=compute.gpus, capabilities=[["gpu"]])]
         variables = [name for name in self._variables if name in os.environ]
-        variables.append(THREADS if THREADS in os.environ else f"{THREADS}={cores}")
         return shared.merge(DockerContainerContext(env_vars=variables, container_kwargs=options))
+
+    def _create_step_container(
+        self,
+        client: docker.DockerClient,
+        container_context: DockerContainerContext,
+        step_image: str,
+        step_handler_context: StepHandlerContext,
+    ) -> Container:
+        cores = min(_compute(step_handler_context).cores, client.info()["NCPU"])  # Docker refuses more than there are
+        threads = THREADS if THREADS in os.environ else f"{THREADS}={cores}"
+        own = DockerContainerContext(env_vars=[threads], container_kwargs={"nano_cpus": cores * 10**9})
+        return super()._create_step_container(client, container_context.merge(own), step_image, step_handler_context)
 
 
 def _compute(context: StepHandlerContext) -> Compute:
