@@ -104,7 +104,7 @@ install: .venv/.installed $(CURDIR)/.dagster_home/dagster.yaml
 	@echo "installing into .venv (about 6 GB): 1 to 5 minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv && \
-		$(BIN)/uv pip install -c constraints.txt -e '.[dev]'; } || { \
+		$(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[dev]'; } || { \
 		echo "uv is not to be had, or does not know your index: pip installs, which takes longer"; \
 		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; }
 	@touch $@

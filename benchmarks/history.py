@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from mnist_pipeline_tests.serve.service import process
 ROUNDS = 3
 COMMANDS = (
     *("models", "models --limit 200", "show {version}", "production", "decisions --limit 20", "card {version}"),
-    *("compare {version} {other}", "rollback --reason measured --to {in_turn}", "experiment", "leaderboard", "summary"),
+    *("compare {version} {other}", "rollback --reason measured --to {in_turn}", "experiment", "sweep", "summary"),
 )
 PAGES = ("/versions", "/versions/{version}/card", "/versions/{version}/compared", "/corrections", "/review/items")
 
@@ -48,20 +47,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("files", 100_000), ("versions", 10_000), ("decisions", 100_000), ("events", 100_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", help="where it stays, to be measured again (default: a temporary one)")
     arguments = parser.parse_args()
-    rows: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        deployment = Grown(Path(folder))
-        deployment.build()
-        rows += deployment.sizes()
-        deployment.grow_folders(arguments.files)
-        rows += deployment.ticks("small history")
-        deployment.grow_store(arguments.versions, arguments.decisions)
-        deployment.grow_log(arguments.events)
-        rows += deployment.ticks("grown history")
-        rows += deployment.commands()
-        rows += deployment.pages()
+    with tempfile.TemporaryDirectory() as temporary:
+        deployment = Grown(Path(arguments.folder or temporary))
+        if not deployment.is_grown:
+            deployment.build()
+            show(deployment.sizes())
+            deployment.grow_folders(arguments.files)
+            show(deployment.ticks("small history"))
+            deployment.grow_store(arguments.versions, arguments.decisions)
+            deployment.grow_log(arguments.events)
+        show(deployment.ticks("grown history"))
+        show(deployment.commands())
+        show(deployment.pages())
+
+
+def show(rows: list[list[str]]) -> None:
     print_table(["what", "of", "seconds, or bytes"], rows)
+    sys.stdout.flush()
 
 
 class Grown:
@@ -70,8 +74,9 @@ class Grown:
     def __init__(self, folder: Path) -> None:
         self.home, self.storage, self.watched = (folder / name for name in ("home", "storage", "watched"))
         self.input = folder / "input"
+        self.is_grown = self.home.exists()
         for path in (self.home, self.watched, self.input):
-            path.mkdir()
+            path.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / "dagster.yaml", self.home)
         own = {"STORAGE_ROOT": str(self.storage), "DATASET_SOURCE": "sample", "LABELLED_DIR": str(self.watched)}
         own["PREDICTION_INPUT"] = str(self.input)
@@ -143,7 +148,7 @@ class Grown:
                 index.execute(f"INSERT INTO event_logs ({listed}) SELECT {listed} FROM event_logs WHERE {where}")
 
     def ticks(self, when: str) -> list[list[str]]:
-        """Processor seconds of the second tick of each sensor, when nothing has changed."""
+        """Processor seconds of the first tick of each sensor, and of the second, when nothing has changed."""
         rows = []
         definitions = build_definitions(self.environment)
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
@@ -151,24 +156,29 @@ class Grown:
                 if isinstance(sensor, dg.AutomationConditionSensorDefinition):
                     continue  # Dagster evaluates it in its own way
                 definition = definitions.get_repository_def().get_sensor_def(sensor.name)
-                cursor, seconds = None, 0.0
-                for _ in range(2):
+                cursor = None
+                for which in ("first tick", "next tick"):
                     with dg.build_sensor_context(
                         instance, definitions=definitions, resources=definitions.resources, cursor=cursor
                     ) as context:
                         began = time.process_time()
-                        cursor = definition.evaluate_tick(context).cursor or cursor
+                        tick = definition.evaluate_tick(context)
                         seconds = time.process_time() - began
-                rows.append([f"tick of {sensor.name}", when, f"{seconds:.3f}"])
+                    rows.append([f"{which} of {sensor.name}", when, f"{seconds:.3f}"])
+                    cursor = tick.cursor or cursor
+                    for event in tick.asset_events:
+                        instance.report_runless_asset_event(event)
         return rows
 
     def commands(self) -> list[list[str]]:
         """Wall seconds of each command as a process, the median."""
         other, *_, version = self.store.versions()
-        rows, in_turn = [], cycle((other, version))
+        rows = []
 
         def carry_out(command: str) -> None:
-            self._command(*command.format(version=version, other=other, in_turn=next(in_turn)).split())
+            deployed = self.store.production()
+            in_turn = other if deployed and deployed.version == version else version
+            self._command(*command.format(version=version, other=other, in_turn=in_turn).split())
 
         for command in COMMANDS:
             rows.append([f"python -m mnist_pipeline {command}", "grown history", _median(partial(carry_out, command))])

@@ -75,8 +75,8 @@ def python_m(deployment: Deployment, *arguments: str) -> None:
 def require_each_decided_once(scenario: Scenario, count: int) -> None:
     """Each version was decided about once, and what is deployed has predicted."""
     decisions, deployed = scenario.store.decisions(), scenario.store.production()
-    versions = {decision.version for decision in decisions if isinstance(decision, Decision)}
-    assert len(versions) == len(decisions) == count
+    decided = {decision.version for decision in decisions if isinstance(decision, Decision)}
+    assert len(decided) == len(decisions) == count
     assert deployed and scenario.deployment.built("batch_digit_predictions")[-1]["model"] == deployed.version
 
 

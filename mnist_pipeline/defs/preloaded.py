@@ -9,7 +9,10 @@ DAGSTER = (
     *("dagster._cli", "dagster._core.storage.event_log", "dagster._core.storage.runs", "dagster._utils.test"),
 )
 
-MACHINE_LEARNING = tuple(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots"))
+MACHINE_LEARNING = (
+    *(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots")),
+    *("sklearn.metrics", "sklearn.model_selection"),
+)
 """Most steps need these. PyTorch is left to the one that trains."""
 
 TRAINING = ("mnist_pipeline.experiments.trying",)

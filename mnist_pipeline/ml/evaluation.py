@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from mnist_pipeline.ml.coverage import coverage_curve
 from mnist_pipeline.ml.predictor import Predictor
@@ -37,6 +36,8 @@ def evaluate(predictor: Predictor, split: LabelledImages, settings: EvaluationSe
 
     Raises ModelError if an output is not finite.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # a second or more
+
     probabilities = predictor.predict(split.images)
     confidences, predicted = probabilities.max(1), probabilities.argmax(1)
     correct = predicted == split.labels
