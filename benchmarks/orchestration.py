@@ -25,6 +25,7 @@ import dagster as dg
 from benchmarks.mnist import PROJECT, folder
 from benchmarks.steps import CONFIG, environment
 from benchmarks.tables import print_table
+from mnist_pipeline.defs.jobs import EVERYTHING
 from mnist_pipeline_tests.containers import Containers, containers
 from mnist_pipeline_tests.live import OWN_VARIABLES
 
@@ -46,15 +47,17 @@ def run(executor: str, epochs: int, data: Path | None, daemon: Containers | None
         variables = kept | own | {"PYTHONPATH": str(PROJECT), "BENCHMARK_EXECUTOR": executor}
         if executor == "docker" and daemon:
             engine = Path(home) / "executor.json"  # JSON is YAML
-            engine.write_text(json.dumps(daemon.config(Path(home))))
-            variables |= {"EXECUTOR_CONFIG": str(engine), "DOCKER_HOST": daemon.host}
+            shared = daemon.config(Path(home))
+            shared["env_vars"].append("BENCHMARK_EXECUTOR=docker")
+            engine.write_text(json.dumps(shared))
+            variables |= {"EXECUTOR": "docker", "EXECUTOR_CONFIG": str(engine), "DOCKER_HOST": daemon.host}
         config = Path(home) / "config.json"
         steps = CONFIG | {"digit_classifier": {"epochs": epochs}}
         config.write_text(json.dumps({"ops": {step: {"config": values} for step, values in steps.items()}}))
         command = ["-m", "dagster", "job", "execute", "-m", "benchmarks.orchestration_definitions"]
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, *command, "-j", "everything", "-c", str(config)],
+            [sys.executable, *command, "-j", EVERYTHING, "-c", str(config)],
             env=variables,
             cwd=home,
             check=False,

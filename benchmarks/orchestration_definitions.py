@@ -7,6 +7,7 @@ import dagster as dg
 
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.defs.engines.choosing import executor
+from mnist_pipeline.defs.jobs import build_jobs
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
 from mnist_pipeline.environment import Environment
 
@@ -26,8 +27,7 @@ def _definitions(name: str) -> dg.Definitions:
     return dg.Definitions(
         assets=usual.assets,
         asset_checks=usual.asset_checks,
-        jobs=[dg.define_asset_job("everything", dg.AssetSelection.all())],
-        executor=EXECUTORS[name](environment),
+        jobs=build_jobs(EXECUTORS[name](environment)),
         resources=usual.resources,
     )
 
