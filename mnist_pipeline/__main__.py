@@ -67,7 +67,7 @@ def _run_command(options: argparse.Namespace) -> None:
 
     config = runs.read_config(options.config) if options.command == "run" and options.config else {}
     if options.command in ("run", "recover"):
-        runs.recover()
+        runs.recover(getattr(options, "lost", None))
     if options.command == "run":
         runs.run(config)
     if options.command in ("run", "summary"):
@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="materialize the whole graph, with no server, and sum up")
     run.add_argument("--config", type=Path, metavar="FILE", help="settings of this run, YAML; see presets/")
     commands.add_parser("summary", help="what the last run used, scored, deployed and predicted")
-    commands.add_parser("recover", help="end the runs whose processes are gone from this machine, as the daemon does")
+    recover = commands.add_parser(
+        "recover", help="end the runs whose processes are gone from this machine, as the daemon does"
+    )
+    recover.add_argument("--run", dest="lost", metavar="ID", help="end this one unseen: its machine is gone")
     experiments.add_parsers(commands)
     branches.add_parsers(commands)
     models.add_parsers(commands)

@@ -1,13 +1,18 @@
-"""The run history: the beginning of that of an experiment, which knows the last event of each asset, and pruning."""
+"""The run history: opened, dead runs ended, old ones pruned; the beginning of that of an experiment."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import yaml
+from dagster._core.definitions.data_version import INPUT_EVENT_POINTER_TAG_PREFIX  # Dagster has no public names
+from dagster._core.errors import DagsterHomeNotSetError
+from dagster._core.launcher import WorkerStatus
 
 from mnist_pipeline.environment import PROJECT
+from mnist_pipeline.problem import Problem
 
 Known = dict[dg.AssetKey, dg.AssetMaterialization | dg.AssetObservation]
 
@@ -18,6 +23,82 @@ STORAGE = (
 """The settings of an instance that say where its history lies."""
 
 FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+@contextmanager
+def run_history() -> Iterator[dg.DagsterInstance]:
+    """Open the history of DAGSTER_HOME. Raises Problem if that is not set, or cannot be opened or reached."""
+    try:
+        instance = dg.DagsterInstance.get()
+    except DagsterHomeNotSetError:
+        raise Problem("set DAGSTER_HOME to the folder of the run history: that of make is $PWD/.dagster_home") from None
+    except dg.DagsterInvariantViolationError as error:
+        raise Problem(str(error)) from error
+    except _database_errors() as error:
+        raise Problem(f"the run history cannot be reached: {error.__cause__ or error}") from error
+    with instance:
+        try:
+            yield instance
+        except _database_errors() as error:
+            raise Problem(f"the run history cannot be reached: {error.__cause__ or error}") from error
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        from dagster_postgres.utils import DagsterPostgresException
+    except ImportError:  # SQLite
+        return (DBAPIError,)
+    return DBAPIError, DagsterPostgresException
+
+
+def recover(lost: str | None = None) -> None:
+    """End the runs whose processes are gone: they count as in progress, and hold their places in pools.
+
+    `lost` is a run that nobody can look for any more, such as that of a machine that is gone: it is ended unseen.
+    Raises Problem if there is no such run in progress.
+    """
+    with run_history() as instance:
+        if lost is not None:
+            run = instance.get_run_by_id(lost)
+            if run is None or run.is_finished:
+                raise Problem(f"there is no run {lost} in progress")
+            _end(instance, run, "it is lost, said `recover --run`")
+            return
+        if not instance.run_launcher.supports_check_run_worker_health:
+            print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
+            return
+        for run, why in end_dead_runs(instance):
+            print(f"run {run.run_id}: {why}; where it trains, other trainings wait for it")
+        storage = instance.event_log_storage
+        for pool in storage.get_concurrency_keys():
+            for run_id in storage.get_concurrency_info(pool).active_run_ids:
+                if (holder := instance.get_run_by_id(run_id)) is None or holder.is_finished:
+                    storage.free_concurrency_slots_for_run(run_id)  # it ended while its step had yet to
+                    print(f"run {run_id} has ended: its place in the pool {pool} is free")
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[tuple[dg.DagsterRun, str]]:
+    """End the runs whose processes are gone, and return those that are alive, or count so, and why."""
+    alive = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        health = instance.run_launcher.check_run_worker_health(run)
+        now = instance.get_run_by_id(run.run_id)
+        if not now or now.status != dg.DagsterRunStatus.STARTED:
+            continue  # it ended while its processes were looked for
+        if health.status == WorkerStatus.FAILED:
+            _end(instance, run, f"it had died: {health.msg}")
+        else:
+            alive.append((run, health.msg or "it is at work"))
+    return alive
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun, why: str) -> None:
+    # First, so that it is done again if this is killed in between.
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    instance.report_run_failed(run, why)
+    print(f"run {run.run_id}: {why}; it is ended, its place in the training pool is free")
 
 
 def latest_events(instance: dg.DagsterInstance) -> Known:
@@ -50,15 +131,31 @@ def begin_history(home: Path, known: Known) -> None:
 def prune_runs(instance: dg.DagsterInstance, older_than: timedelta) -> Iterator[str]:
     """Delete the runs that are finished and began so long ago, with all their events, and yield the id of each.
 
-    The runs of the last materialization and the last observation of each asset stay: automation goes by these.
+    Those by which automation goes stay, see `_in_use`.
     """
-    kept = set()
-    for key in instance.get_asset_keys():
-        if event := instance.get_latest_materialization_event(key):
-            kept.add(event.run_id)
-        kept |= {record.event_log_entry.run_id for record in instance.fetch_observations(key, limit=1).records}
+    kept = _in_use(instance)
     before = dg.RunsFilter(statuses=FINISHED, created_before=datetime.now(UTC) - older_than)
     for run_id in instance.get_run_ids(before):
         if run_id not in kept:
             instance.delete_run(run_id)
             yield run_id
+
+
+def _in_use(instance: dg.DagsterInstance) -> set[str]:
+    """Return the runs of the last events of each asset and of those it was made from, and the one that wrote last.
+
+    SQLite numbers new events from the highest that is left: with the newest gone, cursors of sensors would be ahead.
+    """
+    kept = {found.dagster_run.run_id for found in instance.get_run_records(limit=1, order_by="update_timestamp")}
+    for key in instance.get_asset_keys():
+        kept |= {record.run_id for record in instance.fetch_observations(key, limit=1).records}
+        event = instance.get_latest_materialization_event(key)
+        if event is None:
+            continue
+        kept.add(event.run_id)
+        for name, number in (event.tags or {}).items():
+            if name.startswith(INPUT_EVENT_POINTER_TAG_PREFIX) and number.isdecimal():
+                parent = dg.AssetKey.from_user_string(name.removeprefix(f"{INPUT_EVENT_POINTER_TAG_PREFIX}/"))
+                made_from = dg.AssetRecordsFilter(parent, storage_ids=[int(number)])
+                kept |= {record.run_id for record in instance.fetch_materializations(made_from, limit=1).records}
+    return kept

@@ -1,4 +1,4 @@
-"""Runs from the command line: of the whole graph, of sweeps; end those that died, sum up the last one."""
+"""Runs from the command line: of the whole graph, of sweeps; sum up the last one."""
 
 import signal
 import socket
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._check import CheckError  # Dagster has no public names for these three
-from dagster._core.errors import DagsterHomeNotSetError
-from dagster._core.launcher import WorkerStatus
+from dagster._check import CheckError  # Dagster has no public name for it
 
 from mnist_pipeline.defs.assets.trial import TRIALS_NAME
 from mnist_pipeline.defs.jobs import CANDIDATE_JOB, EVERYTHING, LEADERBOARD_JOB, TRIAL_JOB
@@ -20,6 +18,7 @@ from mnist_pipeline.defs.sweeping import INTERRUPTED_TAG, PARTITION_TAG, TRIAL_R
 from mnist_pipeline.experiments.sweep import Sweep
 from mnist_pipeline.experiments.trials import SweepRecord, Sweeps
 from mnist_pipeline.files.yaml_file import read_mapping
+from mnist_pipeline.history import end_dead_runs, recover, run_history
 from mnist_pipeline.problem import Problem
 from mnist_pipeline.stores import ModelStore
 from mnist_pipeline.stores.trail import Damaged
@@ -109,7 +108,7 @@ def run_sweep(sweep: Sweep, sweeps: Sweeps) -> None:
                 told = True
                 time.sleep(LOOK_SECONDS)
                 if instance.run_launcher.supports_check_run_worker_health:
-                    _end_dead_runs(instance)  # a step may have outlived its run, and be done by now
+                    end_dead_runs(instance)  # a step may have outlived its run, and be done by now
                 continue
             told = False
             _run_trial(instance, sweeps, due[0], interrupted)
@@ -208,53 +207,6 @@ def read_config(file: Path) -> dict[str, Any]:
         return read_mapping(file, "`ops: <step>: config: ...`, as the files in presets/ have")
     except ValueError as error:
         raise Problem(f"--config {error}") from error
-
-
-@contextmanager
-def run_history() -> Iterator[dg.DagsterInstance]:
-    """Open the history of DAGSTER_HOME. Raises Problem if that is not set, or cannot be opened."""
-    try:
-        instance = dg.DagsterInstance.get()
-    except DagsterHomeNotSetError:
-        raise Problem("set DAGSTER_HOME to the folder of the run history: that of make is $PWD/.dagster_home") from None
-    except dg.DagsterInvariantViolationError as error:
-        raise Problem(str(error)) from error
-    with instance:
-        yield instance
-
-
-def recover() -> None:
-    """A run that was killed counts as in progress, and nobody else can train: it still holds its place in the pool."""
-    with run_history() as instance:
-        if not instance.run_launcher.supports_check_run_worker_health:
-            print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
-            return
-        for run in _end_dead_runs(instance):
-            print(f"run {run.run_id} is at work: where it trains, other trainings wait for it")
-        storage = instance.event_log_storage
-        for pool in storage.get_concurrency_keys():
-            for run_id in storage.get_concurrency_info(pool).active_run_ids:
-                if (holder := instance.get_run_by_id(run_id)) is None or holder.is_finished:
-                    storage.free_concurrency_slots_for_run(run_id)  # it ended while its step had yet to
-                    print(f"run {run_id} has ended: its place in the pool {pool} is free")
-
-
-def _end_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """End the runs whose processes are gone, and return those that are alive."""
-    alive = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-        health = instance.run_launcher.check_run_worker_health(run)
-        now = instance.get_run_by_id(run.run_id)
-        if not now or now.status != dg.DagsterRunStatus.STARTED:
-            continue  # it ended while its processes were looked for
-        if health.status == WorkerStatus.FAILED:
-            # First, so that it is done again if this is killed in between.
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            instance.report_run_failed(run, health.msg)
-            print(f"run {run.run_id} had died: {health.msg}; it is ended, its place in the training pool is free")
-        else:
-            alive.append(run)
-    return alive
 
 
 def print_summary(store: ModelStore) -> None:

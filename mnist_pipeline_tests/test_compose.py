@@ -20,7 +20,7 @@ import yaml
 from mnist_pipeline_tests.containers import IMAGE, THIS_MACHINE, VARIABLES, Containers, containers
 from mnist_pipeline_tests.live import PROJECT, wait_until
 from mnist_pipeline_tests.postgres import programs
-from mnist_pipeline_tests.task.examples import TINY, embedded_images, png
+from mnist_pipeline_tests.task.examples import TINY, embedded_images, png, small_dataset, variables_of, write_files
 
 pytestmark = pytest.mark.live
 
@@ -52,6 +52,8 @@ def test_the_files_are_valid():
         for name, service in services.items():
             assert service["mem_limit"], name
             assert service["read_only"], name
+            assert service["cpus"], name
+            assert ("docker" in service.get("networks", {})) == (len(more) > 0 and name in ("docker", "code", "daemon"))
             if name != "docker":  # the proxy before Docker's socket, which is root's
                 assert service["user"] not in ("root", "0"), name
                 assert service["cap_drop"] == ["ALL"], name
@@ -67,16 +69,14 @@ class Compose:
         self.client, self.folder = daemon.client, folder
         shutil.copytree(DEPLOY, folder / "deploy")
         subprocess.run([folder / "deploy/make_secrets.sh"], check=True)
-        (folder / "override.yaml").write_text(yaml.safe_dump({"services": overrides()}))
+        raw = folder / "raw"
+        raw.mkdir()
+        write_files(raw, small_dataset(80, 100))
+        (folder / "override.yaml").write_text(yaml.safe_dump({"services": overrides(raw)}))
         self.ports = {name: _free_port() for name in ("UI_PORT", "SERVICE_PORT")}
         self._command = [*command, "-f", str(folder / "deploy/compose.yaml"), "-f", str(folder / "override.yaml")]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER_")}
-        own = {
-            "DATASET_SOURCE": "sample",
-            "AUTOMATION": "off",
-            "DOCKER_HOST": daemon.host,
-            "COMPOSE_PROJECT_NAME": "mnist",
-        }
+        own = {"AUTOMATION": "off", "DOCKER_HOST": daemon.host, "COMPOSE_PROJECT_NAME": "mnist"}
         self._variables = kept | own | {name: str(port) for name, port in self.ports.items()}
         for service in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].values():
             self.client.images.get(IMAGE).tag(service["image"])
@@ -131,15 +131,17 @@ GRPC = ["dagster", "api", "grpc", "-h", "0.0.0.0", "-p", "4000", "-m", "mnist_pi
 SERVE = ["python", "-m", "mnist_pipeline.serve", "--host", "0.0.0.0"]
 
 
-def overrides() -> dict[str, dict[str, Any]]:
+def overrides(raw: Path) -> dict[str, dict[str, Any]]:
     """What each service takes in place of its image: the files of this machine, and the command of the image."""
-    pipeline = {
+    pipeline: dict[str, Any] = {
         "entrypoint": ["/entrypoint"],
         "working_dir": str(PROJECT),
         "environment": VARIABLES
+        | variables_of(raw)
         | {"DAGSTER_HOME": "/dagster", "DAGSTER_POSTGRES_DB": "postgres", "OMP_NUM_THREADS": "1"},
         "volumes": [
             *THIS_MACHINE,
+            f"{raw}:{raw}:ro",
             f"{DEPLOY}/entrypoint.sh:/entrypoint:ro",
             f"{DEPLOY}/dagster.postgres.yaml:/dagster/dagster.yaml:ro",
         ],

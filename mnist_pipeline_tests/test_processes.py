@@ -220,12 +220,14 @@ def test_after_a_run_that_was_killed_whole_the_next_one_continues(variables, lau
     with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
         [run] = instance.get_runs()
         assert instance.event_log_storage.get_concurrency_info("training").active_run_ids == {run.run_id}
-        assert python(variables, "recover").stdout.startswith(f"run {run.run_id} had died: none of its processes")
+        assert python(variables, "recover").stdout.startswith(f"run {run.run_id}: it had died: none of its processes")
         assert instance.event_log_storage.get_concurrency_info("training").active_run_ids == set()
         [run] = instance.get_runs()
     assert run.status == dg.DagsterRunStatus.FAILURE
     again = python(variables, "recover")
     assert (again.returncode, again.stdout) == (0, "")
+    ended = python(variables, "recover", "--run", run.run_id)
+    assert (ended.returncode, ended.stderr) == (1, f"error: there is no run {run.run_id} in progress\n")
     launch("training_job", config).succeeds()
     [trained] = records(variables, "materializations", "digit_classifier")
     assert trained["resumed_after_epoch"] >= 1
@@ -244,7 +246,7 @@ def test_trainings_take_turns_and_nothing_else_waits_for_them(variables, launch)
 
         assert endless.process.poll() is None
         assert pool().pending_step_count == 1
-        assert python(variables, "recover").stdout.count("is at work") == 2  # and nothing has happened to them
+        assert python(variables, "recover").stdout.count(": at work; where it trains") == 2  # and lives on
         assert pool().pending_step_count == 1
         endless.kill()
         assert "had died" in python(variables, "recover").stdout

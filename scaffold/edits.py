@@ -192,6 +192,14 @@ OTHER_DATA: Edits = {
 """The edits of each file, in order; the keys are the paths in this project."""
 
 FOLDER: Edits = {
+    "deploy/compose.yaml": [("${DATASET_SOURCE-download} # empty for images of your own\n", "${DATASET_SOURCE:-}\n")],
+    "deploy/README.md": [
+        ("- Data is downloaded (`DATASET_SOURCE=download`). Variables", "- Variables"),
+        (
+            "- Images of your own (`DATASET=folder`, `DATASET_SOURCE=` with nothing) lie in `/storage/raw`: add",
+            "- The images lie in `/storage/raw`: add",
+        ),
+    ],
     "mnist_pipeline/environment.py": [
         ("or task_name(Path(absolute(self.dataset_dir)))", "or DEFAULT_TASK"),
         ("DatasetSettings, Source, dataset_names, task_name\n", "DatasetSettings, Source, dataset_names\n"),

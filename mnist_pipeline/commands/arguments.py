@@ -4,6 +4,8 @@ import argparse
 import sys
 from datetime import timedelta
 
+CENTURY = timedelta(days=36525)
+
 
 def positive(text: str) -> int:
     """Return a whole number of at least 1."""
@@ -13,11 +15,11 @@ def positive(text: str) -> int:
 
 
 def days(text: str) -> timedelta:
-    """Return so many days, not negative."""
+    """Return so many days, at most a century."""
     try:
         days = timedelta(days=float(text))
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"must be a number of days, not {text!r}") from None
-    if days < timedelta(0):
-        raise argparse.ArgumentTypeError(f"must not be negative, but is {text!r}")
+    if not timedelta(0) <= days <= CENTURY:
+        raise argparse.ArgumentTypeError(f"must be 0 to {CENTURY.days} days, but is {text!r}")
     return days

@@ -165,8 +165,7 @@ def _prune_experiments(sweeps: Sweeps, name: str) -> None:
 
 
 def _prune_runs(older_than: timedelta) -> None:
-    from mnist_pipeline.history import prune_runs
-    from mnist_pipeline.runs import run_history
+    from mnist_pipeline.history import prune_runs, run_history
 
     with run_history() as instance:
         deleted = 0

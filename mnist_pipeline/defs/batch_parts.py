@@ -68,6 +68,8 @@ def _part(gather: dg.OpDefinition, number: int, parts: int) -> dg.OpDefinition:
 
         predictor = deployed_predictor(model_store, processed_mnist_data.spec, PART_COMPUTE.cores)
         source = batch_source(config, processed_mnist_data, prediction_input_dir)
+        if source.paths and not source.inputs.files:
+            return
         share = Share(number, parts)
         result = predict_share(predictor, source, predictions_dir, share, config, doubtful_of(predictor, config))
         context.log.info(

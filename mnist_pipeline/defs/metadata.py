@@ -10,8 +10,11 @@ from mnist_pipeline.files.folders import printable
 from mnist_pipeline.files.pictures import preview
 from mnist_pipeline.task.spec import TaskSpec
 
-LISTED_FILES = 100
-"""More are counted only."""
+LISTED_FILES = 5
+"""More are counted only: the event log keeps them for ever, twice."""
+
+LONGEST_TEXT = 80
+"""The characters of a name or a reason in a list."""
 
 
 PICTURE_BYTES = 3500
@@ -29,8 +32,14 @@ def left_out(found: Mapping[str, str]) -> "dict[str, dg.RawMetadataValue]":
     """Return how many files of a folder do not count, and which and why; nothing where all do."""
     if not found:
         return {}
-    rows = [{"file": printable(name), "reason": why} for name, why in list(found.items())[:LISTED_FILES]]
+    listed = list(found.items())[:LISTED_FILES]
+    rows = [{"file": short(printable(name)), "reason": short(why)} for name, why in listed]
     return {"files_left_out": len(found), "left_out": table(rows)}
+
+
+def short(text: str) -> str:
+    """Return the end of a text, which tells more of a path than its beginning."""
+    return text if len(text) <= LONGEST_TEXT else f"...{text[3 - LONGEST_TEXT :]}"
 
 
 def class_table(spec: TaskSpec, columns: Mapping[str, Sequence[int]]) -> dg.TableMetadataValue:

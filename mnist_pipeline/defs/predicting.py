@@ -96,7 +96,8 @@ def predict_share(
 def parts_name(predictor: "Predictor", source: "BatchSource", parts: int, settings: BatchPredictionSettings) -> str:
     """Return the name of the data set: parts agree on it without reading all inputs.
 
-    Other inputs, settings (which divide batches) and code have another one, so that no two sets of parts are mixed.
+    Inputs of other names, sizes or times, other settings (which divide batches) and other code have another one, so
+    that no two sets of parts are mixed; each part knows the content of its share.
     """
     told = f"{source.fingerprint()} {settings.model_dump_json(exclude={'input_paths'})} {BATCH_CODE_VERSION}"
     return f"{predictor.version}_{hashlib.sha256(told.encode()).hexdigest()[:16]}_in_{parts}"

@@ -41,7 +41,8 @@ class MonitoredRunLauncher(DefaultRunLauncher):
     ever for the one that took its events.
 
     Process numbers count only where the run said that it is in this namespace of them; of a run elsewhere the code
-    server is asked, and of a step in a container Docker. What cannot be asked counts as alive.
+    server is asked, and of a step in a container Docker. What cannot be asked counts as alive. A code server knows runs
+    only: a step that outlived its run elsewhere is not seen, and the run is started again beside it.
     """
 
     @property
@@ -66,17 +67,19 @@ class MonitoredRunLauncher(DefaultRunLauncher):
         here = Host.here()
         if traces.host is None and traces.server not in THIS_MACHINE:  # not begun, or by earlier code
             return self._ask_server(run)
-        if traces.host in (None, here):
+        if traces.host is None or traces.host.is_same(here):
             return _processes_here(traces)
         if traces.host.was_restarted(here):
             return Finding(False, f"{here.name} was started again since, and nothing of before is left")
+        if traces.server in THIS_MACHINE and traces.host.name != here.name:  # another one's own address
+            return Finding(None, f"it is on {traces.host.name}, and can be looked for only there")
         return self._ask_server(run)
 
     def _ask_server(self, run: dg.DagsterRun) -> Finding:
         """Ask the code server if the run is one of its processes: those of one that was started again are gone."""
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:
-            return Finding(None, "it is on another host, and no code server started it")
+            return Finding(None, "it is in another container of this host, and no code server started it")
         try:
             answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=SERVER_SECONDS)
         except DagsterUserCodeUnreachableError:

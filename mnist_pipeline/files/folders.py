@@ -3,12 +3,10 @@
 It imports little, since the code server looks again and again.
 """
 
-import gc
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -56,14 +54,13 @@ def walk(root: Path | UPath, links: Links = "inside") -> Walk:
     pipes, devices, and links that `links` does not allow. A folder is walked once, however many links lead to it.
     Raises StorageError where a bucket cannot be listed.
     """
-    with _collecting_nothing():
-        if isinstance(root, Path):
-            found = _walk_local(root, links)
-        elif root.protocol == cloud.MEMORY:
-            found = _hidden_left_out(_in_memory(root))
-        else:
-            found = _hidden_left_out(_in_bucket(root))
-        return Walk(dict(sorted(found.files.items())), dict(sorted(found.left_out.items())))
+    if isinstance(root, Path):
+        found = _walk_local(root, links)
+    elif root.protocol == cloud.MEMORY:
+        found = _hidden_left_out(_in_memory(root))
+    else:
+        found = _hidden_left_out(_in_bucket(root))
+    return Walk(dict(sorted(found.files.items())), dict(sorted(found.left_out.items())))
 
 
 def entry(path: Path | UPath) -> Entry:
@@ -116,21 +113,6 @@ def _content(path: Path | UPath) -> str:
     except OSError:  # those who read the file name it
         return "unreadable"
     return sha.hexdigest()
-
-
-@contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """Without garbage collection: of so many new objects none is garbage, and each collection would look at all.
-
-    That took half of a walk over 100,000 files in the code server, where Dagster's objects are looked at, too.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _walk_local(root: Path, links: Links) -> Walk:

@@ -25,6 +25,9 @@ START_OF_SCAN = b"\xff\xda"
 """The marker before each scan of a JPEG; within a scan the first byte is never followed by the second."""
 
 PREVIEW_SCALES = (1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
+WEBP_SIDE = 16383
+"""The longest side that the format has."""
+
 PREVIEW_QUALITIES = (60, 30, 12)
 """WebP's, 0..100: at the last one, plots can still be read."""
 
@@ -118,6 +121,7 @@ def preview(png: bytes, most_bytes: int) -> bytes:
     A picture that is too large even at a quarter of its size comes out larger.
     """
     picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((WEBP_SIDE, WEBP_SIDE))
     least = len(_webp(picture, PREVIEW_QUALITIES[-1]))
     # Small pictures take more bytes a pixel, never fewer: the larger scales need not be tried.
     scales = [scale for scale in PREVIEW_SCALES if scale**2 * least <= most_bytes]

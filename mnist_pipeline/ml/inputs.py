@@ -121,11 +121,13 @@ class BatchSource:
             return read_batches(self.inputs, self._spec, self._batch_size, share)
         return array_batches(self._held.images, self._name, self._batch_size, share)
 
-    def digest(self, again: bool = False) -> str:
-        """Return the SHA-256 (hex) of all content; `again` of what is there now."""
+    def digest(self, share: Share = WHOLE, again: bool = False) -> str:
+        """Return the SHA-256 (hex) of the content of a share, all arrays included; `again` of what is there now."""
         if self._held is not None:
             return content_digest(self._held)
-        return inputs_digest(find_inputs(self.paths, self._links) if again else self.inputs)
+        inputs = find_inputs(self.paths, self._links) if again else self.inputs
+        read = [file for n, file in enumerate(inputs.files) if share.has(n) or is_array(file.path.name)]
+        return inputs_digest(Inputs(read, {}))
 
     def fingerprint(self) -> str:
         """Return a digest by which it can be told without reading the files if they may be others."""

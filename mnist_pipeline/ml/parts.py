@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import BaseModel, Field
 from upath import UPath
 
 from mnist_pipeline.files.storage import exists, read_bytes, write_bytes, writing
@@ -14,24 +15,34 @@ from mnist_pipeline.ml.records import part_file
 from mnist_pipeline.ml.review_items import Doubtful
 
 
+class PartSummary(BaseModel, frozen=True):
+    """The record that vouches for the files of a part."""
+
+    inputs_digest: str = Field(description="SHA-256 (hex) of the share's content when it was predicted.")
+    result: BatchResult
+
+
 def predict_part(
     predictor: Predictor, source: BatchSource, share: Share, table: UPath, errors: UPath, doubtful: Doubtful
 ) -> BatchResult:
     """Predict a share of the inputs into the data sets `table` and `errors`, a file each, unless it was done before.
 
     `doubtful` is shown the most doubtful images of the share. A part that was killed has left nothing that counts: the
-    summary in the folder of errors is written last.
+    summary in the folder of errors is written last. Nor does one count of which a file is missing, or whose share had
+    another content.
     """
-    name = part_file(share.part)
+    name, digest = part_file(share.part), source.digest(share)
     summary, images = errors / f"_{name}.json", errors / f"_{name}.safetensors"  # readers of Parquet pass over these
-    if exists(summary):
-        doubtful.merge(read_bytes(images))
-        return BatchResult.model_validate_json(read_bytes(summary))
+    if all(exists(path) for path in (summary, images, table / name, errors / name)):
+        before = PartSummary.model_validate_json(read_bytes(summary))
+        if before.inputs_digest == digest:
+            doubtful.merge(read_bytes(images))
+            return before.result
     own = doubtful.empty()
     with writing(table / name) as file, writing(errors / name) as error_file:
         result = predict_to_parquet(predictor, source.batches(share), file, error_file, own)
     write_bytes(images, content := own.to_bytes())
-    write_bytes(summary, result.model_dump_json().encode())
+    write_bytes(summary, PartSummary(inputs_digest=digest, result=result).model_dump_json().encode())
     doubtful.merge(content)
     return result
 

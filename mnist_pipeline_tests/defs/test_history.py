@@ -28,7 +28,10 @@ def test_no_materialization_weighs_more_than_15_kb(environment, instance, small_
     inbox = tmp_path / "in"
     inbox.mkdir()
     np.save(inbox / "a.npy", np.roll(small_dataset.test.images, 3, axis=2))
-    (inbox / "b.png").write_bytes(b"broken")
+    for number in range(200):
+        name = f"{number}{'with-a-long-name' * 12}"
+        (inbox / f"{name}.png").write_bytes(b"broken")
+        (inbox / f".{name}.png").write_bytes(b"hidden")
     labelled = Path(environment.storage_root) / "labelled" / SPEC.class_names[0]
     labelled.mkdir(parents=True)
     for position in range(12):  # of other classes
@@ -76,7 +79,7 @@ def test_a_preview_is_as_large_as_its_bytes_allow():
         assert len(content) <= most
         with Image.open(io.BytesIO(content)) as picture, Image.open(io.BytesIO(png)) as original:
             assert picture.format == "WEBP"
-            assert picture.width / picture.height - original.width / original.height < 0.02
+            assert abs(picture.width / picture.height - original.width / original.height) < 0.02
             sizes.append(picture.width)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1]
@@ -105,3 +108,22 @@ def test_runs_are_pruned_but_for_the_last_events_of_each_asset(pipeline, instanc
     assert last.pop("raw_mnist_data") == again.run_id
     assert set(last.values()) == {second.run_id}
     assert len(instance.fetch_materializations(dg.AssetKey("digit_classifier"), limit=10).records) == 1
+
+
+def test_what_an_asset_was_made_from_stays_and_event_numbers_are_not_used_again(pipeline, tmp_path):
+    """New labels are counted from there; and cursors of sensors are ahead of nothing."""
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        pipeline.instance = instance
+        pipeline.run("raw_mnist_data")
+        made_from = pipeline.run("processed_mnist_data")
+        trained = pipeline.run("digit_classifier")
+        newer = pipeline.run("processed_mnist_data")
+        failed = pipeline.run("digit_classifier", digit_classifier={**TINY, "trial": "none"}, raise_on_error=False)
+        assert not failed.success
+        highest = instance.event_log_storage.get_maximum_record_id() or 0
+        assert list(prune_runs(instance, timedelta(0))) == []
+        pipeline.run("processed_mnist_data")
+        assert list(prune_runs(instance, timedelta(0))) == [failed.run_id, newer.run_id]
+        assert {made_from.run_id, trained.run_id} <= set(instance.get_run_ids())
+        assert (instance.event_log_storage.get_maximum_record_id() or 0) > highest

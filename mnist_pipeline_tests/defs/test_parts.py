@@ -1,5 +1,6 @@
 """Batch predictions in parts: the same as in one go, each part by itself."""
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -131,6 +132,28 @@ def test_parts_of_other_settings_are_not_mixed(divided):
     second = divided.run(BATCH, batch_digit_predictions={"batch_size": 16}).output_for_node(BATCH)
     assert second.path != first.path
     assert rows(second) == rows(first)
+
+
+def test_a_part_that_lost_its_file_is_predicted_again(divided):
+    """Old tables are deleted by people who leave the rest."""
+    for file in (Path(divided.environment.storage_root) / "predictions").glob("*.json"):
+        file.unlink()  # of the one step before
+    first = divided.run(BATCH).output_for_node(BATCH)
+    (Path(first.path) / "part-00001.parquet").unlink()
+    again = divided.run(BATCH)
+    assert again.success
+    assert rows(again.output_for_node(BATCH))
+
+
+def test_other_content_of_the_same_size_and_time_is_predicted_anew(divided, inbox, small_dataset):
+    """As an archive makes it that is unpacked with its times."""
+    first = divided.run(BATCH).output_for_node(BATCH)
+    times = (inbox / "a.npy").stat()
+    np.save(inbox / "a.npy", small_dataset.test.images[200:270])
+    os.utime(inbox / "a.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = divided.run(BATCH).output_for_node(BATCH)
+    assert second.inputs_digest != first.inputs_digest
+    assert second.label_counts != first.label_counts
 
 
 def test_inputs_that_change_are_predicted_anew(divided, inbox, small_dataset):

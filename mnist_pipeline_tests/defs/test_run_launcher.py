@@ -20,8 +20,10 @@ from dagster._utils.error import SerializableErrorInfo
 from mnist_pipeline.defs import run_launcher
 from mnist_pipeline.defs.engines.host import Host
 from mnist_pipeline.defs.engines.marking import HOST, PID
-from mnist_pipeline.defs.engines.traces import CONTAINER
+from mnist_pipeline.defs.engines.traces import CONTAINER as CONTAINER_ID
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
+from mnist_pipeline.history import recover
+from mnist_pipeline.problem import Problem
 from mnist_pipeline_tests.live import wait_until
 
 
@@ -111,8 +113,11 @@ def test_nothing_is_said_about_runs_that_cannot_be_looked_into(instance):
 
 
 HERE = Host.here()
-CONTAINER_HERE = HERE._replace(name="c0ffee", machine="", processes="pid:[1]")
-STARTED_AGAIN = HERE._replace(boot="before", processes="pid:[1]")
+CONTAINER_HERE = HERE._replace(name="c0ffee", machine="", processes="pid:[1]", network="net:[1]")
+SIBLING = HERE._replace(processes="pid:[1]")
+"""On the same machine, and with its network."""
+
+CONTAINER = Host("c0ffee", "", "this", "pid:[2]", "net:[2]")
 
 
 def marked(instance: dg.DagsterInstance, host: Host, pid: int, **tags: str) -> CheckRunHealthResult:
@@ -129,13 +134,55 @@ def test_process_numbers_count_only_where_the_run_is(instance, process):
         pass
     assert marked(instance, HERE, process.pid).status == WorkerStatus.RUNNING
     assert marked(instance, HERE, gone.pid).status == WorkerStatus.FAILED
-    restarted = marked(instance, STARTED_AGAIN, 1)
-    assert restarted.status == WorkerStatus.FAILED
-    assert "was started again since" in (restarted.msg or "")
+    assert marked(instance, HERE._replace(name="before-it-was-renamed"), gone.pid).status == WorkerStatus.FAILED
     for pid in (1, gone.pid):  # of a command line in a container: nobody can be asked
         elsewhere = marked(instance, CONTAINER_HERE, pid)
         assert elsewhere.status == WorkerStatus.RUNNING
-        assert elsewhere.msg == "it is on another host, and no code server started it"
+        assert elsewhere.msg == "it is on c0ffee, and can be looked for only there"
+        beside = marked(instance, SIBLING, pid)
+        assert beside.status == WorkerStatus.RUNNING
+        assert beside.msg == "it is in another container of this host, and no code server started it"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        (Host("a", "id", "before", "pid:[1]", "net:[1]"), Host("a", "id", "this", "pid:[1]", "net:[1]"), True),
+        (
+            Host("a", "id", "this", "pid:[1]", "net:[1]"),
+            Host("a", "id", "this", "pid:[2]", "net:[2]"),
+            False,
+        ),  # a sandbox
+        (CONTAINER._replace(processes="pid:[1]", network="net:[1]"), CONTAINER, True),
+        (CONTAINER._replace(processes="pid:[1]"), CONTAINER, False),  # both have the network of the machine
+        (CONTAINER._replace(name="beef", processes="pid:[1]", network="net:[1]"), CONTAINER, False),
+    ],
+)
+def test_what_was_started_again_has_nothing_left_of_before(then, now, expected):
+    assert then.was_restarted(now) == expected
+    assert not then.is_same(now)
+
+
+def test_a_machine_that_was_started_again_has_no_run(instance, monkeypatch):
+    then = Host("a", "id", "before", "pid:[1]", "net:[1]")
+    monkeypatch.setattr(Host, "here", lambda: then._replace(boot="this"))
+    restarted = marked(instance, then, 1)
+    assert restarted.status == WorkerStatus.FAILED
+    assert "was started again since" in (restarted.msg or "")
+
+
+def test_a_run_of_a_machine_that_is_gone_is_ended_when_somebody_says_so(instance, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
+    metadata = {PID: dg.MetadataValue.text("1"), HOST: dg.MetadataValue.json(CONTAINER_HERE._asdict())}
+    instance.report_engine_event("a process", run, EngineEventData(metadata))
+    recover()
+    assert "it is on c0ffee, and can be looked for only there; where it trains" in capsys.readouterr().out
+    recover(run.run_id)
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    for unknown in (run.run_id, "no-such-run"):
+        with pytest.raises(Problem, match="in progress"):
+            recover(unknown)
 
 
 def test_of_a_run_elsewhere_its_code_server_is_asked(instance, process, tmp_path):
@@ -144,18 +191,20 @@ def test_of_a_run_elsewhere_its_code_server_is_asked(instance, process, tmp_path
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     tags = {GRPC_INFO_TAG: json.dumps({"host": "127.0.0.1", "port": port})}
-    unreachable = marked(instance, CONTAINER_HERE, process.pid, **tags)
+    unreachable = marked(instance, SIBLING, process.pid, **tags)
     assert unreachable.status == WorkerStatus.RUNNING
     assert unreachable.msg == "the code server on 127.0.0.1 cannot be reached"
     command = [sys.executable, "-m", "dagster", "api", "grpc", "-h", "127.0.0.1", "-p", str(port), "-f", "empty.py"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server to listen")
-            health = marked(instance, CONTAINER_HERE, process.pid, **tags)  # it was started again, and knows nothing
+            health = marked(instance, SIBLING, process.pid, **tags)  # it was started again, and knows nothing
+            other = marked(instance, CONTAINER_HERE, process.pid, **tags)  # which has a 127.0.0.1 of its own
         finally:
             server.kill()
     assert health.status == WorkerStatus.FAILED
     assert health.msg == "the code server on 127.0.0.1 does not know it any more"
+    assert other.status == WorkerStatus.RUNNING
 
 
 def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monkeypatch):
@@ -165,7 +214,7 @@ def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monk
         pass
     run = instance.create_run_for_job(some_job)
     instance.report_engine_event("the run", run, EngineEventData.in_process(gone.pid))
-    launched = EngineEventData({CONTAINER: dg.MetadataValue.text("0123456789abcdef")})
+    launched = EngineEventData({CONTAINER_ID: dg.MetadataValue.text("0123456789abcdef")})
     kind = dg.DagsterEventType.STEP_WORKER_STARTING.value
     event = dg.DagsterEvent(kind, run.job_name, step_key="some_step", event_specific_data=launched)
     instance.report_dagster_event(event, run.run_id)

@@ -13,7 +13,7 @@ from mnist_pipeline.defs.assets.prediction_input import prediction_input
 from mnist_pipeline.defs.assets.processed_mnist_data import processed_mnist_data
 from mnist_pipeline.defs.assets.production_digit_classifier import production_digit_classifier
 from mnist_pipeline.defs.conditions import cron_tick, on_cron_or_eager_if_data_changed
-from mnist_pipeline.defs.metadata import class_table, left_out, picture, table
+from mnist_pipeline.defs.metadata import LISTED_FILES, class_table, left_out, picture, short, table
 from mnist_pipeline.defs.predicting import (
     BATCH_CODE_VERSION,
     batch_source,
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     from mnist_pipeline.ml.review_items import Doubtful
 
 CHANGED_INPUTS_WAIT_SECONDS = 10
+SMALL_PICTURE_BYTES = 2000
+"""Bars are seen all the same, and there are tables beside them."""
+
 BATCH_POOL = "batch_predictions"
-"""One at a time, so that two runs do not predict the same; apart from the pool of training."""
+"""One at a time, so that two runs do not predict the same; apart from the pool of training. Parts (PREDICTION_PARTS)
+take no place in it, since they are at work beside each other: those of two runs would write the same files."""
 
 PREDICTIONS_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=26), fail_window=timedelta(hours=50))
 """One night missed, two nights missed; for a PREDICT_CRON that ticks less often than daily, change it too."""
@@ -208,14 +212,17 @@ def _metadata(
         "errors": record.errors,
         "model": record.model,
         "label_counts": class_table(spec, {"images": record.label_counts}),
-        "label_distribution": picture(label_counts(record.label_counts, spec), "how often each label was predicted"),
+        "label_distribution": picture(
+            label_counts(record.label_counts, spec), "how often each label was predicted", SMALL_PICTURE_BYTES
+        ),
     }
     if record.mean_confidence is not None:
         metadata["mean_confidence"] = record.mean_confidence
     if record.unlike_training_data is not None:
         metadata["unlike_training_data"] = record.unlike_training_data
     if record.unreadable:
-        metadata["unreadable"] = table([error.model_dump() for error in record.unreadable])
+        listed = record.unreadable[:LISTED_FILES]
+        metadata["unreadable"] = table([{"source": short(e.source), "error": short(e.error)} for e in listed])
         metadata["errors_table"] = dg.MetadataValue.path(record.errors_path)
     if record.drift and reference:
         metadata["drifted_statistics"] = len(record.drift.drifted)
@@ -237,20 +244,20 @@ def batch_prediction_checks(
     import pyarrow.parquet as pq
 
     record = batch_digit_predictions
-    rows, problems = 0, list[str]()
+    rows, problems = 0, dict[str, None]()  # each once, in order
     for path in predictions_dir.table_files(record):
         with reading(path) as file, pq.ParquetFile(file) as table:
             rows += table.metadata.num_rows
             for batch in table.iter_batches():
                 confidence, label = (batch[name].to_numpy() for name in ("confidence", "label"))
                 if not ((confidence > 0) & (confidence <= 1 + 1e-6)).all() or label.max() >= len(record.label_counts):
-                    problems.append("labels or confidences are out of range")
+                    problems["labels or confidences are out of range"] = None
                 if batch["model"].unique().to_pylist() != [record.model]:
-                    problems.append(f"rows of another model than {record.model}")
+                    problems[f"rows of another model than {record.model}"] = None
     if not rows:
-        problems.append(f"no image was predicted, {record.errors} could not be read")
+        problems[f"no image was predicted, {record.errors} could not be read"] = None
     if rows != record.images:
-        problems.append(f"the table has {rows} rows, but {record.images} images were predicted")
+        problems[f"the table has {rows} rows, but {record.images} images were predicted"] = None
     yield dg.AssetCheckResult(
         check_name="batch_predictions_are_sane",
         passed=not problems,

@@ -27,8 +27,13 @@ def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDef
             raise EnvironmentInvalid(
                 "EXECUTOR=docker needs what is not installed: pip install 'mnist_pipeline[docker]'"
             )
-        from mnist_pipeline.defs.engines.containers import container_executor
+        from mnist_pipeline.defs.engines.containers import DECLARED, container_executor
 
+        if ignored := ", ".join(sorted(DECLARED & {*(config.get("container_kwargs") or {})})):
+            raise EnvironmentInvalid(
+                f"EXECUTOR_CONFIG {environment.executor_config}: container_kwargs: {ignored} would be ignored, as each "
+                "step declares that beside its asset (Compute)"
+            )
         definition = container_executor(modules, passed_on(environment))
     elif environment.executor == "multiprocess":
         definition = dg.multiprocess_executor
@@ -36,6 +41,8 @@ def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDef
     else:
         definition = dg.in_process_executor
     configured = marking(definition).configured(config)
+    if (config.get("max_concurrent") or 0) < 0:  # Dagster takes it, and no step ever begins
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: max_concurrent must be 0 or more")
     if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
         problems = "; ".join(found.message.partition("\n")[0] for found in errors)
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}")

@@ -5,6 +5,7 @@ The executor of the package dagster-docker gives all steps the same container, a
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -24,6 +25,12 @@ HEALTH_SECONDS = 5
 
 LOG_LINES, LOG_CHARACTERS = 5, 1000
 """The end of the log of a container that broke down: so much of it is told."""
+
+DOCKER_SECONDS = 10
+"""Longer than Docker needs for an answer; run monitoring waits for it."""
+
+DECLARED = frozenset({"nano_cpus", "mem_limit", "memswap_limit", "device_requests"})
+"""The options that a step declares beside its asset: in `container_kwargs` they would be ignored."""
 
 RUN_LABEL, STEP_LABEL = f"{PREFIX}run", f"{PREFIX}step"
 
@@ -45,7 +52,7 @@ class ContainerSteps(DockerStepHandler):
         step = self._get_step_key(step_handler_context)
         for container in client.containers.list(all=True, filters={"label": f"{STEP_LABEL}={step}"}):
             run = step_handler_context.instance.get_run_by_id(container.labels[RUN_LABEL])
-            if run and not run.is_finished:
+            if run is None or not run.is_finished:  # None: of another deployment that shares this Docker
                 continue
             if container.status == "running":
                 step_handler_context.instance.report_engine_event(
@@ -82,7 +89,11 @@ class ContainerSteps(DockerStepHandler):
         options: dict[str, Any] = {
             "mem_limit": f"{compute.memory_mib}m",
             "memswap_limit": f"{compute.memory_mib}m",  # no swap
-            "labels": {RUN_LABEL: step_handler_context.dagster_run.run_id, STEP_LABEL: step},
+            "labels": {
+                **shared.container_kwargs.get("labels", {}),
+                RUN_LABEL: step_handler_context.dagster_run.run_id,
+                STEP_LABEL: step,
+            },
         }
         if compute.gpus:
             options["device_requests"] = [docker.types.DeviceRequest(count=compute.gpus, capabilities=[["gpu"]])]
@@ -110,7 +121,10 @@ def _compute(context: StepHandlerContext) -> Compute:
 
 
 def container_executor(modules: Sequence[str], variables: Sequence[str]) -> dg.ExecutorDefinition:
-    """Return the executor that has the configuration of dagster-docker's, and forks cheap steps from `modules`."""
+    """Return the executor that has the configuration of dagster-docker's, and forks cheap steps from `modules`.
+
+    At most as many steps are at work at once as this machine has cores, unless `max_concurrent` says otherwise.
+    """
 
     def create(context: dg.InitExecutorContext) -> dg.Executor:
         config: dict[str, Any] = {**context.executor_config}
@@ -123,7 +137,7 @@ def container_executor(modules: Sequence[str], variables: Sequence[str]) -> dg.E
         return StepDelegatingExecutor(
             SharedOrOwn(ContainerSteps(config.get("image"), container, variables), modules),
             retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
-            max_concurrent=config.get("max_concurrent"),
+            max_concurrent=config.get("max_concurrent") or os.cpu_count(),  # Dagster's own default has no bound
             tag_concurrency_limits=config.get("tag_concurrency_limits"),
             check_step_health_interval_seconds=HEALTH_SECONDS,
         )
@@ -137,8 +151,8 @@ def find_container(container_id: str) -> Container | None:
 
     Raises DockerException if Docker cannot be asked.
     """
-    client = docker.from_env()
-    try:
-        return client.containers.get(container_id)
-    except docker.errors.NotFound:
-        return None
+    with closing(docker.from_env(timeout=DOCKER_SECONDS)) as client:
+        try:
+            return client.containers.get(container_id)
+        except docker.errors.NotFound:
+            return None
