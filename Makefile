@@ -66,18 +66,18 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
 .PHONY: test
-test: install ## Run the tests, 10 to 15 minutes (MNIST_DIR=folder adds those that need all 70,000 images)
+test: install ## Run the tests, 15 to 30 minutes on two cores (MNIST_DIR=folder adds those that need all 70,000 images)
 	$(PYTEST) $(TWO_AT_A_TIME) -m "not live"
 
 .PHONY: test-live
-test-live: install ## Run the tests with a real daemon, real runs, kills and a browser, some minutes more
-	$(PYTEST) -m live
+test-live: install ## Run the tests with a real daemon, Postgres, containers, kills and a browser, 30 to 45 minutes more
+	$(PYTEST) -m "live and not extended"
 
 .PHONY: test-long
 test-long: install ## Run the tests of races, kills, load and noise with larger numbers, up to an hour
 	KILLS=$(or $(KILLS),1000) RACES=$(or $(RACES),100) RACE_ROUNDS=$(or $(RACE_ROUNDS),100) \
 	FUZZ_IMAGES=$(or $(FUZZ_IMAGES),10000) SOAK_SECONDS=$(or $(SOAK_SECONDS),900) \
-	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) TRIALS=$(or $(TRIALS),20) $(PYTEST) $(TWO_AT_A_TIME) -m long
+	REFUSED_ROUNDS=$(or $(REFUSED_ROUNDS),170) TRIALS=$(or $(TRIALS),20) $(PYTEST) $(TWO_AT_A_TIME) -m "long or extended"
 
 .PHONY: new
 new: install ## Write a project of your own: make new NAME=flowers [TO=../flowers] [DATASET=folder DATASET_DIR=...]

@@ -25,7 +25,7 @@ from mnist_pipeline_tests.task.drawing import crossed_seven, draw
 from mnist_pipeline_tests.task.examples import small_dataset, variables_of, write_files
 from mnist_pipeline_tests.task.test_page import Visit
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.extended]
 
 HELD_OUT = 20
 CORRECTIONS = 60
