@@ -1,5 +1,6 @@
 """What is deployed is what answers, and nothing that goes wrong at the store stops the service."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -122,7 +123,7 @@ def test_promotions_and_rollbacks_are_followed_and_no_request_is_dropped_or_mixe
     assert np.abs(first - second).max() > 0.01  # mixed answers would have been seen
 
 
-@pytest.mark.parametrize("damage", ["onnx", "manifest", "pointer", "not finite"])
+@pytest.mark.parametrize("damage", ["onnx", "manifest", "manifest of newer code", "pointer", "not finite"])
 def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on(store, two_versions, trained, damage):
     (first, _), (second, weights) = two_versions
     root = Path(store.base_path)
@@ -133,11 +134,12 @@ def test_a_deployment_that_fails_verification_is_refused_and_the_old_one_goes_on
             deploy(store, second, weights)
         else:
             deploy(store, second, weights)
-            target = {"onnx": f"{second}/{ONNX}", "manifest": f"{second}/{MANIFEST}", "pointer": PRODUCTION}
+            target = {"onnx": f"{second}/{ONNX}", "pointer": PRODUCTION}.get(damage, f"{second}/{MANIFEST}")
             # Before the service looks at it, or after: either way it must not be served broken.
-            whole = (root / target[damage]).read_bytes()
+            whole = (root / target).read_bytes()
+            newer = json.dumps(json.loads(whole) | {"format_version": 4}).encode() if "newer" in damage else None
             deploy(store, first, store.load(first)[1]) if damage != "pointer" else None
-            (root / target[damage]).write_bytes(whole[: len(whole) // 2])
+            (root / target).write_bytes(newer or whole[: len(whole) // 2])
             if damage != "pointer":
                 decision = store.production().model_copy(update={"version": second, "id": "another"})
                 (root / PRODUCTION).write_text(decision.model_dump_json())
