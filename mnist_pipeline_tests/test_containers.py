@@ -17,10 +17,10 @@ import yaml
 from dagster._core.launcher import WorkerStatus
 from dagster._daemon.daemon import MonitoringDaemon
 
-from mnist_pipeline.defs.engines.containers import STEP_LABEL
+from mnist_pipeline.defs.engines.containers import RUN_LABEL, STEP_LABEL
 from mnist_pipeline.defs.training import TRAINING_COMPUTE
 from mnist_pipeline.stores import LocalModelStore
-from mnist_pipeline_tests.containers import Containers, containers
+from mnist_pipeline_tests.containers import IMAGE, Containers, containers
 from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRAINING
 from mnist_pipeline_tests.live import OWN_VARIABLES, PROJECT, SETTINGS, Deployment
 from mnist_pipeline_tests.task.examples import TINY, variables_of
@@ -90,6 +90,9 @@ def looked_at(deployment: Deployment) -> float:
 def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
     """One process, processes, and containers: the same code, byte for byte, at the same number of threads."""
     weights, seen, predicted = {}, {}, {}
+    of_another = {RUN_LABEL: "a run of another deployment", STEP_LABEL: "digit_classifier"}
+    options = daemon.config(tmp_path)["container_kwargs"]
+    neighbour = daemon.client.containers.run(IMAGE, ["sleep", "3600"], detach=True, labels=of_another, **options)
     for engine in ("in_process", "multiprocess", "docker"):
         folder = tmp_path / engine
         home = folder / "home"
@@ -137,6 +140,9 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
     assert {step for step, pid in seen["docker"].items() if pid == "1"} == {"digit_classifier", *parts}
     assert set(seen["docker"]) == set(seen["multiprocess"])
     assert len(set(predicted.values())) == 1
+    neighbour.reload()
+    assert neighbour.status == "running"
+    neighbour.remove(force=True)
     found = {container.labels[STEP_LABEL]: container for container in daemon.client.containers.list(all=True)}
     assert set(found) == {"digit_classifier", *parts}
     container = found["digit_classifier"]

@@ -80,6 +80,9 @@ def test_the_fields_of_dagsters_executor_reach_it(tmp_path):
     [
         ("docker", "imaeg: x", 'Received unexpected config entry "imaeg"'),
         ("multiprocess", "image: x", 'Received unexpected config entry "image"'),
+        ("docker", "container_kwargs: {mem_limit: 1g}", "mem_limit would be ignored, as each step declares that"),
+        ("multiprocess", "max_concurrent: -1", "max_concurrent must be 0 or more"),
+        ("docker", "max_concurrent: '2'", "max_concurrent"),
         ("multiprocess", "- image", "must have the form .*fields of Dagster's executor"),
         ("multiprocess", "a: [", "cannot be read: "),
         ("in_process", None, "cannot be read: "),

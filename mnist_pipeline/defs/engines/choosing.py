@@ -41,11 +41,11 @@ def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDef
     else:
         definition = dg.in_process_executor
     configured = marking(definition).configured(config)
-    if (config.get("max_concurrent") or 0) < 0:  # Dagster takes it, and no step ever begins
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: max_concurrent must be 0 or more")
     if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
         problems = "; ".join(found.message.partition("\n")[0] for found in errors)
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}")
+    if (config.get("max_concurrent") or 0) < 0:  # Dagster takes it, and no step ever begins
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: max_concurrent must be 0 or more")
     return configured
 
 

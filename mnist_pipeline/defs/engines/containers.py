@@ -86,11 +86,12 @@ class ContainerSteps(DockerStepHandler):
         step = self._get_step_key(step_handler_context)
         shared = super()._get_docker_container_context(step_handler_context)
         compute = _compute(step_handler_context)
+        labels = shared.container_kwargs.get("labels") or {}
         options: dict[str, Any] = {
             "mem_limit": f"{compute.memory_mib}m",
             "memswap_limit": f"{compute.memory_mib}m",  # no swap
             "labels": {
-                **shared.container_kwargs.get("labels", {}),
+                **(labels if isinstance(labels, dict) else dict.fromkeys(labels, "")),  # Docker takes a list, too
                 RUN_LABEL: step_handler_context.dagster_run.run_id,
                 STEP_LABEL: step,
             },
