@@ -246,7 +246,7 @@ def test_trainings_take_turns_and_nothing_else_waits_for_them(variables, launch)
 
         assert endless.process.poll() is None
         assert pool().pending_step_count == 1
-        assert python(variables, "recover").stdout.count(": at work; where it trains") == 2  # and lives on
+        assert python(variables, "recover").stdout.count(": it is at work; where it trains") == 2  # and lives on
         assert pool().pending_step_count == 1
         endless.kill()
         assert "had died" in python(variables, "recover").stdout
