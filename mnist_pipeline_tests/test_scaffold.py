@@ -205,7 +205,7 @@ def test_only_files_that_belong_to_the_project_are_taken_along(tmp_path):
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("dataset", ["folder", "fashion_mnist"])
+@pytest.mark.parametrize("dataset", ["folder", pytest.param("fashion_mnist", marks=pytest.mark.extended)])
 def test_a_project_runs_and_passes_its_own_checks(tmp_path, dataset):
     """A part of its tests: those of its own data, of its structure and of one model store."""
     if dataset == "folder":
