@@ -63,11 +63,13 @@ def _carry_out(options: argparse.Namespace) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> None:
-    from mnist_pipeline import runs  # Dagster takes a second, which looking at the store need not take
+    from mnist_pipeline import history, runs  # Dagster takes a second, which looking at the store need not take
 
     config = runs.read_config(options.config) if options.command == "run" and options.config else {}
-    if options.command in ("run", "recover"):
-        runs.recover(getattr(options, "lost", None))
+    if options.command == "recover" and options.lost is not None:
+        history.end_lost(options.lost)
+    elif options.command in ("run", "recover"):
+        history.recover()
     if options.command == "run":
         runs.run(config)
     if options.command in ("run", "summary"):

@@ -29,18 +29,19 @@ FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Dagster
 def run_history() -> Iterator[dg.DagsterInstance]:
     """Open the history of DAGSTER_HOME. Raises Problem if that is not set, or cannot be opened or reached."""
     try:
-        instance = dg.DagsterInstance.get()
+        with _instance() as instance:
+            yield instance
+    except _database_errors() as error:
+        raise Problem(f"the run history cannot be reached: {error.__cause__ or error}") from error
+
+
+def _instance() -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
     except DagsterHomeNotSetError:
         raise Problem("set DAGSTER_HOME to the folder of the run history: that of make is $PWD/.dagster_home") from None
     except dg.DagsterInvariantViolationError as error:
         raise Problem(str(error)) from error
-    except _database_errors() as error:
-        raise Problem(f"the run history cannot be reached: {error.__cause__ or error}") from error
-    with instance:
-        try:
-            yield instance
-        except _database_errors() as error:
-            raise Problem(f"the run history cannot be reached: {error.__cause__ or error}") from error
 
 
 def _database_errors() -> tuple[type[Exception], ...]:
@@ -53,19 +54,21 @@ def _database_errors() -> tuple[type[Exception], ...]:
     return DBAPIError, DagsterPostgresException
 
 
-def recover(lost: str | None = None) -> None:
-    """End the runs whose processes are gone: they count as in progress, and hold their places in pools.
+def end_lost(run_id: str) -> None:
+    """End a run that nobody can look for any more, such as that of a machine that is gone.
 
-    `lost` is a run that nobody can look for any more, such as that of a machine that is gone: it is ended unseen.
     Raises Problem if there is no such run in progress.
     """
     with run_history() as instance:
-        if lost is not None:
-            run = instance.get_run_by_id(lost)
-            if run is None or run.is_finished:
-                raise Problem(f"there is no run {lost} in progress")
-            _end(instance, run, "it is lost, said `recover --run`")
-            return
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            raise Problem(f"there is no run {run_id} in progress")
+        _end(instance, run, "it is lost, said `recover --run`")
+
+
+def recover() -> None:
+    """End the runs whose processes are gone: they count as in progress, and hold their places in pools."""
+    with run_history() as instance:
         if not instance.run_launcher.supports_check_run_worker_health:
             print(f"{type(instance.run_launcher).__name__} cannot tell whether runs are alive: none was looked at")
             return

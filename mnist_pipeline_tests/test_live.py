@@ -18,7 +18,7 @@ from mnist_pipeline.definitions import defs
 from mnist_pipeline.ml.manifest import Decision
 from mnist_pipeline_tests.defs.slack_stub import TOKEN, slack_stub
 from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRAINING
-from mnist_pipeline_tests.live import CHAIN, PROJECT, Count, Deployment, wait_until
+from mnist_pipeline_tests.live import CHAIN, PROJECT, Count, wait_until
 from mnist_pipeline_tests.postgres import PASSWORD, Postgres, postgres
 from mnist_pipeline_tests.scenario import Scenario
 
@@ -66,11 +66,6 @@ def scenario(tmp_path, stub, database):
     )
     yield scenario
     scenario.deployment.stop()
-
-
-def python_m(deployment: Deployment, *arguments: str) -> None:
-    command = [sys.executable, "-m", "mnist_pipeline", *arguments]
-    subprocess.run(command, env=deployment.variables, cwd=deployment.folder, check=True)
 
 
 def require_each_decided_once(scenario: Scenario, count: int) -> None:
@@ -229,7 +224,8 @@ def test_the_database_goes_away_comes_back_and_is_restored(scenario, server, tmp
     backup, storage = tmp_path / "backup", Path(deployment.variables["STORAGE_ROOT"])
     backup.mkdir()
     server.client("pg_dump", "--format=custom", f"--file={backup / 'history'}", server.database)
-    python_m(deployment, "copy", str(backup / "models"))
+    copy = [sys.executable, "-m", "mnist_pipeline", "copy", str(backup / "models")]
+    subprocess.run(copy, env=deployment.variables, cwd=deployment.folder, check=True)
     for place in ("data", "labelled", "predictions", "checkpoints"):
         shutil.copytree(storage / place, backup / place)
     # The training ends, what it made is deployed, and all of it is lost.

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "problem": set(),
     "notebook": {"environment", "ml", "stores", "experiments", "definitions"},
     "commands": {"files", "ml", "environment", "stores", "experiments", "runs", "history"},
-    "__main__": {"environment", "stores", "experiments", "runs", "defs", "commands", "problem"},
+    "__main__": {"environment", "stores", "experiments", "runs", "history", "defs", "commands", "problem"},
     "run_launcher": {"defs"},
     "__init__": set(),
 }

@@ -11,7 +11,7 @@ DAGSTER = (
 
 MACHINE_LEARNING = (
     *(f"mnist_pipeline.ml.{name}" for name in ("data", "evaluation", "plots")),
-    *("sklearn.metrics", "sklearn.model_selection"),
+    "sklearn.metrics",
 )
 """Most steps need these. PyTorch is left to the one that trains."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,13 +122,24 @@ class BatchSource:
             return read_batches(self.inputs, self._spec, self._batch_size, share)
         return array_batches(self._held.images, self._name, self._batch_size, share)
 
-    def digest(self, share: Share = WHOLE, again: bool = False) -> str:
-        """Return the SHA-256 (hex) of the content of a share, all arrays included; `again` of what is there now."""
+    def digest(self, again: bool = False) -> str:
+        """Return the SHA-256 (hex) of all content; `again` of what is there now."""
+        if self._held is not None:
+            return self._arrays_digest
+        return inputs_digest(find_inputs(self.paths, self._links) if again else self.inputs)
+
+    def share_digest(self, share: Share) -> str:
+        """Return two SHA-256 (hex): of all arrays, of which each share has batches, and of the share's image files."""
+        files = enumerate(self.inputs.files)
+        images = [file for position, file in files if share.has(position) and not is_array(file.path.name)]
+        return f"{self._arrays_digest} {inputs_digest(Inputs(images, {}))}"
+
+    @cached_property
+    def _arrays_digest(self) -> str:
+        """Read once, however many shares there are."""
         if self._held is not None:
             return content_digest(self._held)
-        inputs = find_inputs(self.paths, self._links) if again else self.inputs
-        read = [file for n, file in enumerate(inputs.files) if share.has(n) or is_array(file.path.name)]
-        return inputs_digest(Inputs(read, {}))
+        return inputs_digest(Inputs([file for file in self.inputs.files if is_array(file.path.name)], {}))
 
     def fingerprint(self) -> str:
         """Return a digest by which it can be told without reading the files if they may be others."""

@@ -18,7 +18,7 @@ from mnist_pipeline.ml.review_items import Doubtful
 class PartSummary(BaseModel, frozen=True):
     """The record that vouches for the files of a part."""
 
-    inputs_digest: str = Field(description="SHA-256 (hex) of the share's content when it was predicted.")
+    inputs_digest: str = Field(description="`BatchSource.share_digest` when it was predicted.")
     result: BatchResult
 
 
@@ -31,7 +31,7 @@ def predict_part(
     summary in the folder of errors is written last. Nor does one count of which a file is missing, or whose share had
     another content.
     """
-    name, digest = part_file(share.part), source.digest(share)
+    name, digest = part_file(share.part), source.share_digest(share)
     summary, images = errors / f"_{name}.json", errors / f"_{name}.safetensors"  # readers of Parquet pass over these
     if all(exists(path) for path in (summary, images, table / name, errors / name)):
         before = PartSummary.model_validate_json(read_bytes(summary))

@@ -20,9 +20,9 @@ from dagster._utils.error import SerializableErrorInfo
 from mnist_pipeline.defs import run_launcher
 from mnist_pipeline.defs.engines.host import Host
 from mnist_pipeline.defs.engines.marking import HOST, PID
-from mnist_pipeline.defs.engines.traces import CONTAINER as CONTAINER_ID
+from mnist_pipeline.defs.engines.traces import CONTAINER
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
-from mnist_pipeline.history import recover
+from mnist_pipeline.history import end_lost, recover
 from mnist_pipeline.problem import Problem
 from mnist_pipeline_tests.live import wait_until
 
@@ -117,15 +117,20 @@ CONTAINER_HERE = HERE._replace(name="c0ffee", machine="", processes="pid:[1]", n
 SIBLING = HERE._replace(processes="pid:[1]")
 """On the same machine, and with its network."""
 
-CONTAINER = Host("c0ffee", "", "this", "pid:[2]", "net:[2]")
+MACHINE = Host("a", "id", "this", "pid:[1]", "net:[1]")
+CONTAINED = Host("c0ffee", "", "this", "pid:[2]", "net:[2]")
 
 
 def marked(instance: dg.DagsterInstance, host: Host, pid: int, **tags: str) -> CheckRunHealthResult:
     """The health of a run whose process said where it is."""
     run = instance.create_run_for_job(some_job, tags=tags)
+    mark(instance, run, host, pid)
+    return instance.run_launcher.check_run_worker_health(run)
+
+
+def mark(instance: dg.DagsterInstance, run: dg.DagsterRun, host: Host, pid: int) -> None:
     metadata = {PID: dg.MetadataValue.text(str(pid)), HOST: dg.MetadataValue.json(host._asdict())}
     instance.report_engine_event("a process", run, EngineEventData(metadata))
-    return instance.run_launcher.check_run_worker_health(run)
 
 
 def test_process_numbers_count_only_where_the_run_is(instance, process):
@@ -147,15 +152,11 @@ def test_process_numbers_count_only_where_the_run_is(instance, process):
 @pytest.mark.parametrize(
     ("then", "now", "expected"),
     [
-        (Host("a", "id", "before", "pid:[1]", "net:[1]"), Host("a", "id", "this", "pid:[1]", "net:[1]"), True),
-        (
-            Host("a", "id", "this", "pid:[1]", "net:[1]"),
-            Host("a", "id", "this", "pid:[2]", "net:[2]"),
-            False,
-        ),  # a sandbox
-        (CONTAINER._replace(processes="pid:[1]", network="net:[1]"), CONTAINER, True),
-        (CONTAINER._replace(processes="pid:[1]"), CONTAINER, False),  # both have the network of the machine
-        (CONTAINER._replace(name="beef", processes="pid:[1]", network="net:[1]"), CONTAINER, False),
+        (MACHINE._replace(boot="before"), MACHINE, True),
+        (MACHINE, MACHINE._replace(processes="pid:[2]", network="net:[2]"), False),  # a sandbox
+        (CONTAINED._replace(processes="pid:[1]", network="net:[1]"), CONTAINED, True),
+        (CONTAINED._replace(processes="pid:[1]"), CONTAINED, False),  # both have the network of the machine
+        (CONTAINED._replace(name="beef", processes="pid:[1]", network="net:[1]"), CONTAINED, False),
     ],
 )
 def test_what_was_started_again_has_nothing_left_of_before(then, now, expected):
@@ -164,9 +165,8 @@ def test_what_was_started_again_has_nothing_left_of_before(then, now, expected):
 
 
 def test_a_machine_that_was_started_again_has_no_run(instance, monkeypatch):
-    then = Host("a", "id", "before", "pid:[1]", "net:[1]")
-    monkeypatch.setattr(Host, "here", lambda: then._replace(boot="this"))
-    restarted = marked(instance, then, 1)
+    monkeypatch.setattr(Host, "here", lambda: MACHINE)
+    restarted = marked(instance, MACHINE._replace(boot="before"), 1)
     assert restarted.status == WorkerStatus.FAILED
     assert "was started again since" in (restarted.msg or "")
 
@@ -174,15 +174,14 @@ def test_a_machine_that_was_started_again_has_no_run(instance, monkeypatch):
 def test_a_run_of_a_machine_that_is_gone_is_ended_when_somebody_says_so(instance, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
-    metadata = {PID: dg.MetadataValue.text("1"), HOST: dg.MetadataValue.json(CONTAINER_HERE._asdict())}
-    instance.report_engine_event("a process", run, EngineEventData(metadata))
+    mark(instance, run, CONTAINER_HERE, 1)
     recover()
     assert "it is on c0ffee, and can be looked for only there; where it trains" in capsys.readouterr().out
-    recover(run.run_id)
+    end_lost(run.run_id)
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
     for unknown in (run.run_id, "no-such-run"):
         with pytest.raises(Problem, match="in progress"):
-            recover(unknown)
+            end_lost(unknown)
 
 
 def test_of_a_run_elsewhere_its_code_server_is_asked(instance, process, tmp_path):
@@ -214,7 +213,7 @@ def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monk
         pass
     run = instance.create_run_for_job(some_job)
     instance.report_engine_event("the run", run, EngineEventData.in_process(gone.pid))
-    launched = EngineEventData({CONTAINER_ID: dg.MetadataValue.text("0123456789abcdef")})
+    launched = EngineEventData({CONTAINER: dg.MetadataValue.text("0123456789abcdef")})
     kind = dg.DagsterEventType.STEP_WORKER_STARTING.value
     event = dg.DagsterEvent(kind, run.job_name, step_key="some_step", event_specific_data=launched)
     instance.report_dagster_event(event, run.run_id)
