@@ -28,6 +28,7 @@ from benchmarks.tables import print_table
 from mnist_pipeline.defs.jobs import EVERYTHING
 from mnist_pipeline_tests.containers import Containers, containers
 from mnist_pipeline_tests.live import OWN_VARIABLES
+from mnist_pipeline_tests.ray_cluster import ONE_HOST, Cluster, cluster
 
 EXECUTORS = {
     "in_process": "one process for all",
@@ -35,22 +36,36 @@ EXECUTORS = {
     "light": "multiprocess, forked from a server that has loaded the code location",
     "preloaded": "multiprocess, forked from a server that has loaded the machine learning too",
     "docker": "docker: training in a container of its own, the other steps as above",
+    "ray": "ray: training as a job of a cluster of this one host, the other steps as above",
 }
 
 
-def run(executor: str, epochs: int, data: Path | None, daemon: Containers | None) -> tuple[float, float]:
+def engine(executor: str, home: Path, daemon: Containers | None, hosts: Cluster | None) -> dict[str, str]:
+    """The variables that choose the engine of a deployment in `home`."""
+    file = home / "executor.json"  # JSON is YAML
+    if executor == "docker" and daemon:
+        shared = daemon.config(home)
+        shared["env_vars"].append("BENCHMARK_EXECUTOR=docker")
+        file.write_text(json.dumps(shared))
+        return {"EXECUTOR": "docker", "EXECUTOR_CONFIG": str(file), "DOCKER_HOST": daemon.host}
+    if executor == "ray" and hosts:
+        cluster = {"address": hosts.address, "env_vars": ["BENCHMARK_EXECUTOR=ray"]}
+        compute = {"digit_classifier": {"cores": os.cpu_count()}}
+        file.write_text(json.dumps({"ray": cluster, "compute": compute}))
+        return {"EXECUTOR": "ray", "EXECUTOR_CONFIG": str(file)}
+    return {"EXECUTOR": executor} if executor == "in_process" else {}
+
+
+def run(
+    executor: str, epochs: int, data: Path | None, daemon: Containers | None, hosts: Cluster | None
+) -> tuple[float, float]:
     """Seconds of the run (its process), and of those during which a step was at work, from an empty instance."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "dagster.yaml").write_bytes((PROJECT / "dagster.yaml").read_bytes())
         kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES and name != "MNIST_DIR"}
         own = environment(Path(home), data)
         variables = kept | own | {"PYTHONPATH": str(PROJECT), "BENCHMARK_EXECUTOR": executor}
-        if executor == "docker" and daemon:
-            engine = Path(home) / "executor.json"  # JSON is YAML
-            shared = daemon.config(Path(home))
-            shared["env_vars"].append("BENCHMARK_EXECUTOR=docker")
-            engine.write_text(json.dumps(shared))
-            variables |= {"EXECUTOR": "docker", "EXECUTOR_CONFIG": str(engine), "DOCKER_HOST": daemon.host}
+        variables |= engine(executor, Path(home), daemon, hosts)
         config = Path(home) / "config.json"
         steps = CONFIG | {"digit_classifier": {"epochs": epochs}}
         config.write_text(json.dumps({"ops": {step: {"config": values} for step, values in steps.items()}}))
@@ -89,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
-    usual = [executor for executor in EXECUTORS if executor != "docker"]  # which takes root, and Debian's docker.io
+    usual = [name for name in EXECUTORS if name not in ("docker", "ray")]  # Docker takes root, and Debian's docker.io
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=usual)
     parser.add_argument(
         "--full-data", type=folder, help="folder of the full MNIST, four IDX files; without: the sample"
@@ -97,12 +112,17 @@ def main() -> None:
     arguments = parser.parse_args()
     data = arguments.full_data.resolve() if arguments.full_data else None
     seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in arguments.executors}
-    with containers() if "docker" in arguments.executors else nullcontext() as daemon:
+    with (
+        containers() if "docker" in arguments.executors else nullcontext() as daemon,
+        cluster(ONE_HOST) if "ray" in arguments.executors else nullcontext() as hosts,
+    ):
         if isinstance(daemon, str):
             parser.error(f"docker: {daemon}")
+        if hosts:
+            hosts.head(cpus=os.cpu_count() or 1)
         for _ in range(arguments.rounds):  # interleaved, so that a noisy machine is noisy for all
             for executor, both in seconds.items():
-                both.append(run(executor, arguments.epochs, data, daemon))
+                both.append(run(executor, arguments.epochs, data, daemon, hosts))
                 print(executor, both[-1], file=sys.stderr, flush=True)
     rows = []
     for executor, both in seconds.items():

@@ -12,7 +12,7 @@ from mnist_pipeline.defs.assets.digit_classifier import RETRAIN, digit_classifie
 from mnist_pipeline.defs.assets.raw_mnist_data import raw_code_version, raw_mnist_data
 from mnist_pipeline.defs.batch_parts import in_parts
 from mnist_pipeline.defs.conditions import scheduled
-from mnist_pipeline.defs.engines.choosing import executor
+from mnist_pipeline.defs.engines.choosing import declaring_steps, executor
 from mnist_pipeline.defs.io_managers import RecordIOManager, SafetensorsIOManager
 from mnist_pipeline.defs.jobs import build_jobs, require_complete
 from mnist_pipeline.defs.preloaded import DAGSTER, MACHINE_LEARNING
@@ -51,11 +51,11 @@ def build_definitions(environment: Environment) -> dg.Definitions:
     if unwatched := {source.key.to_user_string() for source in sources} - set(WATCHED_FOLDERS):
         raise dg.DagsterInvalidDefinitionError(f"no sensor watches {unwatched}: add them to WATCHED_FOLDERS")
     automated, every = environment.automation, environment.automation_seconds
-    channels = channels_from_environment(environment)
+    channels, declaring = channels_from_environment(environment), declaring_steps(assets)
     return dg.Definitions(
         assets=[*sources, *assets],
         # In runs of many steps the server imports most, once, instead of every step by itself.
-        jobs=[*build_jobs(executor(environment, [*DAGSTER, *MACHINE_LEARNING])), sweep_job],
+        jobs=[*build_jobs(executor(environment, [*DAGSTER, *MACHINE_LEARNING], declaring)), sweep_job],
         sensors=[
             automation_sensor(automated, every),
             deployment_sensor(automated, every),
@@ -63,7 +63,7 @@ def build_definitions(environment: Environment) -> dg.Definitions:
             *(folder_sensor(dg.AssetKey(name), key, automated, every) for name, key in WATCHED_FOLDERS.items()),
             *(alert_sensor(channel, environment.dagster_webserver_url, every) for channel in channels),
         ],
-        executor=executor(environment, DAGSTER),
+        executor=executor(environment, DAGSTER, declaring),
         resources=resources(environment)
         | {channel.resource_key: channel.resource for channel in channels if channel.resource},
     )

@@ -108,7 +108,9 @@ class Environment(BaseModel):
     service_url: Url | None = Field(None, description="The inference service, for links on the pages of assets.")
 
     prediction_parts: int = Field(1, ge=1, le=1000, description="Steps that predict a part of the batch each.")
-    executor: Literal["in_process", "multiprocess", "docker"] = Field("multiprocess", description="Where steps run.")
+    executor: Literal["in_process", "multiprocess", "docker", "ray", "k8s"] = Field(
+        "multiprocess", description="Where steps run."
+    )
     executor_config: LocalFolder = Field("", description="A file of fields of Dagster's executor, YAML.")
 
     mlflow_tracking_uri: Url | None = Field(None, description="An MLflow server that is told of versions; no more.")

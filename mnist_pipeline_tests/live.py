@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 import yaml
+from dagster._daemon.daemon import MonitoringDaemon
 
 from mnist_pipeline.environment import Environment
 from mnist_pipeline_tests.task.examples import TINY
@@ -215,6 +216,15 @@ class Deployment:
             for record in records
             if (event := record.asset_materialization)
         ]
+
+    def epochs(self) -> int:
+        """How many epochs were reported by all trainings together."""
+        return len(self.instance.fetch_observations(dg.AssetKey("digit_classifier"), limit=1000).records)
+
+    def looked_at(self) -> float:
+        """When the daemon began its last look at whether runs are alive."""
+        beat = self.instance.get_daemon_heartbeats().get(MonitoringDaemon.daemon_type())
+        return beat.timestamp if beat else 0
 
     def launch(self, kind: str, name: str, config: dict[str, Any] | None = None) -> None:
         """Materialize `assets` or run a `job` by hand, as a user does on the command line."""

@@ -13,12 +13,12 @@ USER, PASSWORD = "dagster", "a password: not % one / of @ the easy"
 
 
 class Postgres:
-    """The server, on loopback."""
+    """The server, on loopback and on one address more."""
 
     database = "dagster"
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self.programs, self.folder = programs, folder
+    def __init__(self, programs: Path, folder: Path, address: str) -> None:
+        self.programs, self.folder, self.address = programs, folder, address
         # It refuses to run as root; Debian's package has made a user for it.
         self._as_user = (
             ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if not os.geteuid() else []
@@ -35,15 +35,19 @@ class Postgres:
             shutil.chown(secret, "postgres")
         access = ["--auth=scram-sha-256", f"--username={USER}", f"--pwfile={secret}"]
         self._run("initdb", "--no-sync", "--encoding=UTF8", *access, "-D", str(folder / "data"))
+        with (folder / "data/pg_hba.conf").open("a") as rules:
+            rules.write(f"host all all {address}/24 scram-sha-256\n")
 
     @property
     def variables(self) -> dict[str, str]:
         """The variables that deploy/dagster.postgres.yaml reads."""
-        own = {"HOST": "127.0.0.1", "PORT": str(self.port), "USER": USER, "PASSWORD": PASSWORD, "DB": self.database}
+        own = {"HOST": self.address, "PORT": str(self.port), "USER": USER, "PASSWORD": PASSWORD, "DB": self.database}
         return {f"DAGSTER_POSTGRES_{name}": value for name, value in own.items()}
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        options = (
+            f"-p {self.port} -c listen_addresses=127.0.0.1,{self.address} -c unix_socket_directories= -c fsync=off"
+        )
         self._run(
             "pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options
         )
@@ -78,7 +82,7 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[Postgres | str]:
+def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[Postgres | str]:
     """Run a server below `folder`; yields why not where that is not possible."""
     found = programs()
     if found is None:
@@ -87,7 +91,7 @@ def postgres(folder: Path) -> Iterator[Postgres | str]:
     if not os.geteuid() and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
         yield "Postgres does not run as root, and there is no user `postgres`"
         return
-    server = Postgres(found, folder / "postgres")
+    server = Postgres(found, folder / "postgres", address)
     server.start()
     server.client("createdb", server.database)
     try:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster._core.launcher import WorkerStatus
-from dagster._daemon.daemon import MonitoringDaemon
 
 from mnist_pipeline.defs.engines.containers import RUN_LABEL, STEP_LABEL
 from mnist_pipeline.defs.training import TRAINING_COMPUTE
@@ -75,16 +74,6 @@ def training_containers(deployment: Deployment) -> list[str]:
         if entry.dagster_event and entry.dagster_event.step_key == "digit_classifier"
     ]
     return [str(number) for number in found]
-
-
-def epochs(deployment: Deployment) -> int:
-    return len(deployment.instance.fetch_observations(dg.AssetKey("digit_classifier"), limit=1000).records)
-
-
-def looked_at(deployment: Deployment) -> float:
-    """When the daemon began its last look at whether runs are alive."""
-    beat = deployment.instance.get_daemon_heartbeats().get(MonitoringDaemon.daemon_type())
-    return beat.timestamp if beat else 0
 
 
 def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
@@ -157,11 +146,11 @@ def test_a_container_is_killed_and_then_the_run_beside_it(deployment, daemon, mo
     hold = Path(deployment.variables[HOLD_TRAINING])
     hold.touch()
     deployment.submit("training_job")
-    deployment.wait_for(lambda: epochs(deployment) == HELD_FROM, "some epochs", 180)
+    deployment.wait_for(lambda: deployment.epochs() == HELD_FROM, "some epochs", 180)
     [first] = training_containers(deployment)
     daemon.client.containers.get(first).kill()
     # It is tried again, and goes on after its last whole epoch.
-    deployment.wait_for(lambda: epochs(deployment) > HELD_FROM, "training to go on", 180)
+    deployment.wait_for(lambda: deployment.epochs() > HELD_FROM, "training to go on", 180)
     # All processes of Dagster are killed. The container trains on, and nobody starts another one beside it.
     deployment.kill()
     deployment.start()
@@ -171,7 +160,7 @@ def test_a_container_is_killed_and_then_the_run_beside_it(deployment, daemon, mo
     health = deployment.instance.run_launcher.check_run_worker_health(run)
     assert health.status == WorkerStatus.RUNNING
     assert re.fullmatch(r"digit_classifier in container [0-9a-f]{12} is at work", health.msg or "")
-    deployment.wait_for(lambda: looked_at(deployment) > began, "a look of the daemon at the run", 120)
+    deployment.wait_for(lambda: deployment.looked_at() > began, "a look of the daemon at the run", 120)
     hold.unlink()
     [built] = deployment.wait_for(lambda: deployment.built("digit_classifier"), "the training", 180)
     assert built["resumed_after_epoch"] == HELD_FROM

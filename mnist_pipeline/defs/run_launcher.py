@@ -1,7 +1,6 @@
 """Dagster's launcher of runs as processes of the code server, with the health check that it lacks."""
 
 from contextlib import suppress
-from typing import NamedTuple
 
 import dagster as dg
 import psutil
@@ -13,6 +12,7 @@ from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionRes
 from dagster._serdes import deserialize_value
 
 from mnist_pipeline.defs.engines.host import Host
+from mnist_pipeline.defs.engines.looking import Finding, find_step
 from mnist_pipeline.defs.engines.traces import Traces, read_traces
 
 CLOCK_TOLERANCE_SECONDS = 60
@@ -25,13 +25,6 @@ THIS_MACHINE = ("localhost", "127.0.0.1", "::1", None)
 """Hosts of code servers; None: a socket, or a run of a command line."""
 
 
-class Finding(NamedTuple):
-    """The state of a process or a step: at work, gone, or None where it cannot be told."""
-
-    is_alive: bool | None
-    words: str
-
-
 class MonitoredRunLauncher(DefaultRunLauncher):
     """Launches runs as processes of the code server, and tells run monitoring when they are gone.
 
@@ -41,8 +34,9 @@ class MonitoredRunLauncher(DefaultRunLauncher):
     ever for the one that took its events.
 
     Process numbers count only where the run said that it is in this namespace of them; of a run elsewhere the code
-    server is asked, and of a step in a container Docker. What cannot be asked counts as alive. A code server knows runs
-    only: a step that outlived its run elsewhere is not seen, and the run is started again beside it.
+    server is asked, of a step in a container Docker, of a job its Ray cluster. What cannot be asked counts as alive. A
+    code server knows runs only: a step that outlived its run elsewhere is not seen, and the run is started again
+    beside it.
     """
 
     @property
@@ -56,7 +50,7 @@ class MonitoredRunLauncher(DefaultRunLauncher):
         worker = self._worker(run, traces)
         if worker.is_alive:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        elsewhere = [_step_elsewhere(step, container) for step, container in traces.containers.items()]
+        elsewhere = [find_step(step, place) for step, place in traces.elsewhere.items()]
         for finding in (worker, *elsewhere):
             if finding.is_alive is not False:
                 return CheckRunHealthResult(WorkerStatus.RUNNING, finding.words)
@@ -96,24 +90,6 @@ def _processes_here(traces: Traces) -> Finding:
         with suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()
     return Finding(False, f"none of its processes ({', '.join(map(str, traces.processes))}) is there any more")
-
-
-def _step_elsewhere(step: str, container_id: str) -> Finding:
-    """Find a step that was launched in a container and has not ended by its own account."""
-    where = f"{step} in container {container_id[:12]}"
-    try:
-        from docker.errors import DockerException
-
-        from mnist_pipeline.defs.engines.containers import find_container
-    except ImportError:
-        return Finding(None, f"{where} cannot be looked for: the extra `docker` is not installed here")
-    try:
-        container = find_container(container_id)
-    except DockerException as error:
-        return Finding(None, f"{where} cannot be looked for: {error}")
-    if container is None or container.status not in ("created", "running", "restarting", "paused"):
-        return Finding(False, f"{where} has ended")
-    return Finding(True, f"{where} is at work")
 
 
 def _is_alive(pid: int, reported_at: float) -> bool:

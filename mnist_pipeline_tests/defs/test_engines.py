@@ -1,5 +1,7 @@
 """The choice of where steps run, what they declare, and the files of a deployment that go with it."""
 
+import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,19 +10,22 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.job_base import InMemoryJob
 
 from mnist_pipeline.definitions import build_definitions, defs
 from mnist_pipeline.defs.engines import choosing
 from mnist_pipeline.defs.engines.choosing import passed_on
 from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.defs.engines.several_hosts import local_places, require_shared
 from mnist_pipeline.defs.training import TRAINING_COMPUTE
 from mnist_pipeline.environment import PROJECT, Environment, EnvironmentInvalid
 
 DEPLOY = PROJECT / "deploy"
+ENGINES = {"docker", "dagster_docker", "psycopg2", "ray", "dagster_ray", "kubernetes", "dagster_k8s"}
 JOBS = ("full_pipeline_job", "training_job", "inference_job", "trial_job")
 
 
-@pytest.mark.parametrize("engine", ["in_process", "multiprocess", "docker"])
+@pytest.mark.parametrize("engine", ["in_process", "multiprocess", "docker", "ray", "k8s"])
 def test_one_variable_chooses_for_all_jobs_and_for_automation(engine):
     found = build_definitions(Environment.read({"EXECUTOR": engine}))
     assert isinstance(found.executor, dg.ExecutorDefinition)
@@ -33,22 +38,22 @@ def test_the_default_needs_no_engine_but_this_machine():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(EnvironmentInvalid, match="EXECUTOR: Input should be 'in_process', 'multiprocess' or 'docker'"):
+    with pytest.raises(EnvironmentInvalid, match=r"EXECUTOR: Input should be .*'docker', 'ray' or 'k8s'"):
         Environment.read({"EXECUTOR": "slurm"})
 
 
-def test_an_engine_that_is_not_installed_is_refused_by_what_to_install(monkeypatch):
-    monkeypatch.setattr(choosing, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentInvalid, match=r"EXECUTOR=docker needs what is not installed: pip install"):
-        build_definitions(Environment.read({"EXECUTOR": "docker"}))
+@pytest.mark.parametrize(("engine", "absent"), [("docker", "dagster_docker"), ("ray", "ray"), ("k8s", "dagster_k8s")])
+def test_an_engine_that_is_not_installed_is_refused_by_what_to_install(monkeypatch, engine, absent):
+    monkeypatch.setattr(choosing, "find_spec", lambda name: None if name == absent else importlib.util.find_spec(name))
+    with pytest.raises(
+        EnvironmentInvalid, match=rf"EXECUTOR={engine} needs .* pip install 'mnist_pipeline\[{engine}\]"
+    ):
+        build_definitions(Environment.read({"EXECUTOR": engine}))
     build_definitions(Environment.read({}))  # nobody else looks for it
 
 
 def test_the_default_imports_no_engine():
-    code = (
-        "import json, sys, mnist_pipeline.definitions; print({'docker', 'dagster_docker', 'psycopg2'} & {*sys.modules})"
-    )
-
+    code = f"import sys, mnist_pipeline.definitions; print({ENGINES!r} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
@@ -86,6 +91,18 @@ def test_the_fields_of_dagsters_executor_reach_it(tmp_path):
         ("multiprocess", "- image", "must have the form .*fields of Dagster's executor"),
         ("multiprocess", "a: [", "cannot be read: "),
         ("in_process", None, "cannot be read: "),
+        ("ray", "ray: {num_cpus: 2}", "ray: num_cpus would be ignored, as each step declares that"),
+        ("ray", "ray: {adress: x}", 'Received unexpected config entry "adress"'),
+        ("ray", "ray: 8265", "ray"),
+        ("k8s", "max_concurrent: 0", "max_concurrent must be 1 or more"),
+        ("k8s", "job_imag: x", 'Received unexpected config entry "job_imag"'),
+        ("multiprocess", "compute: {trial: {cores: 2}}", 'Received unexpected config entry "compute"'),
+        ("ray", "compute: {trail: {cores: 2}}", "compute: trail is not one of .*: digit_classifier, trial"),
+        ("ray", "compute: {trial: {cores: 0}}", "compute: trial.cores: Input should be greater than or equal to 1"),
+        ("docker", "compute: {trial: {gpus: -1}}", "compute: trial.gpus: Input should be greater than or equal to 0"),
+        ("k8s", "compute: {trial: {memory: 1}}", "compute: trial.memory: Extra inputs are not permitted"),
+        ("k8s", "compute: {trial: {cores: '2'}}", "compute: trial.cores: Input should be a valid integer"),
+        ("k8s", "compute: [trial]", "compute: : Input should be a valid dictionary"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_file(tmp_path, engine, text, problem):
@@ -121,6 +138,47 @@ def test_a_declaration_is_read_back_or_refused():
     for nothing in (Compute(0, 512), Compute(1, 0), Compute(1, 1, -1)):
         with pytest.raises(ValueError, match="at least one core and some memory"):
             Compute.of(nothing.tags())
+
+
+def test_a_declaration_is_said_in_the_words_of_each_package():
+    tags = Compute(cores=2, memory_mib=512, gpus=1).tags()
+    assert json.loads(tags["dagster-ray/config"]) == {"num_cpus": 2, "num_gpus": 1, "memory": 512 * 2**20}
+    container = json.loads(tags["dagster-k8s/config"])["container_config"]
+    amounts = {"cpu": "2", "memory": "512Mi", "nvidia.com/gpu": "1"}
+    assert container == {
+        "resources": {"requests": amounts, "limits": amounts},
+        "env": [{"name": "OMP_NUM_THREADS", "value": "2"}],
+    }
+    assert "nvidia" not in Compute(cores=2, memory_mib=512).tags()["dagster-k8s/config"]
+
+
+def test_places_on_one_machine_are_named_where_several_must_find_them(tmp_path):
+    local = Environment.read({"STORAGE_ROOT": str(tmp_path), "PREDICTION_INPUT": "s3://a/b"})
+    found = local_places(local)
+    assert {name.partition(" ")[0] for name in found} == {
+        *("DATA_DIR", "PREDICTIONS_DIR", "LABELLED_DIR", "REVIEW_DIR", "CHECKPOINT_DIR", "MODEL_STORE")
+    }
+    shared = {"STORAGE_ROOT": "s3://a/b", "MODEL_STORE": "s3://a/b/models"}
+    assert local_places(Environment.read(shared)) == []
+    [place] = local_places(Environment.read(shared | {"PREDICTION_INPUT": str(tmp_path)}))
+    assert place == f"PREDICTION_INPUT ({tmp_path})"
+    with dg.DagsterInstance.local_temp() as instance, pytest.raises(dg.DagsterInvariantViolationError) as refused:
+        require_shared(local, instance, "two hosts")
+    message = str(refused.value)
+    assert message.startswith("two hosts, and these are missing: ")
+    assert "Set STORAGE_ROOT to a bucket" in message
+    assert f"the history: it is SQLite in {instance.root_directory}. Use Postgres" in message
+
+
+def test_pods_need_runs_that_are_pods(tmp_path):
+    found = build_definitions(Environment.read({"EXECUTOR": "k8s", "STORAGE_ROOT": str(tmp_path)}))
+    job = found.resolve_job_def("full_pipeline_job")
+    create = job.executor_def.executor_creation_fn
+    assert create
+    with dg.DagsterInstance.local_temp() as instance:
+        context = dg.InitExecutorContext(InMemoryJob(job), job.executor_def, configured(job.executor_def), instance)
+        with pytest.raises(dg.DagsterInvariantViolationError, match="EXECUTOR=k8s takes runs that are pods themselves"):
+            create(context)
 
 
 def test_the_instance_on_postgres_differs_in_its_storage_only():

@@ -1,41 +1,55 @@
 """The executor of a deployment, by its name in the environment."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import dagster as dg
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
+from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.marking import marking
+from mnist_pipeline.defs.engines.shared_or_own import Overrides
 from mnist_pipeline.environment import DATASET_OF_BEFORE, Environment, EnvironmentInvalid
 from mnist_pipeline.files.yaml_file import read_mapping
 
+PACKAGES = {"docker": ["dagster_docker"], "ray": ["dagster_ray", "ray"], "k8s": ["dagster_k8s"]}
+"""The packages of the engines with places of their own; each has an extra of its name."""
 
-def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDefinition:
+COMPUTE = "compute"
+"""The field of EXECUTOR_CONFIG with what this deployment declares otherwise than the code."""
+
+
+class _Override(BaseModel):
+    """Fields of `Compute`; those that are not named stay what the code declares."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    cores: Annotated[int, Field(ge=1)] | None = None
+    memory_mib: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+
+
+def executor(environment: Environment, modules: Sequence[str], declaring: Collection[str]) -> dg.ExecutorDefinition:
     """Return the executor that EXECUTOR names, with the configuration of EXECUTOR_CONFIG.
 
-    Where steps are forked from a server, that has imported `modules`: a step imports the rest itself. Raises
-    EnvironmentInvalid if the engine is not installed, or refuses its configuration.
+    Where steps are forked from a server, that has imported `modules`: a step imports the rest itself. `declaring` are
+    the names of the steps that declare what they need. Raises EnvironmentInvalid if the engine is not installed, or
+    refuses its configuration.
     """
     if environment.in_memory():
         return one_process_only
+    engine, file = environment.executor, environment.executor_config
     config = _read_config(environment)
-    if environment.executor == "docker":
-        if not find_spec("dagster_docker"):
+    if engine in PACKAGES:
+        if not all(find_spec(package) for package in PACKAGES[engine]):
             raise EnvironmentInvalid(
-                "EXECUTOR=docker needs what is not installed: pip install 'mnist_pipeline[docker]'"
+                f"EXECUTOR={engine} needs what is not installed: pip install 'mnist_pipeline[{engine}]'"
             )
-        from mnist_pipeline.defs.engines.containers import DECLARED, container_executor
-
-        if ignored := ", ".join(sorted(DECLARED & {*(config.get("container_kwargs") or {})})):
-            raise EnvironmentInvalid(
-                f"EXECUTOR_CONFIG {environment.executor_config}: container_kwargs: {ignored} would be ignored, as each "
-                "step declares that beside its asset (Compute)"
-            )
-        definition = container_executor(modules, passed_on(environment))
-    elif environment.executor == "multiprocess":
+        overrides = _read_overrides(config.pop(COMPUTE, None) or {}, declaring, f"EXECUTOR_CONFIG {file}: {COMPUTE}")
+        definition = _with_own_places(environment, config, modules, overrides)
+    elif engine == "multiprocess":
         definition = dg.multiprocess_executor
         config = {"start_method": {"forkserver": {"preload_modules": list(modules)}}} | config
     else:
@@ -43,10 +57,63 @@ def executor(environment: Environment, modules: Sequence[str]) -> dg.ExecutorDef
     configured = marking(definition).configured(config)
     if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
         problems = "; ".join(found.message.partition("\n")[0] for found in errors)
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: {problems}")
-    if (config.get("max_concurrent") or 0) < 0:  # Dagster takes it, and no step ever begins
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {environment.executor_config}: max_concurrent must be 0 or more")
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: {problems}")
+    least = 1 if engine == "k8s" else 0
+    if config.get("max_concurrent") is not None and config["max_concurrent"] < least:  # Dagster takes it until it runs
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be {least} or more")
     return configured
+
+
+def _with_own_places(
+    environment: Environment, config: dict[str, Any], modules: Sequence[str], overrides: Overrides
+) -> dg.ExecutorDefinition:
+    """The executor of an engine with machines, pods or containers."""
+    if environment.executor == "docker":
+        from mnist_pipeline.defs.engines import containers
+
+        _refuse_ignored(environment, config, "container_kwargs", containers.DECLARED)
+        return containers.container_executor(modules, passed_on(environment), overrides)
+    if environment.executor == "ray":
+        from mnist_pipeline.defs.engines import ray_jobs
+
+        config.setdefault("ray", {})
+        _refuse_ignored(environment, config, "ray", ray_jobs.DECLARED)
+        return ray_jobs.cluster_executor(environment, modules, passed_on(environment), overrides)
+    from mnist_pipeline.defs.engines.kubernetes_jobs import pod_executor
+
+    return pod_executor(environment, modules, overrides)
+
+
+def _refuse_ignored(environment: Environment, config: dict[str, Any], field: str, declared: frozenset[str]) -> None:
+    given = config.get(field)
+    if ignored := ", ".join(sorted(declared & {*(given if isinstance(given, dict) else {})})):
+        raise EnvironmentInvalid(
+            f"EXECUTOR_CONFIG {environment.executor_config}: {field}: {ignored} would be ignored, as each step "
+            f"declares that beside its asset (Compute); what this deployment has otherwise stands under `{COMPUTE}`"
+        )
+
+
+def _read_overrides(given: Any, declaring: Collection[str], name: str) -> Overrides:
+    try:
+        overrides = TypeAdapter(dict[str, _Override]).validate_python(given)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise EnvironmentInvalid(f"{name}: {'; '.join(problems)}") from None
+    if unknown := sorted({*overrides} - {*declaring}):
+        raise EnvironmentInvalid(
+            f"{name}: {', '.join(unknown)} is not one of the steps that declare what they need: "
+            f"{', '.join(sorted(declaring))}"
+        )
+    return {step: override.model_dump(exclude_none=True) for step, override in overrides.items()}
+
+
+def declaring_steps(assets: Iterable[dg.AssetsDefinition]) -> set[str]:
+    """Return the names of the steps that declare what they need; those of an asset in parts have its name."""
+    return {
+        asset.node_def.name
+        for asset in assets
+        if any(Compute.of(operation.tags) for operation in asset.node_def.iterate_op_defs())
+    }
 
 
 def passed_on(environment: Environment) -> list[str]:

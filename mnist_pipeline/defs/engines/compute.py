@@ -1,27 +1,50 @@
 """The cores, memory and GPUs that a step needs, declared once beside its asset."""
 
+import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "mnist_pipeline/"
 
+MIB = 1 << 20
+
+THREADS = "OMP_NUM_THREADS"
+"""PyTorch takes as many threads from it; elsewhere it would count the cores of the whole machine."""
+
+KUBERNETES_GPU = "nvidia.com/gpu"
+"""The name that NVIDIA's device plugin gives to GPUs; for others see `per_step_k8s_config` of dagster-k8s."""
+
 
 class Compute(NamedTuple):
     """Cores, memory and GPUs of one step.
 
-    An engine with machines or containers gives the step this much and no more. Where steps share one machine nothing
-    divides it, and the numbers have no effect. A step without a declaration is cheap: it stays beside its run.
+    An engine with machines or containers gives the step this much. Where steps share one machine nothing divides it,
+    and the numbers have no effect. A step without a declaration is cheap: it stays beside its run.
     """
 
     cores: int
     """The step's threads, too."""
     memory_mib: int
-    """A step that takes more is killed, and tried again."""
+    """Containers and pods that take more are killed, and the step is tried again."""
     gpus: int = 0
 
     def tags(self) -> dict[str, str]:
-        """Return the declaration as `op_tags` of an asset, which reach every engine."""
-        return {f"{PREFIX}{name}": str(value) for name, value in self._asdict().items()}
+        """Return the declaration as `op_tags` of an asset, which reach every engine.
+
+        The tags of dagster-ray and dagster-k8s say the same in the words of those packages.
+        """
+        amounts = {"cpu": str(self.cores), "memory": f"{self.memory_mib}Mi"}
+        if self.gpus:
+            amounts[KUBERNETES_GPU] = str(self.gpus)
+        container = {
+            "resources": {"requests": amounts, "limits": amounts},
+            "env": [{"name": THREADS, "value": str(self.cores)}],
+        }
+        cluster = {"num_cpus": self.cores, "num_gpus": self.gpus, "memory": self.memory_mib * MIB}
+        return {f"{PREFIX}{name}": str(value) for name, value in self._asdict().items()} | {
+            "dagster-k8s/config": json.dumps({"container_config": container}),
+            "dagster-ray/config": json.dumps(cluster),
+        }
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> "Compute | None":
@@ -36,3 +59,9 @@ class Compute(NamedTuple):
         if compute.cores < 1 or compute.memory_mib < 1 or compute.gpus < 0:
             raise ValueError(f"a step needs at least one core and some memory, not {compute}")
         return compute
+
+    @property
+    def words(self) -> str:
+        """The declaration for people."""
+        gpus = f", {self.gpus} GPUs" if self.gpus else ""
+        return f"{self.cores} cores, {self.memory_mib} MiB of memory{gpus}"

@@ -17,8 +17,8 @@ from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler
 from docker.models.containers import Container
 
-from mnist_pipeline.defs.engines.compute import PREFIX, Compute
-from mnist_pipeline.defs.engines.shared_or_own import SharedOrOwn
+from mnist_pipeline.defs.engines.compute import PREFIX, THREADS, Compute
+from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
 
 HEALTH_SECONDS = 5
 """Between two looks whether the containers are at work."""
@@ -33,9 +33,6 @@ DECLARED = frozenset({"nano_cpus", "mem_limit", "memswap_limit", "device_request
 """The options that a step declares beside its asset: in `container_kwargs` they would be ignored."""
 
 RUN_LABEL, STEP_LABEL = f"{PREFIX}run", f"{PREFIX}step"
-
-THREADS = "OMP_NUM_THREADS"
-"""PyTorch takes as many threads from it; in a container it would count the cores of the whole machine."""
 
 
 class ContainerSteps(DockerStepHandler):
@@ -121,7 +118,7 @@ def _compute(context: StepHandlerContext) -> Compute:
     return compute
 
 
-def container_executor(modules: Sequence[str], variables: Sequence[str]) -> dg.ExecutorDefinition:
+def container_executor(modules: Sequence[str], variables: Sequence[str], overrides: Overrides) -> dg.ExecutorDefinition:
     """Return the executor that has the configuration of dagster-docker's, and forks cheap steps from `modules`.
 
     At most as many steps are at work at once as this machine has cores, unless `max_concurrent` says otherwise.
@@ -136,7 +133,7 @@ def container_executor(modules: Sequence[str], variables: Sequence[str]) -> dg.E
             container_kwargs=config.get("container_kwargs"),
         )
         return StepDelegatingExecutor(
-            SharedOrOwn(ContainerSteps(config.get("image"), container, variables), modules),
+            SharedOrOwn(ContainerSteps(config.get("image"), container, variables), modules, overrides),
             retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
             max_concurrent=config.get("max_concurrent") or os.cpu_count(),  # Dagster's own default has no bound
             tag_concurrency_limits=config.get("tag_concurrency_limits"),

@@ -1,6 +1,6 @@
 """Steps that need little stay beside their run; each that declares what it needs gets a place of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 
@@ -10,16 +10,20 @@ from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHa
 from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.marking import PID
 
+Overrides = Mapping[str, Mapping[str, int]]
+"""Fields of `Compute` that a deployment declares otherwise than the code, by the names of assets' steps."""
+
 
 class SharedOrOwn(StepHandler):
     """Launches a cheap step as a process of the run's machine, and the others by another handler.
 
     A container for each step would cost more than most steps take. The cheap ones are forked from a server that has
-    imported `modules`, as those of the multiprocess executor are.
+    imported `modules`, as those of the multiprocess executor are. `overrides` replace what steps declare.
     """
 
-    def __init__(self, own: StepHandler, modules: Sequence[str]) -> None:
+    def __init__(self, own: StepHandler, modules: Sequence[str], overrides: Overrides) -> None:
         self._own = own
+        self._overrides = overrides
         self._processes: dict[str, BaseProcess] = {}
         self._fork = get_context("forkserver")
         self._fork.set_forkserver_preload(list(modules))
@@ -32,8 +36,8 @@ class SharedOrOwn(StepHandler):
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """Start the step."""
         step = _step(step_handler_context)
-        if _has_own_place(step_handler_context, step):
-            yield from self._own.launch_step(step_handler_context)
+        if context := self._declaring(step_handler_context, step):
+            yield from self._own.launch_step(context)
             return
         command = step_handler_context.execute_step_args.get_command_args()
         process = self._fork.Process(target=_execute, args=(command[command.index("api") :],))
@@ -48,8 +52,8 @@ class SharedOrOwn(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Tell whether the step is at work, or was done."""
         step = _step(step_handler_context)
-        if _has_own_place(step_handler_context, step):
-            return self._own.check_step_health(step_handler_context)
+        if context := self._declaring(step_handler_context, step):
+            return self._own.check_step_health(context)
         process = self._processes.get(step)
         if process and (process.is_alive() or process.exitcode == 0):
             return CheckStepHealthResult.healthy()
@@ -59,19 +63,37 @@ class SharedOrOwn(StepHandler):
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """End the step."""
         step = _step(step_handler_context)
-        if _has_own_place(step_handler_context, step):
-            yield from self._own.terminate_step(step_handler_context)
+        if context := self._declaring(step_handler_context, step):
+            yield from self._own.terminate_step(context)
         elif process := self._processes.get(step):
             process.terminate()
+
+    def _declaring(self, context: StepHandlerContext, step: str) -> StepHandlerContext | None:
+        """The context of a step that declares what it needs, with what the deployment says of it; None of others."""
+        tags = context.step_tags[step]
+        compute = Compute.of(tags)
+        if compute is None:
+            return None
+        override = self._overrides.get(step.partition(".")[0])  # a part of an asset is named after it
+        return _Declaring(context, {step: {**tags, **compute._replace(**override).tags()}}) if override else context
+
+
+class _Declaring(StepHandlerContext):
+    """The context of a step with other tags."""
+
+    def __init__(self, context: StepHandlerContext, tags: Mapping[str, Mapping[str, str]]) -> None:
+        self.__dict__.update(vars(context))
+        self._tags = tags
+
+    @property
+    def step_tags(self) -> Mapping[str, Mapping[str, str]]:
+        """The tags of the step by its key."""
+        return self._tags
 
 
 def _step(context: StepHandlerContext) -> str:
     [step] = context.execute_step_args.step_keys_to_execute or []
     return step
-
-
-def _has_own_place(context: StepHandlerContext, step: str) -> bool:
-    return Compute.of(context.step_tags[step]) is not None
 
 
 def _execute(command: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The processes and containers that work for a run, as its events tell of them."""
+"""The processes, containers and jobs that work for a run, as its events tell of them."""
 
 import json
 from typing import Any, NamedTuple
@@ -12,12 +12,24 @@ from mnist_pipeline.defs.engines.marking import HOST, PID
 CONTAINER = "Docker container id"
 """The name in the metadata of the event by which dagster-docker launches a step."""
 
+RAY_JOB, RAY_ADDRESS = "Ray job", "Ray cluster"
+"""The names in the metadata of the event by which a step is submitted to a cluster."""
+
 STARTS = {
     dg.DagsterEventType.ENGINE_EVENT,
     dg.DagsterEventType.STEP_WORKER_STARTING,
     dg.DagsterEventType.STEP_WORKER_STARTED,
 }
 STEP_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
+
+
+class Elsewhere(NamedTuple):
+    """The place of a step that is not beside its run."""
+
+    name: str
+    """The number of a container, or the name of a job."""
+    cluster: str | None
+    """The address of the Ray cluster that has the job; None of a container."""
 
 
 class Traces(NamedTuple):
@@ -29,8 +41,8 @@ class Traces(NamedTuple):
     """The place of the run's process; None if it has not said so, which earlier code never did."""
     processes: dict[int, tuple[float, str | None]]
     """The processes in that place by their numbers: when they reported themselves, and for which step."""
-    containers: dict[str, str]
-    """The container of each step that was launched in one and has not ended."""
+    elsewhere: dict[str, Elsewhere]
+    """The place of each step that was launched in one of its own and has not ended."""
     ended: set[str | None]
     """The steps that have ended."""
 
@@ -44,15 +56,15 @@ def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
         step = event.step_key
         if event.event_type in STEP_ENDS:
             traces.ended.add(step)
-            traces.containers.pop(step or "", None)
+            traces.elsewhere.pop(step or "", None)
             continue
         told: dict[str, Any] = {name: value.value for name, value in event.engine_event_data.metadata.items()}
         if HOST in told:
             traces = traces._replace(host=Host(**told[HOST]))
-        if CONTAINER in told and step:
-            traces.containers[step] = told[CONTAINER]
+        if step and (CONTAINER in told or RAY_JOB in told):
+            traces.elsewhere[step] = Elsewhere(told.get(CONTAINER) or told[RAY_JOB], told.get(RAY_ADDRESS))
             traces.ended.discard(step)
-        elif PID in told and step not in traces.containers:  # that one's number is of its own namespace
+        elif PID in told and step not in traces.elsewhere:  # that one's number is of its own namespace
             traces.processes[int(told[PID])] = entry.timestamp, step
             traces.ended.discard(step)  # tried again
     return traces
