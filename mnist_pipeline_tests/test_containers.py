@@ -28,6 +28,9 @@ pytestmark = pytest.mark.live
 
 MIB = 1 << 20
 
+MEMORY_MIB = TRAINING_COMPUTE.memory_mib - 1000
+"""What a deployment has for its training."""
+
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Containers]:
@@ -37,13 +40,13 @@ def daemon() -> Iterator[Containers]:
         yield found
 
 
-def executor_config(folder: Path, daemon: Containers) -> dict[str, str]:
-    """The variables of a deployment in `folder` with steps in containers."""
+def executor_config(folder: Path, daemon: Containers, **compute: dict[str, int]) -> dict[str, str]:
+    """The variables of a deployment in `folder` with steps in containers; `compute` is what it declares otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "executor.yaml"
     config = daemon.config(folder)
     config["env_vars"].append(f"{HOLD_TRAINING}={folder / 'hold'}")
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump(config | {"compute": compute}))
     return {
         HOLD_TRAINING: str(folder / "hold"),
         "EXECUTOR": "docker",
@@ -92,7 +95,9 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
         steps = {"digit_classifier": TINY, "production_digit_classifier": {"accuracy_threshold": 0.3}}
         config.write_text(yaml.safe_dump({"ops": {step: {"config": values} for step, values in steps.items()}}))
         variables = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-        own = executor_config(folder, daemon) if engine == "docker" else {"EXECUTOR": engine}
+        own = {"EXECUTOR": engine}
+        if engine == "docker":
+            own = executor_config(folder, daemon, digit_classifier={"memory_mib": MEMORY_MIB})
         own |= {"DAGSTER_HOME": str(home), "STORAGE_ROOT": str(folder / "storage"), "OMP_NUM_THREADS": "1"}
         own["PREDICTION_PARTS"] = "2"
         done = subprocess.run(
@@ -136,7 +141,7 @@ def test_the_same_weights_from_every_engine(tmp_path, raw_folder, daemon):
     assert set(found) == {"digit_classifier", *parts}
     container = found["digit_classifier"]
     limits = container.attrs["HostConfig"]
-    assert limits["Memory"] == limits["MemorySwap"] == TRAINING_COMPUTE.memory_mib * MIB
+    assert limits["Memory"] == limits["MemorySwap"] == MEMORY_MIB * MIB  # the deployment's own
     assert limits["NanoCpus"] == min(TRAINING_COMPUTE.cores, os.cpu_count() or 1) * 10**9
     assert "OMP_NUM_THREADS=1" in container.attrs["Config"]["Env"]
 

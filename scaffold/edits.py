@@ -192,6 +192,16 @@ OTHER_DATA: Edits = {
 """The edits of each file, in order; the keys are the paths in this project."""
 
 FOLDER: Edits = {
+    "deploy/kubernetes/values.yaml": [
+        (
+            "        - {name: DATASET_SOURCE, value: download}\n"
+            "        - {name: DATASET_DIR, value: /tmp/raw} # downloads: gone with the pod, as the values are in the bucket\n",
+            "        - {name: DATASET_DIR, value: /images} # of a volume that many pods may read: volumes, volumeMounts\n",
+        )
+    ],
+    "deploy/kubernetes/README.md": [
+        (", and the data set if it is another one. Then:", ", and a volume with your images. Then:"),
+    ],
     "deploy/compose.yaml": [("${DATASET_SOURCE-download} # empty for images of your own\n", "${DATASET_SOURCE:-}\n")],
     "deploy/README.md": [
         ("- Data is downloaded (`DATASET_SOURCE=download`). Variables", "- Variables"),

@@ -140,9 +140,8 @@ def test_a_declaration_is_read_back_or_refused():
             Compute.of(nothing.tags())
 
 
-def test_a_declaration_is_said_in_the_words_of_each_package():
+def test_a_declaration_is_said_in_the_words_of_kubernetes():
     tags = Compute(cores=2, memory_mib=512, gpus=1).tags()
-    assert json.loads(tags["dagster-ray/config"]) == {"num_cpus": 2, "num_gpus": 1, "memory": 512 * 2**20}
     container = json.loads(tags["dagster-k8s/config"])["container_config"]
     amounts = {"cpu": "2", "memory": "512Mi", "nvidia.com/gpu": "1"}
     assert container == {

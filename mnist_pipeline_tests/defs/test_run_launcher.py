@@ -20,11 +20,12 @@ from dagster._utils.error import SerializableErrorInfo
 from mnist_pipeline.defs import run_launcher
 from mnist_pipeline.defs.engines.host import Host
 from mnist_pipeline.defs.engines.marking import HOST, PID
-from mnist_pipeline.defs.engines.traces import CONTAINER
+from mnist_pipeline.defs.engines.traces import CONTAINER, RAY_ADDRESS, RAY_JOB
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
 from mnist_pipeline.history import end_lost, recover
 from mnist_pipeline.problem import Problem
 from mnist_pipeline_tests.live import wait_until
+from mnist_pipeline_tests.ray_api import ray_jobs
 
 
 @dg.job
@@ -223,6 +224,42 @@ def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monk
     assert (health.msg or "").startswith("some_step in container 0123456789ab cannot be looked for: ")
     step_event(instance, run, dg.DagsterEventType.STEP_SUCCESS, 1)
     assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
+def test_a_run_lives_while_its_step_may_be_at_work_as_a_job_of_ray(instance, monkeypatch):
+    """The cluster is asked; while it cannot be, the step counts as alive."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    run = instance.create_run_for_job(some_job)
+    instance.report_engine_event("the run", run, EngineEventData.in_process(gone.pid))
+
+    def submitted(address: str, job: str) -> CheckRunHealthResult:
+        """The run's health after its step was submitted there."""
+        where = {RAY_ADDRESS: dg.MetadataValue.text(address), RAY_JOB: dg.MetadataValue.text(job)}
+        instance.report_engine_event("some_step asks", run, EngineEventData(where), step_key="some_step")
+        step_event(instance, run, dg.DagsterEventType.STEP_WORKER_STARTED, 1)  # a number of another host
+        return instance.run_launcher.check_run_worker_health(run)
+
+    unreachable = submitted("http://127.0.0.1:1", "a-job")
+    assert unreachable.status == WorkerStatus.RUNNING
+    where = "some_step in Ray job a-job of http://127.0.0.1:1"
+    assert (unreachable.msg or "").startswith(f"{where} cannot be looked for: Failed to connect")
+    with ray_jobs() as jobs:
+        job = {"submission_id": "a-job", "entrypoint": "exec sleep 600", "metadata": {}}
+        jobs.add(job | {"runtime_env": {"env_vars": {}}})
+        at_work = submitted(jobs.address, "a-job")
+        assert (at_work.status, at_work.msg) == (
+            WorkerStatus.RUNNING,
+            f"some_step in Ray job a-job of {jobs.address} is at work",
+        )
+        jobs.processes["a-job"].kill()
+        jobs.processes["a-job"].wait()
+        ended = submitted(jobs.address, "a-job")
+        assert ended.status == WorkerStatus.FAILED
+        assert f"some_step in Ray job a-job of {jobs.address} has ended" in (ended.msg or "")
+        assert submitted(jobs.address, "unknown").status == WorkerStatus.FAILED
+        monkeypatch.setitem(sys.modules, "ray.job_submission", None)
+        assert "the extra `ray` is not installed here" in (submitted(jobs.address, "a-job").msg or "")
 
 
 def test_an_instance_that_was_made_before_the_launcher_moved_still_has_it(tmp_path):

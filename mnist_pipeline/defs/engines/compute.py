@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 PREFIX = "mnist_pipeline/"
 
-MIB = 1 << 20
-
 THREADS = "OMP_NUM_THREADS"
 """PyTorch takes as many threads from it; elsewhere it would count the cores of the whole machine."""
 
@@ -29,10 +27,7 @@ class Compute(NamedTuple):
     gpus: int = 0
 
     def tags(self) -> dict[str, str]:
-        """Return the declaration as `op_tags` of an asset, which reach every engine.
-
-        The tags of dagster-ray and dagster-k8s say the same in the words of those packages.
-        """
+        """Return the declaration as `op_tags` of an asset, which reach every engine; for dagster-k8s in its words."""
         amounts = {"cpu": str(self.cores), "memory": f"{self.memory_mib}Mi"}
         if self.gpus:
             amounts[KUBERNETES_GPU] = str(self.gpus)
@@ -40,10 +35,8 @@ class Compute(NamedTuple):
             "resources": {"requests": amounts, "limits": amounts},
             "env": [{"name": THREADS, "value": str(self.cores)}],
         }
-        cluster = {"num_cpus": self.cores, "num_gpus": self.gpus, "memory": self.memory_mib * MIB}
         return {f"{PREFIX}{name}": str(value) for name, value in self._asdict().items()} | {
-            "dagster-k8s/config": json.dumps({"container_config": container}),
-            "dagster-ray/config": json.dumps(cluster),
+            "dagster-k8s/config": json.dumps({"container_config": container})
         }
 
     @classmethod
@@ -63,5 +56,9 @@ class Compute(NamedTuple):
     @property
     def words(self) -> str:
         """The declaration for people."""
-        gpus = f", {self.gpus} GPUs" if self.gpus else ""
-        return f"{self.cores} cores, {self.memory_mib} MiB of memory{gpus}"
+        gpus = f", {_count(self.gpus, 'GPU')}" if self.gpus else ""
+        return f"{_count(self.cores, 'core')}, {self.memory_mib} MiB of memory{gpus}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

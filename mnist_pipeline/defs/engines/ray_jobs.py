@@ -22,11 +22,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
-from mnist_pipeline.defs.engines.compute import MIB, THREADS, Compute
+from mnist_pipeline.defs.engines.compute import THREADS, Compute
 from mnist_pipeline.defs.engines.several_hosts import is_here, require_shared
 from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
 from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB
-from mnist_pipeline.environment import Environment
+from mnist_pipeline.environment import PLACES, Environment
+from mnist_pipeline.variables import STORES_OF_BEFORE, absolute
+
+MIB = 1 << 20
 
 HEALTH_SECONDS = 5
 """Between two looks whether the jobs are at work."""
@@ -39,6 +42,9 @@ LOG_CHARACTERS = 1000
 
 DECLARED = frozenset({"num_cpus", "num_gpus", "memory"})
 """The options that a step declares beside its asset: for all steps they would have no effect."""
+
+LOCAL = {*PLACES, "dataset_dir", "mnist_dir", "model_dir", "pipeline_config"}
+"""The variables, in small letters, that may hold the path of a file or folder."""
 
 UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, RayStateApiException)
 """The errors of a client whose cluster is gone, busy, or refuses to answer."""
@@ -74,14 +80,15 @@ class RaySteps(RayStepHandler):
         )
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
         threads = THREADS if THREADS in os.environ else f"{THREADS}={compute.cores}"
-        passed = [name for name in self._variables if name in os.environ]
+        passed = [f"{name}={_found_from_anywhere(name)}" for name in self._variables if os.environ.get(name)]
         yield from RayStepHandler(
             client=self.client,
             env_vars=[programs, threads, *passed, *self.env_vars],
             runtime_env=self.runtime_env,
-            num_cpus=None,
-            num_gpus=None,
-            memory=None,
+            # What an executor sets stands above a step's tag of dagster-ray, which may name custom resources besides.
+            num_cpus=compute.cores,
+            num_gpus=compute.gpus,
+            memory=compute.memory_mib * MIB,
             resources=dict(self.resources or {}),  # it adds the step's own to what it is given
         ).launch_step(context)
 
@@ -118,6 +125,13 @@ class RaySteps(RayStepHandler):
                     context.dagster_run,
                 )
                 self.client.stop_job(job.submission_id)
+
+
+def _found_from_anywhere(name: str) -> str:
+    """The value of a variable; a relative path in it begins at the folder of this process, not at that of the host."""
+    value = os.environ[name]
+    is_path = name.lower() in LOCAL and "://" not in value and value not in STORES_OF_BEFORE
+    return absolute(value) if is_path else value
 
 
 def _shortage(address: str, compute: Compute) -> str:

@@ -1,0 +1,184 @@
+"""The jobs that a run submits to Ray, caught; what a real cluster does with them is in test_ray."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster_ray.core.executor import RayStepHandler
+from ray.job_submission import JobSubmissionClient
+
+from mnist_pipeline.defs.engines import ray_jobs as engine
+from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.environment import Environment
+from mnist_pipeline_tests.ray_api import Jobs, ray_jobs
+
+ADDRESS = "RAY_OF_THE_TEST"
+WITH_RESOURCES = {"dagster-ray/config": json.dumps({"num_cpus": 3, "resources": {"scanner": 1}})}
+
+
+@dg.op(tags=Compute(cores=1, memory_mib=512).tags() | WITH_RESOURCES)
+def first() -> None:
+    pass
+
+
+@dg.op(ins={"start": dg.In(dg.Nothing)}, tags=Compute(cores=2, memory_mib=1024).tags())
+def second() -> None:
+    pass
+
+
+@dg.op(ins={"start": dg.In(dg.Nothing)})
+def cheap() -> None:
+    pass
+
+
+def three_steps() -> dg.JobDefinition:
+    environment = Environment.read({"SERVE_TOKEN": "secret"})
+    variables = ["STORAGE_ROOT", "MODEL_STORE", "PIPELINE_CONFIG", "DATASET", "DATASET_DIR"]
+    executor = engine.cluster_executor(environment, [], variables, {"second": {"cores": 1, "gpus": 1}})
+    config = {"address": os.environ[ADDRESS], "resources": {"anywhere": 1}, "env_vars": ["ITS_OWN=1"]}
+
+    @dg.job(executor_def=executor.configured({"ray": config}))
+    def job() -> None:
+        cheap(second(first()))
+
+    return job
+
+
+@pytest.fixture
+def jobs() -> Iterator[Jobs]:
+    with ray_jobs() as found:
+        yield found
+
+
+@pytest.fixture
+def handler(jobs) -> engine.RaySteps:
+    common = RayStepHandler(JobSubmissionClient(jobs.address), None, None, None, None, None, None)
+    return engine.RaySteps(common, [])
+
+
+def step_of(run: str) -> Any:
+    """As much of a step as a look at its job takes."""
+    return SimpleNamespace(
+        execute_step_args=SimpleNamespace(run_id=run, step_keys_to_execute=["some_step"], known_state=None)
+    )
+
+
+def submitted(handler: engine.RaySteps, jobs: Jobs, command: str) -> Any:
+    """A step whose job is this command."""
+    step = step_of("a run")
+    name = handler._get_ray_job_submission_id(step)
+    jobs.add({"submission_id": name, "entrypoint": command, "metadata": {}, "runtime_env": {"env_vars": {}}})
+    return step
+
+
+def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeypatch, jobs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv(ADDRESS, jobs.address)
+    given = {"STORAGE_ROOT": "here", "MODEL_STORE": "s3://bucket/models", "PIPELINE_CONFIG": "./some.yaml"}
+    for name, value in {**given, "DATASET": "mnist", "SERVE_TOKEN": "secret"}.items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.local_temp() as instance:
+        result = dg.execute_job(dg.reconstructable(three_steps), instance)
+        assert result.success
+        told = [entry.message for entry in instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)]
+    [of_first, of_second] = jobs.submitted
+    # A step's own tag for Ray has custom resources; the rest is what it declares.
+    assert (of_first["entrypoint_num_cpus"], of_first["entrypoint_memory"]) == (1, 512 * 2**20)
+    assert of_first["entrypoint_resources"] == {"anywhere": 1, "scanner": 1}
+    assert of_second["entrypoint_resources"] == {"anywhere": 1}
+    amounts = tuple(of_second[f"entrypoint_{name}"] for name in ("num_cpus", "num_gpus", "memory"))
+    assert amounts == (1, 1, 1024 * 2**20)
+    variables = of_second["runtime_env"]["env_vars"]
+    assert variables["PATH"] == f"{Path(sys.executable).parent}:${{PATH}}"
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert variables["ITS_OWN"] == "1"
+    # Relative paths begin here, and not where Ray was started.
+    assert variables["STORAGE_ROOT"] == str(tmp_path / "here")
+    assert variables["PIPELINE_CONFIG"] == str(tmp_path / "some.yaml")
+    assert variables["MODEL_STORE"] == "s3://bucket/models"
+    assert variables["DATASET"] == "mnist"
+    assert "DATASET_DIR" not in variables
+    assert "secret" not in json.dumps(jobs.submitted)
+    [asked] = [message for message in told if message.startswith("second asks")]
+    assert f"the Ray cluster {jobs.address} for 1 core, 1024 MiB of memory, 1 GPU" in asked
+    assert "No host has that much (2 cores, 4096 MiB, 0 GPUs), so it waits for one that has" in asked
+
+
+def test_a_job_of_a_run_that_ended_is_stopped_before_its_step_begins_again(monkeypatch, jobs):
+    monkeypatch.setenv(ADDRESS, jobs.address)
+    with dg.DagsterInstance.local_temp() as instance:
+        ended = instance.create_run_for_job(three_steps(), status=dg.DagsterRunStatus.FAILURE)
+        alive = instance.create_run_for_job(three_steps(), status=dg.DagsterRunStatus.STARTED)
+        for name, run in {"stray": ended.run_id, "at-work": alive.run_id, "of-another": "unknown"}.items():
+            labels = {"dagster/op": "second", "dagster/run-id": run}
+            waits = {"submission_id": name, "entrypoint": "sleep 600", "metadata": labels}
+            jobs.add(waits | {"runtime_env": {"env_vars": {}}})
+        assert dg.execute_job(dg.reconstructable(three_steps), instance).success
+    assert jobs.stopped == ["stray"]
+
+
+def test_hosts_elsewhere_need_a_bucket_and_postgres(monkeypatch, jobs):
+    monkeypatch.setenv(ADDRESS, jobs.address)
+    jobs.hosts.append(jobs.hosts[0] | {"node_ip": "192.0.2.77"})
+    with dg.DagsterInstance.local_temp() as instance, pytest.raises(dg.DagsterInvariantViolationError) as refused:
+        dg.execute_job(dg.reconstructable(three_steps), instance, raise_on_error=True)
+    assert "the Ray cluster has the hosts 127.0.0.1, 192.0.2.77, and these are missing: " in str(refused.value)
+    assert "Set STORAGE_ROOT to a bucket" in str(refused.value)
+    assert "Use Postgres" in str(refused.value)
+    assert jobs.submitted == []
+
+
+def test_a_job_that_failed_says_why_in_short(handler, jobs):
+    step = submitted(handler, jobs, "exit 3")
+    [process] = jobs.processes.values()
+    process.wait()
+    jobs.message = "a long log " * 10_000 + "and its end"
+    health = handler.check_step_health(step)
+    assert not health.is_healthy
+    assert (health.unhealthy_reason or "").endswith("and its end")
+    assert "failed (THE_KIND)" in (health.unhealthy_reason or "")
+    assert len(health.unhealthy_reason or "") < 2 * engine.LOG_CHARACTERS
+
+
+def test_only_a_job_that_is_unknown_counts_as_lost_at_once(handler, jobs, monkeypatch):
+    """A busy server answered as if it were gone, and a second training would have begun beside the first."""
+    step = submitted(handler, jobs, "sleep 600")
+    now = 1000.0
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    assert handler.check_step_health(step).is_healthy
+    jobs.status = 500
+    assert handler.check_step_health(step).is_healthy
+    now += engine.LOST_SECONDS - 1
+    assert handler.check_step_health(step).is_healthy
+    jobs.status = 200
+    assert handler.check_step_health(step).is_healthy
+    jobs.status = 503
+    now += 1
+    assert handler.check_step_health(step).is_healthy  # it answered in between
+    now += engine.LOST_SECONDS
+    gone = handler.check_step_health(step)
+    assert f"has not answered for {engine.LOST_SECONDS} s" in (gone.unhealthy_reason or "")
+    jobs.status = 200
+    unknown = handler.check_step_health(step_of("another run"))
+    assert "does not know the job dagster-step-" in (unknown.unhealthy_reason or "")
+
+
+def test_no_cluster_is_said_in_one_sentence(tmp_path):
+    """From the command line, without a traceback."""
+    file = tmp_path / "executor.yaml"
+    file.write_text("ray: {address: 'http://127.0.0.1:1'}")
+    variables = {"EXECUTOR": "ray", "EXECUTOR_CONFIG": str(file), "STORAGE_ROOT": str(tmp_path / "storage")}
+    variables |= {"DAGSTER_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore", "DATASET_SOURCE": "sample"}
+    command = [sys.executable, "-m", "mnist_pipeline", "run"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Failed to connect to Ray at address: http://127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
