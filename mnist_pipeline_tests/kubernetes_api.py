@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
 import yaml
@@ -42,7 +42,7 @@ class Pod:
     """A job, and the process of its only pod."""
 
     def __init__(self, job: dict[str, Any], secrets: dict[str, dict[str, str]], folder: Path) -> None:
-        self.job = job
+        self.job, self.reason = job, "Error"
         [self.container] = job["spec"]["template"]["spec"]["containers"]
         variables = dict(OF_EVERY_POD)
         for source in self.container.get("envFrom", []):
@@ -70,10 +70,17 @@ class Pod:
         """The step that it is of; None of one that is of a whole run."""
         return self.labels.get("dagster/op")
 
-    def kill(self) -> None:
-        """Its node is gone."""
+    def kill(self, reason: str = "Error") -> None:
+        """Its node is gone, or another reason that Kubernetes knows."""
+        self.reason = reason
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def pod_as_json(self) -> dict[str, Any]:
+        code = self.process.poll()
+        state = {"running": {}} if code is None else {"terminated": {"exitCode": abs(code), "reason": self.reason}}
+        container = {"name": "dagster", "image": "", "imageID": "", "ready": code is None, "restartCount": 0}
+        return {"metadata": {"name": f"{self.name}-1"}, "status": {"containerStatuses": [container | {"state": state}]}}
 
     def as_json(self) -> dict[str, Any]:
         ended = self.process.poll()
@@ -133,8 +140,11 @@ def kubernetes(folder: Path, secrets: dict[str, dict[str, str]]) -> Iterator[tup
             return self._answer(201, job)
 
         def do_GET(self) -> None:
-            if PODS.fullmatch(urlsplit(self.path).path):
-                return self._answer(200, {"items": []})
+            address = urlsplit(self.path)
+            if PODS.fullmatch(address.path):
+                [label] = parse_qs(address.query).get("labelSelector", [""])
+                found = cluster.pods.get(label.removeprefix("job-name="))
+                return self._answer(200, {"items": [found.pod_as_json()] if found else []})
             if pod := self._find():
                 return self._answer(200, pod.as_json())
             return self._answer(404, {"kind": "Status", "reason": "NotFound", "code": 404})

@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+SILENT = 0
+"""The status of a server that answers nothing."""
+
 JOB = re.compile(r"/api/jobs/([^/]+)")
 HOST = {"node_ip": "127.0.0.1", "state": "ALIVE", "resources_total": {"CPU": 2.0, "memory": 2.0**32}}
 
@@ -25,7 +28,11 @@ class Jobs:
         self.hosts = [dict(HOST)]
         self.status = 200
         """Another one is the answer to all questions about jobs."""
+        self.refused = 0
+        """So many jobs are refused first."""
         self.message = ""
+        self.answer = ""
+        """A state that all jobs are said to be in."""
 
     def add(self, job: dict[str, Any]) -> None:
         self.submitted.append(job)
@@ -35,7 +42,7 @@ class Jobs:
 
     def details(self, name: str) -> dict[str, Any]:
         ended = self.processes[name].poll()
-        status = "RUNNING" if ended is None else "FAILED" if ended else "SUCCEEDED"
+        status = self.answer or ("RUNNING" if ended is None else "FAILED" if ended else "SUCCEEDED")
         [job] = [job for job in self.submitted if job["submission_id"] == name]
         found = {"type": "SUBMISSION", "submission_id": name, "status": status, "entrypoint": job["entrypoint"]}
         return found | {"metadata": job["metadata"], "message": self.message, "error_type": "THE_KIND"}
@@ -60,6 +67,9 @@ def ray_jobs() -> Iterator[Jobs]:
 
         def do_POST(self) -> None:
             content = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+            if self.path == "/api/jobs/" and jobs.refused:
+                jobs.refused -= 1
+                return self._answer("the server is busy", 503)
             if self.path == "/api/jobs/":
                 jobs.add(content)
                 return self._answer({"job_id": content["submission_id"], "submission_id": content["submission_id"]})
@@ -72,6 +82,12 @@ def ray_jobs() -> Iterator[Jobs]:
             if self.path.startswith("/api/v0/nodes"):
                 nodes = {"total": 1, "num_after_truncation": 1, "num_filtered": 1, "result": jobs.hosts}
                 return self._answer({"result": True, "msg": "", "data": {"result": nodes}})
+            return self._answer_about_jobs()
+
+        def _answer_about_jobs(self) -> None:
+            if jobs.status == SILENT:
+                self.connection.recv(1)  # returns when the client closes
+                return None
             if jobs.status != 200:
                 return self._answer("the server is busy", jobs.status)
             if found := JOB.fullmatch(self.path):

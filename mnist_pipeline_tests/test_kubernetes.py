@@ -25,6 +25,7 @@ from referencing.jsonschema import DRAFT7
 
 from mnist_pipeline.definitions import build_definitions
 from mnist_pipeline.defs.batch_parts import PART_COMPUTE
+from mnist_pipeline.defs.engines.kubernetes_jobs import OUT_OF_MEMORY
 from mnist_pipeline.defs.training import TRAINING_COMPUTE
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.serve.operations import operations_routes
@@ -277,8 +278,12 @@ def test_a_pod_of_a_training_is_lost_and_then_the_one_of_its_run(deployment, clu
     deployment.submit("training_job")
     deployment.wait_for(lambda: deployment.epochs() == HELD_FROM, "some epochs", 240)
     [first] = api.of("digit_classifier")
-    first.kill()
+    first.kill(OUT_OF_MEMORY)
     deployment.wait_for(lambda: deployment.epochs() > HELD_FROM, "training to go on", 240)
+    [begun] = deployment.running()
+    [again] = deployment.instance.all_logs(begun.run_id, of_type=dg.DagsterEventType.STEP_UP_FOR_RETRY)
+    told = f"{again.message} {again.dagster_event}"
+    assert "it took more than 3000 MiB of memory and was killed: declare more" in told
     [_, second] = api.of("digit_classifier")
     [run] = api.of(None)
     run.kill()

@@ -11,19 +11,20 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 from dagster_ray.core.executor import RayStepHandler
-from ray.job_submission import JobSubmissionClient
 
 from mnist_pipeline.defs.engines import ray_jobs as engine
 from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB
 from mnist_pipeline.environment import Environment
-from mnist_pipeline_tests.ray_api import Jobs, ray_jobs
+from mnist_pipeline_tests.ray_api import SILENT, Jobs, ray_jobs
 
 ADDRESS = "RAY_OF_THE_TEST"
 WITH_RESOURCES = {"dagster-ray/config": json.dumps({"num_cpus": 3, "resources": {"scanner": 1}})}
 
 
-@dg.op(tags=Compute(cores=1, memory_mib=512).tags() | WITH_RESOURCES)
+@dg.op(tags=Compute(cores=1, memory_mib=512).tags() | WITH_RESOURCES, retry_policy=dg.RetryPolicy(max_retries=1))
 def first() -> None:
     pass
 
@@ -59,7 +60,7 @@ def jobs() -> Iterator[Jobs]:
 
 @pytest.fixture
 def handler(jobs) -> engine.RaySteps:
-    common = RayStepHandler(JobSubmissionClient(jobs.address), None, None, None, None, None, None)
+    common = RayStepHandler(engine.Client(jobs.address), None, None, None, None, None, None)
     return engine.RaySteps(common, [])
 
 
@@ -109,19 +110,23 @@ def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeyp
     assert "secret" not in json.dumps(jobs.submitted)
     [asked] = [message for message in told if message.startswith("second asks")]
     assert f"the Ray cluster {jobs.address} for 1 core, 1024 MiB of memory, 1 GPU" in asked
-    assert "No host has that much (2 cores, 4096 MiB, 0 GPUs), so it waits for one that has" in asked
+    assert "No host has that much (1 with 2 cores, 4096 MiB, 0 GPUs), so it waits for one that has" in asked
 
 
-def test_a_job_of_a_run_that_ended_is_stopped_before_its_step_begins_again(monkeypatch, jobs):
+def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(monkeypatch, jobs, handler):
     monkeypatch.setenv(ADDRESS, jobs.address)
+    for name in ("stray", "of-another-step"):
+        waits: dict[str, Any] = {"submission_id": name, "entrypoint": "sleep 600", "metadata": {}}
+        jobs.add(waits | {"runtime_env": {"env_vars": {}}})
     with dg.DagsterInstance.local_temp() as instance:
         ended = instance.create_run_for_job(three_steps(), status=dg.DagsterRunStatus.FAILURE)
-        alive = instance.create_run_for_job(three_steps(), status=dg.DagsterRunStatus.STARTED)
-        for name, run in {"stray": ended.run_id, "at-work": alive.run_id, "of-another": "unknown"}.items():
-            labels = {"dagster/op": "second", "dagster/run-id": run}
-            waits = {"submission_id": name, "entrypoint": "sleep 600", "metadata": labels}
-            jobs.add(waits | {"runtime_env": {"env_vars": {}}})
-        assert dg.execute_job(dg.reconstructable(three_steps), instance).success
+        for step, name in {"second": "stray", "first": "of-another-step"}.items():
+            where = {RAY_ADDRESS: dg.MetadataValue.text(jobs.address), RAY_JOB: dg.MetadataValue.text(name)}
+            instance.report_engine_event("asks", ended, EngineEventData(where), step_key=step)
+        again = instance.create_run_for_job(three_steps(), parent_run_id=ended.run_id, root_run_id=ended.run_id)
+        handler._stop_stray(SimpleNamespace(instance=instance, dagster_run=again), "second")
+        assert jobs.stopped == ["stray"]
+        handler._stop_stray(SimpleNamespace(instance=instance, dagster_run=ended), "second")
     assert jobs.stopped == ["stray"]
 
 
@@ -144,8 +149,10 @@ def test_a_job_that_failed_says_why_in_short(handler, jobs):
     health = handler.check_step_health(step)
     assert not health.is_healthy
     assert (health.unhealthy_reason or "").endswith("and its end")
-    assert "failed (THE_KIND)" in (health.unhealthy_reason or "")
+    assert "FAILED (THE_KIND)" in (health.unhealthy_reason or "")
     assert len(health.unhealthy_reason or "") < 2 * engine.LOG_CHARACTERS
+    jobs.answer = "STOPPED"
+    assert "STOPPED" in (handler.check_step_health(step).unhealthy_reason or "")
 
 
 def test_only_a_job_that_is_unknown_counts_as_lost_at_once(handler, jobs, monkeypatch):
@@ -169,6 +176,26 @@ def test_only_a_job_that_is_unknown_counts_as_lost_at_once(handler, jobs, monkey
     jobs.status = 200
     unknown = handler.check_step_health(step_of("another run"))
     assert "does not know the job dagster-step-" in (unknown.unhealthy_reason or "")
+
+
+def test_a_silent_cluster_is_waited_for_so_long_and_no_longer(handler, jobs, monkeypatch):
+    step = submitted(handler, jobs, "sleep 600")
+    monkeypatch.setattr(engine, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(engine, "LOST_SECONDS", 0)
+    jobs.status = SILENT
+    assert "Read timed out" in (handler.check_step_health(step).unhealthy_reason or "")
+
+
+def test_a_cluster_that_is_busy_when_a_step_begins_does_not_end_the_run(monkeypatch, jobs):
+    monkeypatch.setenv(ADDRESS, jobs.address)
+    monkeypatch.setattr(engine, "HEALTH_SECONDS", 1)
+    jobs.refused = 1
+    with dg.DagsterInstance.local_temp() as instance:
+        result = dg.execute_job(dg.reconstructable(three_steps), instance)
+        told = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert result.success
+    assert any(line.startswith("first could not be submitted, and is tried again: Request failed") for line in told)
+    assert len(jobs.submitted) == 2
 
 
 def test_no_cluster_is_said_in_one_sentence(tmp_path):

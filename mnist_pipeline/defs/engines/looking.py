@@ -37,13 +37,11 @@ def _find_container(step: str, container_id: str) -> Finding:
 def _find_job(step: str, job: str, cluster: str) -> Finding:
     where = f"{step} in Ray job {job} of {cluster}"
     try:
-        from ray.job_submission import JobSubmissionClient
-
-        from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, find_job
+        from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client, find_job
     except ImportError:
         return Finding(None, f"{where} cannot be looked for: the extra `ray` is not installed here")
     try:
-        found = find_job(JobSubmissionClient(cluster), job)
+        found = find_job(Client(cluster), job)
     except UNREACHABLE as error:
         return Finding(None, f"{where} cannot be looked for: {error}")
     if found is None or found.status.is_terminal():

@@ -2,12 +2,14 @@
 
 The step handler of dagster-ray 0.4.8 submits the jobs. Found by running it, and seen to here: what the executor sets
 beats what a step declares, custom resources of one step stay set for those after it, the entry point is found on PATH
-only, any answer but 200 counts as a lost job, and a step of a run that was lost is not looked for.
+only, any answer but 200 counts as a lost job, a silent cluster is waited for without end, one that is away when a step
+begins ends the run, and a step of a run that was lost is not looked for.
 """
 
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import requests
 from dagster._core.events import EngineEventData
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepDelegatingExecutor, StepHandlerContext
-from dagster_ray.core.executor import RayStepHandler, ray_executor
+from dagster_ray.core.executor import RayExecutorConfig, RayStepHandler, ray_executor
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
@@ -25,11 +28,14 @@ from ray.util.state.exception import RayStateApiException
 from mnist_pipeline.defs.engines.compute import THREADS, Compute
 from mnist_pipeline.defs.engines.several_hosts import is_here, require_shared
 from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
-from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB
+from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB, read_traces
 from mnist_pipeline.environment import PLACES, Environment
 from mnist_pipeline.variables import STORES_OF_BEFORE, absolute
 
 MIB = 1 << 20
+
+ANSWER_SECONDS = 15
+"""Longer than a cluster at work needs for an answer; run monitoring waits for it."""
 
 HEALTH_SECONDS = 5
 """Between two looks whether the jobs are at work."""
@@ -40,14 +46,24 @@ LOST_SECONDS = 120
 LOG_CHARACTERS = 1000
 """The end of the log of a job that failed: so much of it is told."""
 
+LISTED_KINDS = 5
+"""The kinds of hosts of which there are most: so many are told."""
+
 DECLARED = frozenset({"num_cpus", "num_gpus", "memory"})
 """The options that a step declares beside its asset: for all steps they would have no effect."""
 
 LOCAL = {*PLACES, "dataset_dir", "mnist_dir", "model_dir", "pipeline_config"}
 """The variables, in small letters, that may hold the path of a file or folder."""
 
-UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, RayStateApiException)
+UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, RayStateApiException, AuthenticationError)
 """The errors of a client whose cluster is gone, busy, or refuses to answer."""
+
+
+class Client(JobSubmissionClient):
+    """Ray's client, which waits for an answer so long and no longer."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
 
 
 class RaySteps(RayStepHandler):
@@ -60,12 +76,23 @@ class RaySteps(RayStepHandler):
         self._silent_since: float | None = None
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
-        """Submit the step, after those jobs of it were stopped whose run has ended."""
-        context, step = step_handler_context, self._get_step_key(step_handler_context)
+        """Submit the step, after the job of it was stopped that outlived the run before.
+
+        A cluster that cannot be reached is no end of the run: the next look finds that there is no such job.
+        """
+        try:
+            yield from self._submit(step_handler_context, self._get_step_key(step_handler_context))
+        except UNREACHABLE as error:
+            step_handler_context.instance.report_engine_event(
+                f"{self._get_step_key(step_handler_context)} could not be submitted, and is tried again: {error}",
+                step_handler_context.dagster_run,
+            )
+
+    def _submit(self, context: StepHandlerContext, step: str) -> Iterator[dg.DagsterEvent]:
         [tags] = context.step_tags.values()
         compute = Compute.of(tags)
         assert compute, "a step without a declaration is no job of its own"
-        self._stop_strays(context, step)
+        self._stop_stray(context, step)
         address = self.client.get_address()
         context.instance.report_engine_event(
             f"{step} asks the Ray cluster {address} for {compute.words}{_shortage(address, compute)}",
@@ -108,23 +135,23 @@ class RaySteps(RayStepHandler):
         self._silent_since = None
         if found is None:
             return CheckStepHealthResult.unhealthy(f"the Ray cluster does not know the job {job} any more")
-        if found.status == JobStatus.FAILED:
+        if found.status in (JobStatus.FAILED, JobStatus.STOPPED):  # stopped: by somebody, on the dashboard
             why = (found.message or "").strip()[-LOG_CHARACTERS:]
-            return CheckStepHealthResult.unhealthy(f"the Ray job {job} failed ({found.error_type}): {why}")
+            return CheckStepHealthResult.unhealthy(f"the Ray job {job}: {found.status} ({found.error_type}): {why}")
         return CheckStepHealthResult.healthy()
 
-    def _stop_strays(self, context: StepHandlerContext, step: str) -> None:
-        for job in self.client.list_jobs():
-            labels = job.metadata or {}
-            if labels.get("dagster/op") != step or job.status.is_terminal() or not job.submission_id:
-                continue
-            run = context.instance.get_run_by_id(labels.get("dagster/run-id", ""))
-            if run and run.is_finished:  # none: of another deployment that shares this cluster
-                context.instance.report_engine_event(
-                    f"{step} was still at work in Ray job {job.submission_id} for a run that had ended: it is ended",
-                    context.dagster_run,
-                )
-                self.client.stop_job(job.submission_id)
+    def _stop_stray(self, context: StepHandlerContext, step: str) -> None:
+        """Stop the job of the step in the run that this one is a retry of, if it outlived that."""
+        parent = context.dagster_run.parent_run_id
+        before = context.instance.get_run_by_id(parent) if parent else None
+        place = read_traces(context.instance, before).elsewhere.get(step) if before else None
+        job = find_job(self.client, place.name) if place and place.cluster else None
+        if place and job and not job.status.is_terminal():
+            context.instance.report_engine_event(
+                f"{step} was still at work in Ray job {place.name} for a run that had ended: it is ended",
+                context.dagster_run,
+            )
+            self.client.stop_job(place.name)
 
 
 def _found_from_anywhere(name: str) -> str:
@@ -140,12 +167,13 @@ def _shortage(address: str, compute: Compute) -> str:
     hosts = [node.resources_total for node in alive(address)]
     if any(all(host.get(name, 0) >= amount for name, amount in wanted.items()) for host in hosts):
         return ""
-    largest = "; ".join(
+    kinds = Counter(
         f"{host.get('CPU', 0):.0f} cores, {host.get('memory', 0) / MIB:.0f} MiB, {host.get('GPU', 0):.0f} GPUs"
         for host in hosts
     )
+    found = "; ".join(f"{count} with {what}" for what, count in kinds.most_common(LISTED_KINDS))
     return (
-        f". No host has that much ({largest}), so it waits for one that has: where none will come, say less under "
+        f". No host has that much ({found}), so it waits for one that has: where none will come, say less under "
         "`compute` in EXECUTOR_CONFIG"
     )
 
@@ -174,10 +202,11 @@ def cluster_executor(
     """Return the executor that has the configuration of dagster-ray's, and forks cheap steps from `modules`."""
 
     def create(context: dg.InitExecutorContext) -> dg.Executor:
-        native = ray_executor.executor_creation_fn
-        assert native, "dagster-ray's executor can be created"
-        common = native(context)._step_handler  # type: ignore[attr-defined]  # it reads the configuration
-        hosts = [node.node_ip for node in alive(common.client.get_address())]
+        given: Any = context.executor_config["ray"]
+        config = RayExecutorConfig(**given)
+        client = Client(config.address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
+        common = RayStepHandler(client, config.env_vars, config.runtime_env, None, None, None, config.resources)
+        hosts = [node.node_ip for node in alive(client.get_address())]
         if not all(is_here(host) for host in hosts):
             require_shared(environment, context.instance, f"the Ray cluster has the hosts {', '.join(hosts)}")
         return StepDelegatingExecutor(

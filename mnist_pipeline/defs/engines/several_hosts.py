@@ -24,6 +24,10 @@ def local_places(environment: Environment) -> list[str]:
 
 def require_shared(environment: Environment, instance: dg.DagsterInstance, why: str) -> None:
     """Raise DagsterInvariantViolationError with what is missing, and what to set, if steps could not meet."""
+    if environment.experiment:
+        raise dg.DagsterInvariantViolationError(
+            f"{why}, and an experiment lies on one machine's disk: use another EXECUTOR for it"
+        )
     missing = []
     if places := local_places(environment):
         missing.append(
