@@ -22,6 +22,13 @@ import yaml
 
 from mnist_pipeline_tests.live import PROJECT
 
+DEPLOY = PROJECT / "deploy" / "kubernetes"
+VALUES: dict[str, Any] = yaml.safe_load((DEPLOY / "values.yaml").read_text())
+[LOCATION] = VALUES["dagster-user-deployments"]["deployments"]
+LAUNCHER = VALUES["runLauncher"]["config"]["k8sRunLauncher"]
+SHARED = LAUNCHER["runK8sConfig"]
+"""What the pods of runs and steps have in common."""
+
 VERSIONS = ("1.29", "1.37")
 """The schemas that manifests and jobs must fit, of an old and of a new cluster."""
 
@@ -129,6 +136,8 @@ def kubernetes(folder: Path, secrets: dict[str, dict[str, str]]) -> Iterator[tup
 
         def do_POST(self) -> None:
             job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if job["metadata"]["name"] in cluster.pods:
+                return self._answer(409, {"kind": "Status", "reason": "AlreadyExists", "code": 409})
             try:
                 validate(job)
                 assert JOBS.fullmatch(urlsplit(self.path).path)

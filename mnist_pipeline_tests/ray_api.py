@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+from mnist_pipeline_tests.live import PROJECT
+
 SILENT = 0
 """The status of a server that answers nothing."""
 
@@ -37,7 +39,8 @@ class Jobs:
     def add(self, job: dict[str, Any]) -> None:
         self.submitted.append(job)
         variables = {name: os.path.expandvars(value) for name, value in job["runtime_env"]["env_vars"].items()}
-        process = subprocess.Popen(job["entrypoint"], shell=True, env=os.environ | variables, start_new_session=True)
+        of_host = os.environ | {"PYTHONPATH": str(PROJECT)}
+        process = subprocess.Popen(job["entrypoint"], shell=True, env=of_host | variables, start_new_session=True)
         self.processes[job["submission_id"]] = process
 
     def details(self, name: str) -> dict[str, Any]:
@@ -73,7 +76,9 @@ def ray_jobs() -> Iterator[Jobs]:
             if self.path == "/api/jobs/":
                 jobs.add(content)
                 return self._answer({"job_id": content["submission_id"], "submission_id": content["submission_id"]})
-            jobs.stopped.append(self.path.split("/")[3])
+            name = self.path.split("/")[3]
+            jobs.stopped.append(name)
+            jobs.processes[name].terminate()
             return self._answer({"stopped": True})
 
         def do_GET(self) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from ray.job_submission import JobSubmissionClient
 
-from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, alive
+from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client
 from mnist_pipeline_tests.live import PROJECT, wait_until
 
 START_SECONDS = 120
@@ -120,9 +119,9 @@ class Cluster:
         )
         assert process.poll() is None, (self.folder / "hosts.log").read_text()[-2000:]
 
-    def _alive(self) -> list[Any]:
+    def _alive(self) -> list[dict[str, Any]]:
         try:
-            return alive(self.address)
+            return Client(self.address).hosts()
         except UNREACHABLE:  # it begins
             return []
 
@@ -138,9 +137,9 @@ class Cluster:
 
     def node_of(self, job: str) -> int:
         """Return which host has a job, by the order in which they joined."""
-        details = JobSubmissionClient(self.address).get_job_info(job)
-        nodes = sorted(self._alive(), key=lambda node: node.start_time_ms)
-        return [node.node_id for node in nodes].index(details.driver_node_id)
+        details = Client(self.address).get_job_info(job)
+        nodes = sorted(self._alive(), key=lambda node: node["start_time_ms"])
+        return [node["node_id"] for node in nodes].index(details.driver_node_id)
 
     def stop(self) -> None:
         for host in reversed(self.hosts):

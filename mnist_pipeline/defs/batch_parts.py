@@ -66,7 +66,7 @@ def _part(gather: dg.OpDefinition, number: int, parts: int) -> dg.OpDefinition:
     ) -> None:
         from mnist_pipeline.ml.inputs import Share
 
-        predictor = deployed_predictor(model_store, processed_mnist_data.spec, PART_COMPUTE.cores)
+        predictor = deployed_predictor(model_store, processed_mnist_data.spec, PART_COMPUTE.threads())
         source = batch_source(config, processed_mnist_data, prediction_input_dir)
         if source.paths and not source.inputs.files:
             return

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
-from dagster_ray.core.executor import RayStepHandler
+from dagster_ray.core.executor import RayExecutorConfig
 
 from mnist_pipeline.defs.engines import ray_jobs as engine
 from mnist_pipeline.defs.engines.compute import Compute
@@ -42,8 +42,8 @@ def cheap() -> None:
 def three_steps() -> dg.JobDefinition:
     environment = Environment.read({"SERVE_TOKEN": "secret"})
     variables = ["STORAGE_ROOT", "MODEL_STORE", "PIPELINE_CONFIG", "DATASET", "DATASET_DIR"]
-    executor = engine.cluster_executor(environment, [], variables, {"second": {"cores": 1, "gpus": 1}})
-    config = {"address": os.environ[ADDRESS], "resources": {"anywhere": 1}, "env_vars": ["ITS_OWN=1"]}
+    executor = engine.cluster_executor(environment, [], variables, {"second": {"cores": 1, "gpus": 1}}, None)
+    config = {"address": {"env": ADDRESS}, "resources": {"anywhere": 1}, "env_vars": ["ITS_OWN=1"]}
 
     @dg.job(executor_def=executor.configured({"ray": config}))
     def job() -> None:
@@ -60,8 +60,7 @@ def jobs() -> Iterator[Jobs]:
 
 @pytest.fixture
 def handler(jobs) -> engine.RaySteps:
-    common = RayStepHandler(engine.Client(jobs.address), None, None, None, None, None, None)
-    return engine.RaySteps(common, [])
+    return engine.RaySteps(engine.Client(jobs.address), RayExecutorConfig(), [])
 
 
 def step_of(run: str) -> Any:
@@ -115,8 +114,16 @@ def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeyp
 
 def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(monkeypatch, jobs, handler):
     monkeypatch.setenv(ADDRESS, jobs.address)
+
+    def before(run: dg.DagsterRun) -> str | None:
+        """The job that is stopped before the first attempt of the run."""
+        jobs.stopped.clear()
+        context: Any = SimpleNamespace(instance=instance, dagster_run=run, **vars(step_of(run.run_id)))
+        handler._stop_job_before(context, "second")
+        return jobs.stopped[0] if jobs.stopped else None
+
     for name in ("stray", "of-another-step"):
-        waits: dict[str, Any] = {"submission_id": name, "entrypoint": "sleep 600", "metadata": {}}
+        waits: dict[str, Any] = {"submission_id": name, "entrypoint": "exec sleep 600", "metadata": {}}
         jobs.add(waits | {"runtime_env": {"env_vars": {}}})
     with dg.DagsterInstance.local_temp() as instance:
         ended = instance.create_run_for_job(three_steps(), status=dg.DagsterRunStatus.FAILURE)
@@ -124,10 +131,21 @@ def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(mon
             where = {RAY_ADDRESS: dg.MetadataValue.text(jobs.address), RAY_JOB: dg.MetadataValue.text(name)}
             instance.report_engine_event("asks", ended, EngineEventData(where), step_key=step)
         again = instance.create_run_for_job(three_steps(), parent_run_id=ended.run_id, root_run_id=ended.run_id)
-        handler._stop_stray(SimpleNamespace(instance=instance, dagster_run=again), "second")
-        assert jobs.stopped == ["stray"]
-        handler._stop_stray(SimpleNamespace(instance=instance, dagster_run=ended), "second")
-    assert jobs.stopped == ["stray"]
+        assert before(again) == "stray"
+        assert jobs.processes["stray"].poll() is not None  # it was waited for
+        assert before(again) is None
+        assert before(ended) is None  # it is no retry of any
+    assert jobs.processes["of-another-step"].poll() is None
+
+
+def test_a_job_that_was_only_silent_is_stopped_before_the_next_attempt(handler, jobs, monkeypatch):
+    """It counted as lost, and trains on."""
+    step = submitted(handler, jobs, "exec sleep 600")
+    first = handler._get_ray_job_submission_id(step)
+    for attempt, name in {1: first, 2: f"{first}-1", 11: f"{first}-10"}.items():
+        retries = SimpleNamespace(get_attempt_count=lambda _, attempt=attempt: attempt)
+        step.execute_step_args.known_state = SimpleNamespace(get_retry_state=lambda retries=retries: retries)
+        assert handler._job_before(step, "some_step") == name
 
 
 def test_hosts_elsewhere_need_a_bucket_and_postgres(monkeypatch, jobs):
@@ -166,14 +184,15 @@ def test_only_a_job_that_is_unknown_counts_as_lost_at_once(handler, jobs, monkey
     now += engine.LOST_SECONDS - 1
     assert handler.check_step_health(step).is_healthy
     jobs.status = 200
+    now += engine.HEALTH_SECONDS  # it is not asked again before
     assert handler.check_step_health(step).is_healthy
     jobs.status = 503
-    now += 1
     assert handler.check_step_health(step).is_healthy  # it answered in between
     now += engine.LOST_SECONDS
     gone = handler.check_step_health(step)
     assert f"has not answered for {engine.LOST_SECONDS} s" in (gone.unhealthy_reason or "")
     jobs.status = 200
+    now += engine.HEALTH_SECONDS
     unknown = handler.check_step_health(step_of("another run"))
     assert "does not know the job dagster-step-" in (unknown.unhealthy_reason or "")
 

@@ -42,6 +42,11 @@ def executor(environment: Environment, modules: Sequence[str], declaring: Collec
         return one_process_only
     engine, file = environment.executor, environment.executor_config
     config = _read_config(environment)
+    least, most = 1 if engine in ("k8s", "ray") else 0, config.get("max_concurrent")
+    if isinstance(most, int) and most < least:  # Dagster takes it until it runs
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be {least} or more")
+    if engine == "ray" and not isinstance(most, int | None):
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be a number, not {most!r}")
     if engine in PACKAGES:
         if not all(find_spec(package) for package in PACKAGES[engine]):
             raise EnvironmentInvalid(
@@ -58,9 +63,6 @@ def executor(environment: Environment, modules: Sequence[str], declaring: Collec
     if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
         problems = "; ".join(found.message.partition("\n")[0] for found in errors)
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: {problems}")
-    least = 1 if engine == "k8s" else 0
-    if config.get("max_concurrent") is not None and config["max_concurrent"] < least:  # Dagster takes it until it runs
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be {least} or more")
     return configured
 
 
@@ -78,7 +80,8 @@ def _with_own_places(
 
         config.setdefault("ray", {})
         _refuse_ignored(environment, config, "ray", ray_jobs.DECLARED)
-        return ray_jobs.cluster_executor(environment, modules, passed_on(environment), overrides)
+        most = config.pop("max_concurrent", None)  # dagster-ray has none
+        return ray_jobs.cluster_executor(environment, modules, passed_on(environment), overrides, most)
     from mnist_pipeline.defs.engines.kubernetes_jobs import pod_executor
 
     return pod_executor(environment, modules, overrides)

@@ -1,6 +1,7 @@
 """The cores, memory and GPUs that a step needs, declared once beside its asset."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -52,6 +53,23 @@ class Compute(NamedTuple):
         if compute.cores < 1 or compute.memory_mib < 1 or compute.gpus < 0:
             raise ValueError(f"a step needs at least one core and some memory, not {compute}")
         return compute
+
+    def threads(self) -> int:
+        """Return the threads of this step in its own process: those of its place, else as many as it declares cores."""
+        given = os.environ.get(THREADS, "")
+        return int(given) if given.isdecimal() and int(given) else self.cores
+
+    def thread_variable(self) -> str:
+        """Return the variable of threads for the place of the step: the deployment's own, else by the cores."""
+        return THREADS if THREADS in os.environ else f"{THREADS}={self.cores}"
+
+    @property
+    def outgrown(self) -> str:
+        """The reason of a step that was killed, for people."""
+        return (
+            f"it took more than {self.memory_mib} MiB of memory and was killed: declare more beside the asset, "
+            "or under `compute` in EXECUTOR_CONFIG"
+        )
 
     @property
     def words(self) -> str:

@@ -17,8 +17,8 @@ from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler
 from docker.models.containers import Container
 
-from mnist_pipeline.defs.engines.compute import PREFIX, THREADS, Compute
-from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
+from mnist_pipeline.defs.engines.compute import PREFIX
+from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn, declared
 
 HEALTH_SECONDS = 5
 """Between two looks whether the containers are at work."""
@@ -72,8 +72,7 @@ class ContainerSteps(DockerStepHandler):
         except docker.errors.NotFound:
             return health
         if container.attrs["State"]["OOMKilled"]:
-            memory = _compute(step_handler_context).memory_mib
-            why = f"it took more than {memory} MiB of memory and was killed: declare more beside the asset"
+            why = declared(step_handler_context).outgrown
         else:
             last = container.logs(tail=LOG_LINES).decode(errors="replace").strip()
             why = f"{health.unhealthy_reason} `docker logs {container.short_id}` ends with: {last[-LOG_CHARACTERS:]}"
@@ -82,7 +81,7 @@ class ContainerSteps(DockerStepHandler):
     def _get_docker_container_context(self, step_handler_context: StepHandlerContext) -> DockerContainerContext:
         step = self._get_step_key(step_handler_context)
         shared = super()._get_docker_container_context(step_handler_context)
-        compute = _compute(step_handler_context)
+        compute = declared(step_handler_context)
         labels = shared.container_kwargs.get("labels") or {}
         options: dict[str, Any] = {
             "mem_limit": f"{compute.memory_mib}m",
@@ -105,17 +104,11 @@ class ContainerSteps(DockerStepHandler):
         step_image: str,
         step_handler_context: StepHandlerContext,
     ) -> Container:
-        cores = min(_compute(step_handler_context).cores, client.info()["NCPU"])  # Docker refuses more than there are
-        threads = THREADS if THREADS in os.environ else f"{THREADS}={cores}"
+        compute = declared(step_handler_context)
+        cores = min(compute.cores, client.info()["NCPU"])  # Docker refuses more than there are
+        threads = compute._replace(cores=cores).thread_variable()
         own = DockerContainerContext(env_vars=[threads], container_kwargs={"nano_cpus": cores * 10**9})
         return super()._create_step_container(client, container_context.merge(own), step_image, step_handler_context)
-
-
-def _compute(context: StepHandlerContext) -> Compute:
-    [tags] = context.step_tags.values()
-    compute = Compute.of(tags)
-    assert compute, "a step without a declaration gets no container of its own"
-    return compute
 
 
 def container_executor(modules: Sequence[str], variables: Sequence[str], overrides: Overrides) -> dg.ExecutorDefinition:

@@ -1,9 +1,12 @@
 """Steps as jobs of Kubernetes, each in a pod with the cores, the memory and the GPUs that it declares.
 
-The executor of dagster-k8s makes the jobs, and reads what a step declares from its tags.
+The executor of dagster-k8s makes the jobs, and reads what a step declares from its tags. Found by running it, and seen
+to here: a run that goes on in another pod ends where a job of its step is there already, and the job of a run that
+ended is not looked for.
 """
 
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import dagster as dg
@@ -14,11 +17,13 @@ from dagster._core.executor.step_delegating import (
     StepHandlerContext,
 )
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
+from dagster_k8s.client import DagsterK8sUnrecoverableAPIError
 from dagster_k8s.executor import K8sStepHandler
+from kubernetes.client.exceptions import ApiException
 
-from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.several_hosts import require_shared
-from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
+from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn, declared
+from mnist_pipeline.defs.engines.traces import KUBERNETES_JOB, left_behind
 from mnist_pipeline.environment import Environment
 
 OUT_OF_MEMORY = "OOMKilled"
@@ -26,10 +31,11 @@ OUT_OF_MEMORY = "OOMKilled"
 
 
 class PodSteps(StepHandler):
-    """Launches each step by the handler of dagster-k8s, and says of one that broke down why."""
+    """Launches each step by the handler of dagster-k8s, once, and says of one that broke down why."""
 
     def __init__(self, native: K8sStepHandler) -> None:
         self._native = native
+        self._client = native._api_client
 
     @property
     def name(self) -> str:
@@ -37,8 +43,24 @@ class PodSteps(StepHandler):
         return self._native.name
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
-        """Start the step."""
-        return self._native.launch_step(step_handler_context)
+        """Start the step, after the job of it was deleted that outlived the run before."""
+        instance, run = step_handler_context.instance, step_handler_context.dagster_run
+        step = self._native._get_step_key(step_handler_context)
+        place = left_behind(instance, run, step)
+        if place and place.kind == KUBERNETES_JOB:
+            namespace = self._native._get_container_context(step_handler_context).namespace
+            if self._client.delete_job(job_name=place.name, namespace=namespace):
+                instance.report_engine_event(
+                    f"the job {place.name} of {step}, for a run that had ended, is deleted", run, step_key=step
+                )
+        try:
+            yield from self._native.launch_step(step_handler_context)
+        except DagsterK8sUnrecoverableAPIError as error:
+            if error.k8s_api_exception.status != HTTPStatus.CONFLICT:
+                raise
+            # The run was lost together with the step, and goes on: a look at the job says what became of it.
+            job = self._native._get_k8s_step_job_name(step_handler_context)
+            instance.report_engine_event(f"{step} was begun already, as the job {job}", run, step_key=step)
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """End the step."""
@@ -51,17 +73,15 @@ class PodSteps(StepHandler):
             return health
         job = self._native._get_k8s_step_job_name(step_handler_context)
         namespace = self._native._get_container_context(step_handler_context).namespace
-        pods = self._native._api_client.core_api.list_namespaced_pod(namespace, label_selector=f"job-name={job}").items
+        why = f"{health.unhealthy_reason} kubectl describe job {job} says more"
+        try:
+            pods = self._client.core_api.list_namespaced_pod(namespace, label_selector=f"job-name={job}").items
+        except ApiException as error:
+            return CheckStepHealthResult.unhealthy(f"{why}; its pods cannot be looked at: {error.reason}")
         ended = [found.state.terminated for pod in pods for found in pod.status.container_statuses or []]
         if any(state and state.reason == OUT_OF_MEMORY for state in ended):
-            [tags] = step_handler_context.step_tags.values()
-            declared = Compute.of(tags)
-            assert declared, "a step without a declaration gets no pod of its own"
-            return CheckStepHealthResult.unhealthy(
-                f"it took more than {declared.memory_mib} MiB of memory and was killed: declare more beside the asset, "
-                "or under `compute` in EXECUTOR_CONFIG"
-            )
-        return CheckStepHealthResult.unhealthy(f"{health.unhealthy_reason} kubectl describe job {job} says more")
+            why = declared(step_handler_context).outgrown
+        return CheckStepHealthResult.unhealthy(why)
 
 
 def pod_executor(environment: Environment, modules: Sequence[str], overrides: Overrides) -> dg.ExecutorDefinition:
@@ -79,7 +99,7 @@ def pod_executor(environment: Environment, modules: Sequence[str], overrides: Ov
         assert native, "dagster-k8s's executor can be created"
         executor = native(context)
         assert isinstance(executor, StepDelegatingExecutor)
-        handler = executor._step_handler
+        handler = executor._step_handler  # there is no public way to its configuration
         assert isinstance(handler, K8sStepHandler)
         executor._step_handler = SharedOrOwn(PodSteps(handler), modules, overrides)
         return executor

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mnist_pipeline.defs.engines.traces import Elsewhere
+from mnist_pipeline.defs.engines.traces import CONTAINER, RAY_JOB, Elsewhere
 
 
 class Finding(NamedTuple):
@@ -14,7 +14,11 @@ class Finding(NamedTuple):
 
 def find_step(step: str, place: Elsewhere) -> Finding:
     """Look for a step that was launched in a place of its own and has not ended by its own account."""
-    return _find_job(step, place.name, place.cluster) if place.cluster else _find_container(step, place.name)
+    if place.kind == RAY_JOB:
+        return _find_job(step, place.name, place.cluster)
+    if place.kind == CONTAINER:
+        return _find_container(step, place.name)
+    return Finding(None, f"{step} in {place.kind} {place.name} is looked for by the launcher of Kubernetes only")
 
 
 def _find_container(step: str, container_id: str) -> Finding:
@@ -37,11 +41,11 @@ def _find_container(step: str, container_id: str) -> Finding:
 def _find_job(step: str, job: str, cluster: str) -> Finding:
     where = f"{step} in Ray job {job} of {cluster}"
     try:
-        from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client, find_job
+        from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client
     except ImportError:
         return Finding(None, f"{where} cannot be looked for: the extra `ray` is not installed here")
     try:
-        found = find_job(Client(cluster), job)
+        found = Client(cluster).find_job(job)
     except UNREACHABLE as error:
         return Finding(None, f"{where} cannot be looked for: {error}")
     if found is None or found.status.is_terminal():

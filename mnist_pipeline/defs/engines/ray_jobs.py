@@ -6,6 +6,7 @@ only, any answer but 200 counts as a lost job, a silent cluster is waited for wi
 begins ends the run, and a step of a run that was lost is not looked for.
 """
 
+import math
 import os
 import sys
 import time
@@ -22,17 +23,18 @@ from dagster._core.executor.step_delegating import CheckStepHealthResult, StepDe
 from dagster_ray.core.executor import RayExecutorConfig, RayStepHandler, ray_executor
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from ray.util.state import list_nodes
-from ray.util.state.exception import RayStateApiException
 
-from mnist_pipeline.defs.engines.compute import THREADS, Compute
+from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.several_hosts import is_here, require_shared
-from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn
-from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB, read_traces
+from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn, declared, declares
+from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB, left_behind
 from mnist_pipeline.environment import PLACES, Environment
 from mnist_pipeline.variables import STORES_OF_BEFORE, absolute
 
 MIB = 1 << 20
+
+MOST_HOSTS = 10_000
+"""Ray's own bound of what it lists."""
 
 ANSWER_SECONDS = 15
 """Longer than a cluster at work needs for an answer; run monitoring waits for it."""
@@ -43,6 +45,9 @@ HEALTH_SECONDS = 5
 LOST_SECONDS = 120
 """A cluster that gives no answer for so long counts as gone: its processes end a minute after its head."""
 
+STOP_SECONDS = 15
+"""Longer than Ray needs to end a job that was told to stop."""
+
 LOG_CHARACTERS = 1000
 """The end of the log of a job that failed: so much of it is told."""
 
@@ -52,10 +57,10 @@ LISTED_KINDS = 5
 DECLARED = frozenset({"num_cpus", "num_gpus", "memory"})
 """The options that a step declares beside its asset: for all steps they would have no effect."""
 
-LOCAL = {*PLACES, "dataset_dir", "mnist_dir", "model_dir", "pipeline_config"}
-"""The variables, in small letters, that may hold the path of a file or folder."""
+LOCAL = {*PLACES, "pipeline_config"}
+"""The variables, in small letters, that may hold the path of a file or folder, beside those that end with `_dir`."""
 
-UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, RayStateApiException, AuthenticationError)
+UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, AuthenticationError)
 """The errors of a client whose cluster is gone, busy, or refuses to answer."""
 
 
@@ -65,21 +70,49 @@ class Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
 
+    def hosts(self) -> list[dict[str, Any]]:
+        """Return the hosts that are there: `node_ip`, `resources_total` and more of each.
+
+        Raises one of UNREACHABLE if the cluster cannot be asked.
+        """
+        alive = {"filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"}
+        wanted = alive | {"detail": "1", "limit": str(MOST_HOSTS), "timeout": str(ANSWER_SECONDS)}
+        answer = self._do_request("GET", "/api/v0/nodes", params=wanted)
+        answer.raise_for_status()
+        found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        return found
+
+    def find_job(self, job: str) -> JobDetails | None:
+        """Return a job with its state, None if the cluster does not know it.
+
+        Raises one of UNREACHABLE if the cluster cannot be asked.
+        """
+        try:
+            return self.get_job_info(job)
+        except RuntimeError as error:
+            if "status code 404" in str(error):
+                return None
+            raise
+
 
 class RaySteps(RayStepHandler):
     """Submits each step as a job of its own."""
 
-    def __init__(self, common: RayStepHandler, variables: Sequence[str]) -> None:
-        """`common` has what all steps share; `variables` are the names that jobs get from this process, if set."""
-        super().__init__(common.client, common.env_vars, common.runtime_env, None, None, None, common.resources)
+    client: Client
+
+    def __init__(self, client: Client, config: RayExecutorConfig, variables: Sequence[str]) -> None:
+        """`config` is what all steps share; `variables` are the names that jobs get from this process, if set."""
+        super().__init__(client, config.env_vars, config.runtime_env, None, None, None, config.resources)
         self._variables = variables
         self._silent_since: float | None = None
+        self._asked_in_vain = -math.inf
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
-        """Submit the step, after the job of it was stopped that outlived the run before.
+        """Submit the step, after the job of it was stopped that outlived the run or the attempt before.
 
         A cluster that cannot be reached is no end of the run: the next look finds that there is no such job.
         """
+        self._silent_since, self._asked_in_vain = None, -math.inf  # each attempt has its own time
         try:
             yield from self._submit(step_handler_context, self._get_step_key(step_handler_context))
         except UNREACHABLE as error:
@@ -89,13 +122,11 @@ class RaySteps(RayStepHandler):
             )
 
     def _submit(self, context: StepHandlerContext, step: str) -> Iterator[dg.DagsterEvent]:
-        [tags] = context.step_tags.values()
-        compute = Compute.of(tags)
-        assert compute, "a step without a declaration is no job of its own"
-        self._stop_stray(context, step)
+        compute = declared(context)
+        self._stop_job_before(context, step)
         address = self.client.get_address()
         context.instance.report_engine_event(
-            f"{step} asks the Ray cluster {address} for {compute.words}{_shortage(address, compute)}",
+            f"{step} asks the Ray cluster {address} for {compute.words}{_shortage(self.client.hosts(), compute)}",
             context.dagster_run,
             EngineEventData(
                 {
@@ -106,13 +137,12 @@ class RaySteps(RayStepHandler):
             step_key=step,
         )
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
-        threads = THREADS if THREADS in os.environ else f"{THREADS}={compute.cores}"
         passed = [f"{name}={_found_from_anywhere(name)}" for name in self._variables if os.environ.get(name)]
         yield from RayStepHandler(
             client=self.client,
-            env_vars=[programs, threads, *passed, *self.env_vars],
+            env_vars=[programs, compute.thread_variable(), *passed, *self.env_vars],
             runtime_env=self.runtime_env,
-            # What an executor sets stands above a step's tag of dagster-ray, which may name custom resources besides.
+            # These stand above a step's tag of dagster-ray, which may name custom resources besides.
             num_cpus=compute.cores,
             num_gpus=compute.gpus,
             memory=compute.memory_mib * MIB,
@@ -121,16 +151,18 @@ class RaySteps(RayStepHandler):
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Tell whether the step is at work, or was done; of one that broke down, why."""
-        job = self._get_ray_job_submission_id(step_handler_context)
+        job, now = self._get_ray_job_submission_id(step_handler_context), time.monotonic()
+        if now - self._asked_in_vain < HEALTH_SECONDS:  # for another step: each question may take long
+            return CheckStepHealthResult.healthy()
         try:
-            found = find_job(self.client, job)
+            found = self.client.find_job(job)
         except UNREACHABLE as error:
-            self._silent_since = self._silent_since or time.monotonic()
-            if (silent := time.monotonic() - self._silent_since) < LOST_SECONDS:
+            self._asked_in_vain = time.monotonic()
+            self._silent_since = self._silent_since or now
+            if (silent := self._asked_in_vain - self._silent_since) < LOST_SECONDS:
                 return CheckStepHealthResult.healthy()
             return CheckStepHealthResult.unhealthy(
-                f"the Ray cluster {self.client.get_address()} has not answered for {silent:.0f} s, and ends what it "
-                f"was at when its head is gone: {error}"
+                f"the Ray cluster {self.client.get_address()} has not answered for {silent:.0f} s: {error}"
             )
         self._silent_since = None
         if found is None:
@@ -140,31 +172,53 @@ class RaySteps(RayStepHandler):
             return CheckStepHealthResult.unhealthy(f"the Ray job {job}: {found.status} ({found.error_type}): {why}")
         return CheckStepHealthResult.healthy()
 
-    def _stop_stray(self, context: StepHandlerContext, step: str) -> None:
-        """Stop the job of the step in the run that this one is a retry of, if it outlived that."""
-        parent = context.dagster_run.parent_run_id
-        before = context.instance.get_run_by_id(parent) if parent else None
-        place = read_traces(context.instance, before).elsewhere.get(step) if before else None
-        job = find_job(self.client, place.name) if place and place.cluster else None
-        if place and job and not job.status.is_terminal():
-            context.instance.report_engine_event(
-                f"{step} was still at work in Ray job {place.name} for a run that had ended: it is ended",
-                context.dagster_run,
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
+        """Stop the step; a cluster that cannot be reached does not keep others from being stopped."""
+        try:
+            yield from super().terminate_step(step_handler_context)
+        except UNREACHABLE as error:
+            step_handler_context.instance.report_engine_event(
+                f"{self._get_step_key(step_handler_context)} could not be stopped: {error}",
+                step_handler_context.dagster_run,
             )
-            self.client.stop_job(place.name)
+
+    def _stop_job_before(self, context: StepHandlerContext, step: str) -> None:
+        """Stop what is still at work on the step, and wait for its end: both would write the same checkpoints."""
+        name = self._job_before(context, step)
+        job = self.client.find_job(name) if name else None
+        if not name or not job or job.status.is_terminal():
+            return
+        context.instance.report_engine_event(
+            f"{step} was still at work in Ray job {name}, which counted as lost: it is stopped", context.dagster_run
+        )
+        self.client.stop_job(name)
+        deadline = time.monotonic() + STOP_SECONDS
+        while job and not job.status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(1)
+            job = self.client.find_job(name)
+
+    def _job_before(self, context: StepHandlerContext, step: str) -> str | None:
+        """The job of the attempt before; of the first one, that of the run that this one is a retry of."""
+        known = context.execute_step_args.known_state
+        attempts = known.get_retry_state().get_attempt_count(step) if known else 0
+        if attempts:
+            first = self._get_ray_job_submission_id(context).removesuffix(f"-{attempts}")
+            return f"{first}-{attempts - 1}" if attempts > 1 else first
+        place = left_behind(context.instance, context.dagster_run, step)
+        return place.name if place and place.kind == RAY_JOB else None
 
 
 def _found_from_anywhere(name: str) -> str:
     """The value of a variable; a relative path in it begins at the folder of this process, not at that of the host."""
     value = os.environ[name]
-    is_path = name.lower() in LOCAL and "://" not in value and value not in STORES_OF_BEFORE
-    return absolute(value) if is_path else value
+    may_be_path = name.lower() in LOCAL or name.endswith("_DIR")
+    return absolute(value) if may_be_path and "://" not in value and value not in STORES_OF_BEFORE else value
 
 
-def _shortage(address: str, compute: Compute) -> str:
+def _shortage(nodes: list[dict[str, Any]], compute: Compute) -> str:
     """Return words if no host of the cluster has as much as a step declares; a cluster may grow."""
     wanted = {"CPU": compute.cores, "memory": compute.memory_mib * MIB, "GPU": compute.gpus}
-    hosts = [node.resources_total for node in alive(address)]
+    hosts = [node["resources_total"] for node in nodes]
     if any(all(host.get(name, 0) >= amount for name, amount in wanted.items()) for host in hosts):
         return ""
     kinds = Counter(
@@ -178,39 +232,30 @@ def _shortage(address: str, compute: Compute) -> str:
     )
 
 
-def alive(address: str) -> list[Any]:
-    """Return the hosts of the cluster."""
-    return list_nodes(address, filters=[("state", "=", "ALIVE")], detail=True, raise_on_missing_output=False)
-
-
-def find_job(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """Return a job with its state, None if the cluster does not know it.
-
-    Raises one of UNREACHABLE if the cluster cannot be asked.
-    """
-    try:
-        return client.get_job_info(job)
-    except RuntimeError as error:
-        if "status code 404" in str(error):
-            return None
-        raise
-
-
 def cluster_executor(
-    environment: Environment, modules: Sequence[str], variables: Sequence[str], overrides: Overrides
+    environment: Environment,
+    modules: Sequence[str],
+    variables: Sequence[str],
+    overrides: Overrides,
+    max_concurrent: int | None,
 ) -> dg.ExecutorDefinition:
-    """Return the executor that has the configuration of dagster-ray's, and forks cheap steps from `modules`."""
+    """Return the executor that has the configuration of dagster-ray's, and forks cheap steps from `modules`.
+
+    At most `max_concurrent` steps of a run are at work at once, None: no bound.
+    """
 
     def create(context: dg.InitExecutorContext) -> dg.Executor:
         given: Any = context.executor_config["ray"]
-        config = RayExecutorConfig(**given)
-        client = Client(config.address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
-        common = RayStepHandler(client, config.env_vars, config.runtime_env, None, None, None, config.resources)
-        hosts = [node.node_ip for node in alive(client.get_address())]
-        if not all(is_here(host) for host in hosts):
-            require_shared(environment, context.instance, f"the Ray cluster has the hosts {', '.join(hosts)}")
+        config, own = RayExecutorConfig(**given), None
+        if declares(context):  # a run of cheap steps needs no cluster
+            client = Client(config.address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
+            hosts = [node["node_ip"] for node in client.hosts()]
+            if not all(is_here(host) for host in hosts):
+                require_shared(environment, context.instance, f"the Ray cluster has the hosts {', '.join(hosts)}")
+            own = RaySteps(client, config, variables)
         return StepDelegatingExecutor(
-            SharedOrOwn(RaySteps(common, variables), modules, overrides),
+            SharedOrOwn(own, modules, overrides),
+            max_concurrent=max_concurrent,
             retries=RetryMode.from_config(context.executor_config["retries"]) or RetryMode.ENABLED,  # type: ignore[arg-type]
             tag_concurrency_limits=context.executor_config.get("tag_concurrency_limits"),  # type: ignore[arg-type]
             check_step_health_interval_seconds=HEALTH_SECONDS,

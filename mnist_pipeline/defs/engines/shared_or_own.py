@@ -6,6 +6,7 @@ from multiprocessing.process import BaseProcess
 
 import dagster as dg
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandler, StepHandlerContext
+from dagster_shared.record import replace
 
 from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.marking import PID
@@ -21,7 +22,8 @@ class SharedOrOwn(StepHandler):
     imported `modules`, as those of the multiprocess executor are. `overrides` replace what steps declare.
     """
 
-    def __init__(self, own: StepHandler, modules: Sequence[str], overrides: Overrides) -> None:
+    def __init__(self, own: StepHandler | None, modules: Sequence[str], overrides: Overrides) -> None:
+        """`own` launches the steps that declare what they need; a run that has none of those needs none."""
         self._own = own
         self._overrides = overrides
         self._processes: dict[str, BaseProcess] = {}
@@ -31,15 +33,17 @@ class SharedOrOwn(StepHandler):
     @property
     def name(self) -> str:
         """The handler's name in the log."""
-        return f"{type(self).__name__}, {self._own.name}"
+        return f"{type(self).__name__}, {self._own.name if self._own else 'no place of their own'}"
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """Start the step."""
         step = _step(step_handler_context)
-        if context := self._declaring(step_handler_context, step):
+        if self._own and (context := self._declaring(step_handler_context, step)):
             yield from self._own.launch_step(context)
             return
-        command = step_handler_context.execute_step_args.get_command_args()
+        # It would end without a word where the run that goes on in another pod has it begin again.
+        arguments = replace(step_handler_context.execute_step_args, should_verify_step=False)
+        command = arguments.get_command_args()
         process = self._fork.Process(target=_execute, args=(command[command.index("api") :],))
         process.start()
         self._processes[step] = process
@@ -52,7 +56,7 @@ class SharedOrOwn(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Tell whether the step is at work, or was done."""
         step = _step(step_handler_context)
-        if context := self._declaring(step_handler_context, step):
+        if self._own and (context := self._declaring(step_handler_context, step)):
             return self._own.check_step_health(context)
         process = self._processes.get(step)
         if process and (process.is_alive() or process.exitcode == 0):
@@ -63,7 +67,7 @@ class SharedOrOwn(StepHandler):
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """End the step."""
         step = _step(step_handler_context)
-        if context := self._declaring(step_handler_context, step):
+        if self._own and (context := self._declaring(step_handler_context, step)):
             yield from self._own.terminate_step(context)
         elif process := self._processes.get(step):
             process.terminate()
@@ -76,6 +80,19 @@ class SharedOrOwn(StepHandler):
             return None
         override = self._overrides.get(step.partition(".")[0])  # a part of an asset is named after it
         return _Declaring(context, {step: {**tags, **compute._replace(**override).tags()}}) if override else context
+
+
+def declared(context: StepHandlerContext) -> Compute:
+    """Return what the step of a context declares, which has a place of its own."""
+    [tags] = context.step_tags.values()
+    compute = Compute.of(tags)
+    assert compute, "a step without a declaration has no place of its own"
+    return compute
+
+
+def declares(context: dg.InitExecutorContext) -> bool:
+    """Return whether any step of a run gets a place of its own."""
+    return any(Compute.of(step.tags) for step in context.job.get_definition().graph.iterate_op_defs())
 
 
 class _Declaring(StepHandlerContext):

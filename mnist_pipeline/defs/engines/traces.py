@@ -12,6 +12,9 @@ from mnist_pipeline.defs.engines.marking import HOST, PID
 CONTAINER = "Docker container id"
 """The name in the metadata of the event by which dagster-docker launches a step."""
 
+KUBERNETES_JOB = "Kubernetes Job name"
+"""The name in the metadata of the event by which dagster-k8s launches a step."""
+
 RAY_JOB, RAY_ADDRESS = "Ray job", "Ray cluster"
 """The names in the metadata of the event by which a step is submitted to a cluster."""
 
@@ -26,10 +29,12 @@ STEP_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE,
 class Elsewhere(NamedTuple):
     """The place of a step that is not beside its run."""
 
+    kind: str
+    """CONTAINER, KUBERNETES_JOB or RAY_JOB."""
     name: str
     """The number of a container, or the name of a job."""
-    cluster: str | None
-    """The address of the Ray cluster that has the job; None of a container."""
+    cluster: str = ""
+    """The address of the Ray cluster that has the job."""
 
 
 class Traces(NamedTuple):
@@ -47,6 +52,12 @@ class Traces(NamedTuple):
     """The steps that have ended."""
 
 
+def left_behind(instance: dg.DagsterInstance, run: dg.DagsterRun, step: str) -> Elsewhere | None:
+    """Return the place of the step in the run that this one is a retry of, if it did not end there."""
+    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return read_traces(instance, before).elsewhere.get(step) if before else None
+
+
 def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
     """Read the events of a run, of which there are few of these kinds."""
     traces = Traces(json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host"), None, {}, {}, set())
@@ -61,8 +72,9 @@ def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
         told: dict[str, Any] = {name: value.value for name, value in event.engine_event_data.metadata.items()}
         if HOST in told:
             traces = traces._replace(host=Host(**told[HOST]))
-        if step and (CONTAINER in told or RAY_JOB in told):
-            traces.elsewhere[step] = Elsewhere(told.get(CONTAINER) or told[RAY_JOB], told.get(RAY_ADDRESS))
+        kind = next((kind for kind in (CONTAINER, KUBERNETES_JOB, RAY_JOB) if kind in told), None)
+        if step and kind:
+            traces.elsewhere[step] = Elsewhere(kind, told[kind], told.get(RAY_ADDRESS, ""))
             traces.ended.discard(step)
         elif PID in told and step not in traces.elsewhere:  # that one's number is of its own namespace
             traces.processes[int(told[PID])] = entry.timestamp, step
