@@ -50,7 +50,7 @@ def seconds(hosts: int, trials: int, epochs: int, between: Network, store: str) 
         database = stack.enter_context(postgres(folder, between.first))
         if isinstance(database, str):
             raise RuntimeError(database)
-        ray = stack.enter_context(cluster(between, **KEYS, **database.variables))
+        ray = stack.enter_context(cluster(between, KEYS | database.variables))
         ray.head(cpus=1, core=0)
         if hosts > 1:
             ray.join(cpus=1, core=1)

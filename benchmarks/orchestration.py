@@ -114,7 +114,7 @@ def main() -> None:
     seconds: dict[str, list[tuple[float, float]]] = {executor: [] for executor in arguments.executors}
     with (
         containers() if "docker" in arguments.executors else nullcontext() as daemon,
-        cluster(ONE_HOST) if "ray" in arguments.executors else nullcontext() as hosts,
+        cluster(ONE_HOST, {}) if "ray" in arguments.executors else nullcontext() as hosts,
     ):
         if isinstance(daemon, str):
             parser.error(f"docker: {daemon}")

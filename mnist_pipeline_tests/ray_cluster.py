@@ -67,8 +67,12 @@ def _ip(arguments: str) -> bool:
 class Cluster:
     """The hosts of a cluster, which join and are killed."""
 
-    def __init__(self, network: Network, variables: Mapping[str, str]) -> None:
-        """`variables` are those that the hosts have of their own: what a deployment does not pass on."""
+    def __init__(self, network: Network, variables: Mapping[str, str], hidden: Path | None = None) -> None:
+        """`variables` are those that the hosts have of their own: what a deployment does not pass on.
+
+        Instead of the folder `hidden` the second host has an empty one.
+        """
+        self.hide = ["sh", "-c", f'mount -t tmpfs none "{hidden}" && exec "$@"', "sh"] if hidden else []
         self.network, self.folder = network, Path(tempfile.mkdtemp(prefix="ray"))  # the path of a socket must be short
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self.variables = kept | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(PROJECT), **variables}
@@ -103,7 +107,9 @@ class Cluster:
         agent = ["--dashboard-agent-listen-port", str(_free_port())]
         pinned = [] if core is None else ["taskset", "-c", str(core)]
         ray = [*pinned, str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-        command = [*(self.network.on_second if on_second else []), *ray, "--node-ip-address", address]
+        # `ip netns exec` gives it mounts of its own, too.
+        place = [*self.network.on_second, *self.hide] if on_second and self.network.cable else []
+        command = [*place, *ray, "--node-ip-address", address]
         with (self.folder / "hosts.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, *options, *amounts, *agent],
@@ -153,9 +159,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(network: Network, **variables: str) -> Iterator[Cluster]:
+def cluster(network: Network, variables: Mapping[str, str], hidden: Path | None = None) -> Iterator[Cluster]:
     """Give a cluster that is ended at the end."""
-    found = Cluster(network, variables)
+    found = Cluster(network, variables, hidden)
     try:
         yield found
     finally:

@@ -15,6 +15,7 @@ import yaml
 from dagster._core.launcher import WorkerStatus
 from moto.server import ThreadedMotoServer
 
+from mnist_pipeline.defs.engines.traces import RAY_JOB
 from mnist_pipeline.environment import Environment
 from mnist_pipeline.stores import store_from_environment
 from mnist_pipeline_tests.held import HELD_FROM, HOLD_TRAINING
@@ -62,9 +63,18 @@ def _keys() -> dict[str, str]:
 
 
 @pytest.fixture
-def two_hosts(hosts, database, tmp_path) -> Iterator[Cluster]:
+def of_first(tmp_path) -> Path:
+    """A folder of the first host's disk, which is empty on the second."""
+    folder = tmp_path / "of_first"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def two_hosts(hosts, database, tmp_path, of_first) -> Iterator[Cluster]:
     """The first one has a core; the second one has a core and the resource that training asks for."""
-    with cluster(hosts, **KEYS, **database.variables, **{HOLD_TRAINING: str(tmp_path / "hold")}) as found:
+    own = {**KEYS, **database.variables, HOLD_TRAINING: str(tmp_path / "hold")}
+    with cluster(hosts, own, of_first) as found:
         found.head(cpus=1)
         found.join(cpus=1, gpus=1)
         yield found
@@ -93,26 +103,29 @@ def jobs(instance: dg.DagsterInstance) -> dict[str, list[str]]:
     for run in reversed(instance.get_runs()):
         for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
             event = entry.dagster_event
-            if event and event.step_key and "Ray job" in event.engine_event_data.metadata:
-                found.setdefault(event.step_key, []).append(str(event.engine_event_data.metadata["Ray job"].value))
+            if event and event.step_key and RAY_JOB in event.engine_event_data.metadata:
+                found.setdefault(event.step_key, []).append(str(event.engine_event_data.metadata[RAY_JOB].value))
     return found
 
 
-def test_the_full_pipeline_on_two_hosts(tmp_path, raw_folder, two_hosts, database, bucket, monkeypatch):
-    """Training goes to the host with the resource, parts to both; weights are those of one process, byte for byte."""
-    config = tmp_path / "config.yaml"
+def test_the_full_pipeline_on_two_hosts(of_first, raw_folder, two_hosts, database, bucket, monkeypatch):
+    """Training goes to the host with the resource, parts to both; weights are those of one process, byte for byte.
+
+    History, settings and values of the run are on no disk that both have.
+    """
+    config = of_first / "config.yaml"
     steps = {"digit_classifier": TINY, "production_digit_classifier": {"accuracy_threshold": 0.3}}
     config.write_text(yaml.safe_dump({"ops": {step: {"config": values} for step, values in steps.items()}}))
     kept = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-    everywhere = {"DAGSTER_HOME": str(tmp_path), "PREDICTION_PARTS": "4", "PYTHONWARNINGS": "ignore"}
-    everywhere |= variables_of(raw_folder) | variables(tmp_path, two_hosts, database, bucket)
+    everywhere = {"DAGSTER_HOME": str(of_first), "PREDICTION_PARTS": "4", "PYTHONWARNINGS": "ignore"}
+    everywhere |= variables_of(raw_folder) | variables(of_first, two_hosts, database, bucket)
     weights = []
-    alone = {"EXECUTOR": "in_process", "EXECUTOR_CONFIG": "", "STORAGE_ROOT": str(tmp_path), "MODEL_STORE": ""}
+    alone = {"EXECUTOR": "in_process", "EXECUTOR_CONFIG": "", "STORAGE_ROOT": str(of_first), "MODEL_STORE": ""}
     for own in (alone, {}):
-        (tmp_path / "dagster.yaml").write_bytes((PROJECT / "deploy/dagster.postgres.yaml").read_bytes())
+        (of_first / "dagster.yaml").write_bytes((PROJECT / "deploy/dagster.postgres.yaml").read_bytes())
         done = subprocess.run(
             [sys.executable, "-m", "mnist_pipeline", "run", "--config", str(config)],
-            cwd=tmp_path,
+            cwd=of_first,
             env=kept | everywhere | own,
             capture_output=True,
             text=True,
@@ -125,7 +138,7 @@ def test_the_full_pipeline_on_two_hosts(tmp_path, raw_folder, two_hosts, databas
         [version] = store.versions()
         weights.append(store.load(version)[1])
     assert weights[0] == weights[1]
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(of_first))
     for name, value in database.variables.items():
         monkeypatch.setenv(name, value)
     with dg.DagsterInstance.get() as instance:
