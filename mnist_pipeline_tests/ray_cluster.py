@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client
+from mnist_pipeline.defs.engines.ray_client import UNREACHABLE, Client
 from mnist_pipeline_tests.live import PROJECT, wait_until
 
 START_SECONDS = 120

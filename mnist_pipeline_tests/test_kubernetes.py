@@ -76,11 +76,12 @@ def deployment(tmp_path, raw_folder, cluster, database, s3_url, s3_bucket, monke
     }
     own |= {HOLD_TRAINING: str(tmp_path / "hold"), HOLD_DATA: str(tmp_path / "hold_data")}
     own |= {"AUTOMATION": "off", "PYTHONWARNINGS": "ignore"}
-    given = {entry["name"]: entry["value"] for entry in LOCATION["env"]} | own
+    given = {entry["name"]: entry["value"] for entry in LOCATION["env"] if "value" in entry} | own
+    secret = [entry for entry in LOCATION["env"] if "value" not in entry]
     assert given["EXECUTOR"] == "k8s"
-    where = {name: value for name, value in database.variables.items() if not name.endswith("PASSWORD")}
+    given |= {name: value for name, value in database.variables.items() if not name.endswith("PASSWORD")}
     context = {
-        "env": [{"name": name, "value": value} for name, value in {**given, **where}.items()],
+        "env": [*secret, *({"name": name, "value": value} for name, value in given.items())],
         "env_secrets": [secret["name"] for secret in LOCATION["envSecrets"]],
         "image_pull_policy": LOCATION["image"]["pullPolicy"],
         "namespace": NAMESPACE,
@@ -91,7 +92,7 @@ def deployment(tmp_path, raw_folder, cluster, database, s3_url, s3_bucket, monke
     instance = tmp_path / "dagster.yaml"
     instance.write_text(instance_settings(folder / "dagster_home", cluster[1]))
     found = Deployment(
-        folder, "mnist_pipeline_tests.held", SETTINGS, instance, DAGSTER_PG_PASSWORD=PASSWORD, **given, **where, **image
+        folder, "mnist_pipeline_tests.held", SETTINGS, instance, DAGSTER_PG_PASSWORD=PASSWORD, **given, **image
     )
     found.start()
     yield found

@@ -73,10 +73,16 @@ def test_the_service_is_looked_for_where_it_answers_and_has_no_rights():
 def test_both_images_find_what_they_are_told_of():
     [service] = SERVICE[1]["spec"]["template"]["spec"]["containers"]
     of_service = {entry["name"]: entry["value"] for entry in service["env"]}
-    of_pipeline = {entry["name"]: entry["value"] for entry in LOCATION["env"]}
+    of_pipeline = {entry["name"]: entry["value"] for entry in LOCATION["env"] if "value" in entry}
     assert of_service["STORAGE_ROOT"] == of_pipeline["STORAGE_ROOT"]
     assert [source["secretRef"] for source in service["envFrom"]] == LOCATION["envSecrets"]
-    assert {name.lower() for name in of_pipeline} - {"omp_num_threads"} <= {*Environment.model_fields}
+    known = {name.upper() for name in Environment.model_fields} | {"OMP_NUM_THREADS"}
+    assert all(name in known or name.startswith("DAGSTER_POSTGRES_") for name in of_pipeline)
+    history = yaml.safe_load((PROJECT / "deploy" / "dagster.postgres.yaml").read_text())["storage"]["postgres"]
+    asked = {value["env"] for value in history["postgres_db"].values() if isinstance(value, dict)}
+    assert asked <= {entry["name"] for entry in LOCATION["env"]}  # by commands in the pod of the code location
+    webserver = VALUES["dagsterWebserver"]
+    assert webserver["readinessProbe"]["httpGet"]["port"] == webserver["service"]["port"]
     file = of_pipeline["EXECUTOR_CONFIG"].removeprefix("/srv/")
     image = (PROJECT / "Containerfile.pipeline").read_text()
     assert f"COPY {file} {Path(file).parent}/" in image

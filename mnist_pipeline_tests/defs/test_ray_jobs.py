@@ -14,8 +14,10 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster_ray.core.executor import RayExecutorConfig
 
+from mnist_pipeline.defs.engines import ray_client
 from mnist_pipeline.defs.engines import ray_jobs as engine
 from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.defs.engines.ray_client import Client
 from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB
 from mnist_pipeline.environment import Environment
 from mnist_pipeline_tests.ray_api import SILENT, Jobs, ray_jobs
@@ -60,7 +62,7 @@ def jobs() -> Iterator[Jobs]:
 
 @pytest.fixture
 def handler(jobs) -> engine.RaySteps:
-    return engine.RaySteps(engine.Client(jobs.address), RayExecutorConfig(), [])
+    return engine.RaySteps(Client(jobs.address), RayExecutorConfig(), [])
 
 
 def step_of(run: str) -> Any:
@@ -88,7 +90,7 @@ def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeyp
     with dg.DagsterInstance.local_temp() as instance:
         result = dg.execute_job(dg.reconstructable(three_steps), instance)
         assert result.success
-        told = [entry.message for entry in instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)]
+        told = [entry.message for entry in instance.all_logs(result.run_id, of_type=None)]
     [of_first, of_second] = jobs.submitted
     # A step's own tag for Ray has custom resources; the rest is what it declares.
     assert (of_first["entrypoint_num_cpus"], of_first["entrypoint_memory"]) == (1, 512 * 2**20)
@@ -107,8 +109,8 @@ def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeyp
     assert variables["DATASET"] == "mnist"
     assert "DATASET_DIR" not in variables
     assert "secret" not in json.dumps(jobs.submitted)
-    [asked] = [message for message in told if message.startswith("second asks")]
-    assert f"the Ray cluster {jobs.address} for 1 core, 1024 MiB of memory, 1 GPU" in asked
+    [asked] = [message for message in told if message.startswith("asks ") and "1024 MiB" in message]
+    assert f"asks {jobs.address} for 1 core, 1024 MiB of memory, 1 GPU, as the job dagster-step-" in asked
     assert "No host has that much (1 with 2 cores, 4096 MiB, 0 GPUs), so it waits for one that has" in asked
 
 
@@ -199,7 +201,7 @@ def test_only_a_job_that_is_unknown_counts_as_lost_at_once(handler, jobs, monkey
 
 def test_a_silent_cluster_is_waited_for_so_long_and_no_longer(handler, jobs, monkeypatch):
     step = submitted(handler, jobs, "sleep 600")
-    monkeypatch.setattr(engine, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(ray_client, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(engine, "LOST_SECONDS", 0)
     jobs.status = SILENT
     assert "Read timed out" in (handler.check_step_health(step).unhealthy_reason or "")
@@ -226,5 +228,6 @@ def test_no_cluster_is_said_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "mnist_pipeline", "run"]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "Failed to connect to Ray at address: http://127.0.0.1:1" in done.stderr
+    assert "Failed to connect to Ray at address: http://127.0.0.1:1. Its address is that of" in done.stderr
+    assert str(file) in done.stderr
     assert "Traceback" not in done.stderr

@@ -258,7 +258,7 @@ def test_a_run_lives_while_its_step_may_be_at_work_as_a_job_of_ray(instance, mon
         assert ended.status == WorkerStatus.FAILED
         assert f"some_step in Ray job a-job of {jobs.address} has ended" in (ended.msg or "")
         assert submitted(jobs.address, "unknown").status == WorkerStatus.FAILED
-        monkeypatch.setitem(sys.modules, "mnist_pipeline.defs.engines.ray_jobs", None)
+        monkeypatch.setitem(sys.modules, "mnist_pipeline.defs.engines.ray_client", None)
         assert "the extra `ray` is not installed here" in (submitted(jobs.address, "a-job").msg or "")
 
 

@@ -41,7 +41,7 @@ def _find_container(step: str, container_id: str) -> Finding:
 def _find_job(step: str, job: str, cluster: str) -> Finding:
     where = f"{step} in Ray job {job} of {cluster}"
     try:
-        from mnist_pipeline.defs.engines.ray_jobs import UNREACHABLE, Client
+        from mnist_pipeline.defs.engines.ray_client import UNREACHABLE, Client
     except ImportError:
         return Finding(None, f"{where} cannot be looked for: the extra `ray` is not installed here")
     try:

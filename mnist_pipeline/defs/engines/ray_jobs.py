@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import requests
 from dagster._core.events import EngineEventData
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepDelegatingExecutor, StepHandlerContext
 from dagster_ray.core.executor import RayExecutorConfig, RayStepHandler, ray_executor
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus
 
 from mnist_pipeline.defs.engines.compute import Compute
+from mnist_pipeline.defs.engines.ray_client import UNREACHABLE, Client, connect
 from mnist_pipeline.defs.engines.several_hosts import is_here, require_shared
 from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn, declared, declares
 from mnist_pipeline.defs.engines.traces import RAY_ADDRESS, RAY_JOB, left_behind
@@ -32,12 +31,6 @@ from mnist_pipeline.environment import PLACES, Environment
 from mnist_pipeline.variables import STORES_OF_BEFORE, absolute
 
 MIB = 1 << 20
-
-MOST_HOSTS = 10_000
-"""Ray's own bound of what it lists."""
-
-ANSWER_SECONDS = 15
-"""Longer than a cluster at work needs for an answer; run monitoring waits for it."""
 
 HEALTH_SECONDS = 5
 """Between two looks whether the jobs are at work."""
@@ -51,6 +44,9 @@ STOP_SECONDS = 15
 LOG_CHARACTERS = 1000
 """The end of the log of a job that failed: so much of it is told."""
 
+WARNINGS = "PYTHONWARNINGS"
+"""The variable that keeps Dagster's announcements of betas out of the logs, as in all processes of the project."""
+
 LISTED_KINDS = 5
 """The kinds of hosts of which there are most: so many are told."""
 
@@ -59,40 +55,6 @@ DECLARED = frozenset({"num_cpus", "num_gpus", "memory"})
 
 LOCAL = {*PLACES, "pipeline_config"}
 """The variables, in small letters, that may hold the path of a file or folder, beside those that end with `_dir`."""
-
-UNREACHABLE = (ConnectionError, RuntimeError, requests.RequestException, AuthenticationError)
-"""The errors of a client whose cluster is gone, busy, or refuses to answer."""
-
-
-class Client(JobSubmissionClient):
-    """Ray's client, which waits for an answer so long and no longer."""
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
-
-    def hosts(self) -> list[dict[str, Any]]:
-        """Return the hosts that are there: `node_ip`, `resources_total` and more of each.
-
-        Raises one of UNREACHABLE if the cluster cannot be asked.
-        """
-        alive = {"filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE"}
-        wanted = alive | {"detail": "1", "limit": str(MOST_HOSTS), "timeout": str(ANSWER_SECONDS)}
-        answer = self._do_request("GET", "/api/v0/nodes", params=wanted)
-        answer.raise_for_status()
-        found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
-        return found
-
-    def find_job(self, job: str) -> JobDetails | None:
-        """Return a job with its state, None if the cluster does not know it.
-
-        Raises one of UNREACHABLE if the cluster cannot be asked.
-        """
-        try:
-            return self.get_job_info(job)
-        except RuntimeError as error:
-            if "status code 404" in str(error):
-                return None
-            raise
 
 
 class RaySteps(RayStepHandler):
@@ -124,20 +86,23 @@ class RaySteps(RayStepHandler):
     def _submit(self, context: StepHandlerContext, step: str) -> Iterator[dg.DagsterEvent]:
         compute = declared(context)
         self._stop_job_before(context, step)
-        address = self.client.get_address()
+        address, job = self.client.get_address(), self._get_ray_job_submission_id(context)
+        where = {RAY_ADDRESS: dg.MetadataValue.text(address), RAY_JOB: dg.MetadataValue.text(job)}
         context.instance.report_engine_event(
-            f"{step} asks the Ray cluster {address} for {compute.words}{_shortage(self.client.hosts(), compute)}",
+            f"{step} is submitted to the Ray cluster {address}",
             context.dagster_run,
-            EngineEventData(
-                {
-                    RAY_ADDRESS: dg.MetadataValue.text(address),
-                    RAY_JOB: dg.MetadataValue.text(self._get_ray_job_submission_id(context)),
-                }
-            ),
+            EngineEventData(where),
             step_key=step,
         )
+        log, asked = context.get_step_context(step).log, f"asks {address} for {compute.words}, as the job {job}"
+        if shortage := _shortage(self.client.hosts(), compute):
+            log.warning("%s. %s", asked, shortage)
+        else:
+            log.info(asked)
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
-        passed = [f"{name}={_found_from_anywhere(name)}" for name in self._variables if os.environ.get(name)]
+        passed = [
+            f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, WARNINGS) if os.environ.get(name)
+        ]
         yield from RayStepHandler(
             client=self.client,
             env_vars=[programs, compute.thread_variable(), *passed, *self.env_vars],
@@ -227,7 +192,7 @@ def _shortage(nodes: list[dict[str, Any]], compute: Compute) -> str:
     )
     found = "; ".join(f"{count} with {what}" for what, count in kinds.most_common(LISTED_KINDS))
     return (
-        f". No host has that much ({found}), so it waits for one that has: where none will come, say less under "
+        f"No host has that much ({found}), so it waits for one that has: where none will come, declare less under "
         "`compute` in EXECUTOR_CONFIG"
     )
 
@@ -248,7 +213,7 @@ def cluster_executor(
         given: Any = context.executor_config["ray"]
         config, own = RayExecutorConfig(**given), None
         if declares(context):  # a run of cheap steps needs no cluster
-            client = Client(config.address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
+            client = connect(config, environment.executor_config)
             hosts = [node["node_ip"] for node in client.hosts()]
             if not all(is_here(host) for host in hosts):
                 require_shared(environment, context.instance, f"the Ray cluster has the hosts {', '.join(hosts)}")
