@@ -11,6 +11,7 @@ from dagster._core.definitions.data_version import INPUT_EVENT_POINTER_TAG_PREFI
 from dagster._core.errors import DagsterHomeNotSetError
 from dagster._core.launcher import WorkerStatus
 
+from mnist_pipeline.defs.engines.traces import read_traces
 from mnist_pipeline.environment import PROJECT
 from mnist_pipeline.problem import Problem
 
@@ -63,7 +64,11 @@ def end_lost(run_id: str) -> None:
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             raise Problem(f"there is no run {run_id} in progress")
+        traces = read_traces(instance, run)
         _end(instance, run, "it is lost, said `recover --run`")
+        for step, place in traces.elsewhere.items():
+            where = f" of {place.cluster}" if place.cluster else ""
+            print(f"{step} may still be at work, as {place.kind} {place.name}{where}: stop it there")
 
 
 def recover() -> None:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "serve": {"files", "task", "ml", "environment", "stores"},
     "definitions": {"environment", "stores", "experiments", "defs"},
     "runs": {"files", "stores", "experiments", "defs", "definitions", "problem", "history"},
-    "history": {"environment", "problem"},
+    "history": {"environment", "defs", "problem"},
     "problem": set(),
     "notebook": {"environment", "ml", "stores", "experiments", "definitions"},
     "commands": {"files", "ml", "environment", "stores", "experiments", "runs", "history"},

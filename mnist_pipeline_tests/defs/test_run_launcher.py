@@ -226,6 +226,17 @@ def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monk
     assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
 
 
+def test_a_lost_run_names_what_may_still_be_at_work(instance, monkeypatch, capsys):
+    monkeypatch.setenv("DAGSTER_HOME", instance.root_directory)
+    run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
+    where = {RAY_ADDRESS: dg.MetadataValue.text("http://head:8265"), RAY_JOB: dg.MetadataValue.text("a-job")}
+    instance.report_engine_event("some_step asks", run, EngineEventData(where), step_key="some_step")
+    end_lost(run.run_id)
+    assert (
+        "some_step may still be at work, as Ray job a-job of http://head:8265: stop it there" in capsys.readouterr().out
+    )
+
+
 def test_a_run_lives_while_its_step_may_be_at_work_as_a_job_of_ray(instance, monkeypatch):
     """The cluster is asked; while it cannot be, the step counts as alive."""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:

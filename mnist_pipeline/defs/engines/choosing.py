@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import dagster as dg
+from dagster._check import CheckError  # Dagster has no public name for it
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from mnist_pipeline.defs.engines.compute import Compute
@@ -16,6 +17,15 @@ from mnist_pipeline.files.yaml_file import read_mapping
 
 PACKAGES = {"docker": ["dagster_docker"], "ray": ["dagster_ray", "ray"], "k8s": ["dagster_k8s"]}
 """The packages of the engines with places of their own; each has an extra of its name."""
+
+EXAMPLES = {
+    "in_process": "retries: {enabled: {}}",
+    "multiprocess": "max_concurrent: 2",
+    "docker": "image: ...",
+    "ray": "ray: {address: ...}",
+    "k8s": "max_concurrent: 4",
+}
+"""A field of each executor."""
 
 COMPUTE = "compute"
 """The field of EXECUTOR_CONFIG with what this deployment declares otherwise than the code."""
@@ -45,14 +55,13 @@ def executor(environment: Environment, modules: Sequence[str], declaring: Collec
     least, most = 1 if engine in ("k8s", "ray") else 0, config.get("max_concurrent")
     if isinstance(most, int) and most < least:  # Dagster takes it until it runs
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be {least} or more")
-    if engine == "ray" and not isinstance(most, int | None):
-        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: max_concurrent must be a number, not {most!r}")
     if engine in PACKAGES:
         if not all(find_spec(package) for package in PACKAGES[engine]):
             raise EnvironmentInvalid(
                 f"EXECUTOR={engine} needs what is not installed: pip install 'mnist_pipeline[{engine}]'"
             )
-        overrides = _read_overrides(config.pop(COMPUTE, None) or {}, declaring, f"EXECUTOR_CONFIG {file}: {COMPUTE}")
+        given = config.pop(COMPUTE, None)
+        overrides = _read_overrides({} if given is None else given, declaring, f"EXECUTOR_CONFIG {file}: {COMPUTE}")
         definition = _with_own_places(environment, config, modules, overrides)
     elif engine == "multiprocess":
         definition = dg.multiprocess_executor
@@ -60,8 +69,12 @@ def executor(environment: Environment, modules: Sequence[str], declaring: Collec
     else:
         definition = dg.in_process_executor
     configured = marking(definition).configured(config)
-    if errors := configured.apply_config_mapping({"config": {}}).errors:  # Dagster looks when a run begins
-        problems = "; ".join(found.message.partition("\n")[0] for found in errors)
+    try:
+        errors = configured.apply_config_mapping({"config": {}}).errors  # Dagster looks when a run begins
+    except CheckError as error:
+        raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: {error}") from error
+    if errors:  # of which Dagster tells all fields that there are, too
+        problems = "; ".join(found.message.partition("\n")[0].partition(". Expected:")[0] for found in errors)
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {file}: {problems}")
     return configured
 
@@ -78,9 +91,19 @@ def _with_own_places(
     if environment.executor == "ray":
         from mnist_pipeline.defs.engines import ray_jobs
 
-        config.setdefault("ray", {})
+        config["ray"] = {} if config.get("ray") is None else config["ray"]
         _refuse_ignored(environment, config, "ray", ray_jobs.DECLARED)
         most = config.pop("max_concurrent", None)  # dagster-ray has none
+        if isinstance(most, bool) or not isinstance(most, int | None):
+            raise EnvironmentInvalid(
+                f"EXECUTOR_CONFIG {environment.executor_config}: max_concurrent must be a number, not {most!r}"
+            )
+        address = config["ray"].get("address") if isinstance(config["ray"], dict) else None
+        if isinstance(address, str) and not address.startswith(("http://", "https://")):  # Ray waits long for others
+            raise EnvironmentInvalid(
+                f"EXECUTOR_CONFIG {environment.executor_config}: ray: address must be that of the cluster's dashboard, "
+                f"http://HOST:8265, not {address!r}"
+            )
         return ray_jobs.cluster_executor(environment, modules, passed_on(environment), overrides, most)
     from mnist_pipeline.defs.engines.kubernetes_jobs import pod_executor
 
@@ -100,8 +123,9 @@ def _read_overrides(given: Any, declaring: Collection[str], name: str) -> Overri
     try:
         overrides = TypeAdapter(dict[str, _Override]).validate_python(given)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise EnvironmentInvalid(f"{name}: {'; '.join(problems)}") from None
+        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        form = "it names steps, and of each `cores`, `memory_mib` or `gpus`"
+        raise EnvironmentInvalid(f"{name}: {form}; {problems.removeprefix(': ')}") from None
     if unknown := sorted({*overrides} - {*declaring}):
         raise EnvironmentInvalid(
             f"{name}: {', '.join(unknown)} is not one of the steps that declare what they need: "
@@ -130,9 +154,8 @@ def _read_config(environment: Environment) -> dict[str, Any]:
     if not environment.executor_config:
         return {}
     try:
-        return read_mapping(
-            Path(environment.executor_config), "`image: ...`, fields of Dagster's executor of that name"
-        )
+        form = f"`{EXAMPLES[environment.executor]}`, fields of Dagster's executor of that name"
+        return read_mapping(Path(environment.executor_config), form)
     except ValueError as error:
         raise EnvironmentInvalid(f"EXECUTOR_CONFIG {error}") from error
 

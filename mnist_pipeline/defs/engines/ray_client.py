@@ -55,16 +55,22 @@ class Client(JobSubmissionClient):
             raise
 
 
-def connect(config: RayExecutorConfig, file: str) -> Client:
-    """Return a client of the cluster that the configuration in `file` names.
+def connect(config: RayExecutorConfig, file: str) -> tuple[Client, list[str]]:
+    """Return a client of the cluster that the configuration in `file` names, and the IP addresses of its hosts.
 
     Raises DagsterInvariantViolationError, with where the address comes from, if it cannot be reached.
     """
     address = config.address or DEFAULT_ADDRESS
     try:
-        return Client(address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
+        client = Client(address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
+        return client, [str(host["node_ip"]) for host in client.hosts()]
+    except AuthenticationError as error:
+        raise dg.DagsterInvariantViolationError(
+            f"the Ray cluster {address} refuses to answer: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that of "
+            "`ray start` on its hosts"
+        ) from error
     except UNREACHABLE as error:
         raise dg.DagsterInvariantViolationError(
-            f"{str(error).rstrip('.')}. Its address is that of `ray: address` in EXECUTOR_CONFIG "
-            f"({file or 'not set: deploy/ray.yaml is one'}), or of RAY_ADDRESS"
+            f"{str(error).rstrip('.')}. Is its head up (`ray start --head`)? The address, of the dashboard, is "
+            f"`ray: address` in EXECUTOR_CONFIG ({file or 'not set: deploy/ray.yaml is one'}), or RAY_ADDRESS"
         ) from error

@@ -47,6 +47,9 @@ LOG_CHARACTERS = 1000
 WARNINGS = "PYTHONWARNINGS"
 """The variable that keeps Dagster's announcements of betas out of the logs, as in all processes of the project."""
 
+OF_RUNS_ONLY = ("EXECUTOR=multiprocess", "EXECUTOR_CONFIG=")
+"""The variables that a job needs none of, and may find in the environment of its host."""
+
 LISTED_KINDS = 5
 """The kinds of hosts of which there are most: so many are told."""
 
@@ -100,12 +103,10 @@ class RaySteps(RayStepHandler):
         else:
             log.info(asked)
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
-        passed = [
-            f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, WARNINGS) if os.environ.get(name)
-        ]
+        passed = [f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, WARNINGS)]
         yield from RayStepHandler(
             client=self.client,
-            env_vars=[programs, compute.thread_variable(), *passed, *self.env_vars],
+            env_vars=[programs, compute.thread_variable(), *OF_RUNS_ONLY, *passed, *self.env_vars],
             runtime_env=self.runtime_env,
             # These stand above a step's tag of dagster-ray, which may name custom resources besides.
             num_cpus=compute.cores,
@@ -133,8 +134,11 @@ class RaySteps(RayStepHandler):
         if found is None:
             return CheckStepHealthResult.unhealthy(f"the Ray cluster does not know the job {job} any more")
         if found.status in (JobStatus.FAILED, JobStatus.STOPPED):  # stopped: by somebody, on the dashboard
-            why = (found.message or "").strip()[-LOG_CHARACTERS:]
-            return CheckStepHealthResult.unhealthy(f"the Ray job {job}: {found.status} ({found.error_type}): {why}")
+            log = (found.message or "").strip()
+            last = log.splitlines()[-1][:LOG_CHARACTERS] if log else "no word why"
+            return CheckStepHealthResult.unhealthy(
+                f"the Ray job {job}: {found.status} ({found.error_type}): {last}\n{log[-LOG_CHARACTERS:]}"
+            )
         return CheckStepHealthResult.healthy()
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
@@ -174,10 +178,13 @@ class RaySteps(RayStepHandler):
 
 
 def _found_from_anywhere(name: str) -> str:
-    """The value of a variable; a relative path in it begins at the folder of this process, not at that of the host."""
-    value = os.environ[name]
+    """The value of a variable, empty where it has none here: the host may have another one.
+
+    A relative path in it begins at the folder of this process, not at that of the host.
+    """
+    value = os.environ.get(name, "")
     may_be_path = name.lower() in LOCAL or name.endswith("_DIR")
-    return absolute(value) if may_be_path and "://" not in value and value not in STORES_OF_BEFORE else value
+    return absolute(value) if value and may_be_path and "://" not in value and value not in STORES_OF_BEFORE else value
 
 
 def _shortage(nodes: list[dict[str, Any]], compute: Compute) -> str:
@@ -213,8 +220,7 @@ def cluster_executor(
         given: Any = context.executor_config["ray"]
         config, own = RayExecutorConfig(**given), None
         if declares(context):  # a run of cheap steps needs no cluster
-            client = connect(config, environment.executor_config)
-            hosts = [node["node_ip"] for node in client.hosts()]
+            client, hosts = connect(config, environment.executor_config)
             if not all(is_here(host) for host in hosts):
                 require_shared(environment, context.instance, f"the Ray cluster has the hosts {', '.join(hosts)}")
             own = RaySteps(client, config, variables)
