@@ -37,7 +37,7 @@ def hosts() -> Iterator[Network]:
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def database(hosts) -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # the server is another user's
