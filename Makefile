@@ -70,7 +70,7 @@ test: install ## Run the tests, 15 to 30 minutes on two cores (MNIST_DIR=folder 
 	$(PYTEST) $(TWO_AT_A_TIME) -m "not live"
 
 .PHONY: test-live
-test-live: install ## Run the tests with a real daemon, Postgres, containers, kills and a browser, 30 to 45 minutes more
+test-live: install ## Run the tests with a real daemon, Postgres, containers, kills and a browser, 30 to 50 minutes more
 	$(PYTEST) -m "live and not extended"
 
 .PHONY: test-long

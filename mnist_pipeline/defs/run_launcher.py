@@ -59,6 +59,8 @@ class MonitoredRunLauncher(DefaultRunLauncher):
     def _worker(self, run: dg.DagsterRun, traces: Traces) -> Finding:
         """Find the process of the run, with those of its steps that are beside it."""
         here = Host.here()
+        if traces.pod:  # a command in a pod of the same deployment asks
+            return Finding(None, f"it is the job {traces.pod}, which the launcher of Kubernetes looks for")
         if traces.host is None and traces.server not in THIS_MACHINE:  # not begun, or by earlier code
             return self._ask_server(run)
         if traces.host is None or traces.host.is_same(here):

@@ -27,8 +27,8 @@ WITH_RESOURCES = {"dagster-ray/config": json.dumps({"num_cpus": 3, "resources": 
 
 
 @dg.op(tags=Compute(cores=1, memory_mib=512).tags() | WITH_RESOURCES, retry_policy=dg.RetryPolicy(max_retries=1))
-def first() -> None:
-    pass
+def first(context: dg.OpExecutionContext) -> None:
+    context.log.info("at work on the first")
 
 
 @dg.op(ins={"start": dg.In(dg.Nothing)}, tags=Compute(cores=2, memory_mib=1024).tags())
@@ -80,7 +80,7 @@ def submitted(handler: engine.RaySteps, jobs: Jobs, command: str) -> Any:
     return step
 
 
-def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeypatch, jobs):
+def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeypatch, jobs, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv(ADDRESS, jobs.address)
@@ -91,6 +91,8 @@ def test_each_step_gets_what_it_declares_and_nothing_of_others(tmp_path, monkeyp
         result = dg.execute_job(dg.reconstructable(three_steps), instance)
         assert result.success
         told = [entry.message for entry in instance.all_logs(result.run_id, of_type=None)]
+    # What steps elsewhere log is seen where the run is.
+    assert "first: at work on the first\n" in capfd.readouterr().err
     [of_first, of_second] = jobs.submitted
     # A step's own tag for Ray has custom resources; the rest is what it declares.
     assert (of_first["entrypoint_num_cpus"], of_first["entrypoint_memory"]) == (1, 512 * 2**20)
@@ -217,7 +219,7 @@ def test_a_cluster_that_is_busy_when_a_step_begins_does_not_end_the_run(monkeypa
         result = dg.execute_job(dg.reconstructable(three_steps), instance)
         told = [entry.message for entry in instance.all_logs(result.run_id)]
     assert result.success
-    assert any(line.startswith("first could not be submitted, and is tried again: Request failed") for line in told)
+    assert any(line.startswith("could not be submitted, and is tried again: Request failed") for line in told)
     assert len(jobs.submitted) == 2
 
 

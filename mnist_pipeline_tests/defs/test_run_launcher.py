@@ -20,7 +20,7 @@ from dagster._utils.error import SerializableErrorInfo
 from mnist_pipeline.defs import run_launcher
 from mnist_pipeline.defs.engines.host import Host
 from mnist_pipeline.defs.engines.marking import HOST, PID
-from mnist_pipeline.defs.engines.traces import CONTAINER, RAY_ADDRESS, RAY_JOB
+from mnist_pipeline.defs.engines.traces import CONTAINER, KUBERNETES_JOB, RAY_ADDRESS, RAY_JOB
 from mnist_pipeline.defs.run_launcher import MonitoredRunLauncher
 from mnist_pipeline.history import end_lost, recover
 from mnist_pipeline.problem import Problem
@@ -224,6 +224,17 @@ def test_a_run_lives_while_its_step_may_be_at_work_in_a_container(instance, monk
     assert (health.msg or "").startswith("some_step in container 0123456789ab cannot be looked for: ")
     step_event(instance, run, dg.DagsterEventType.STEP_SUCCESS, 1)
     assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
+def test_a_run_in_a_pod_is_left_to_the_launcher_of_kubernetes(instance):
+    """`recover` in the pod of the code location would end it: that code server knows nothing of it."""
+    run = instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
+    created = EngineEventData({KUBERNETES_JOB: dg.MetadataValue.text("dagster-run-1")})
+    instance.report_engine_event("Creating Kubernetes run worker job", run, created)
+    mark(instance, run, CONTAINER_HERE, 1)
+    health = instance.run_launcher.check_run_worker_health(run)
+    assert health.status == WorkerStatus.RUNNING
+    assert health.msg == "it is the job dagster-run-1, which the launcher of Kubernetes looks for"
 
 
 def test_a_lost_run_names_what_may_still_be_at_work(instance, monkeypatch, capsys):

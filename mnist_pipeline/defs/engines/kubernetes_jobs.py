@@ -51,7 +51,7 @@ class PodSteps(StepHandler):
             namespace = self._native._get_container_context(step_handler_context).namespace
             if self._client.delete_job(job_name=place.name, namespace=namespace):
                 instance.report_engine_event(
-                    f"the job {place.name} of {step}, for a run that had ended, is deleted", run, step_key=step
+                    f"the job {place.name}, for a run that had ended, is deleted", run, step_key=step
                 )
         try:
             yield from self._native.launch_step(step_handler_context)
@@ -60,7 +60,7 @@ class PodSteps(StepHandler):
                 raise
             # The run was lost together with the step, and goes on: a look at the job says what became of it.
             job = self._native._get_k8s_step_job_name(step_handler_context)
-            instance.report_engine_event(f"{step} was begun already, as the job {job}", run, step_key=step)
+            instance.report_engine_event(f"was begun already, as the job {job}", run, step_key=step)
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """End the step."""

@@ -64,13 +64,13 @@ def connect(config: RayExecutorConfig, file: str) -> tuple[Client, list[str]]:
     try:
         client = Client(address, metadata=config.metadata, headers=config.headers, cookies=config.cookies)
         return client, [str(host["node_ip"]) for host in client.hosts()]
-    except AuthenticationError as error:
+    except AuthenticationError:
         raise dg.DagsterInvariantViolationError(
             f"the Ray cluster {address} refuses to answer: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that of "
             "`ray start` on its hosts"
-        ) from error
+        ) from None
     except UNREACHABLE as error:
         raise dg.DagsterInvariantViolationError(
             f"{str(error).rstrip('.')}. Is its head up (`ray start --head`)? The address, of the dashboard, is "
             f"`ray: address` in EXECUTOR_CONFIG ({file or 'not set: deploy/ray.yaml is one'}), or RAY_ADDRESS"
-        ) from error
+        ) from None

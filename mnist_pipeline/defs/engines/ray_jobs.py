@@ -82,8 +82,9 @@ class RaySteps(RayStepHandler):
             yield from self._submit(step_handler_context, self._get_step_key(step_handler_context))
         except UNREACHABLE as error:
             step_handler_context.instance.report_engine_event(
-                f"{self._get_step_key(step_handler_context)} could not be submitted, and is tried again: {error}",
+                f"could not be submitted, and is tried again: {error}",
                 step_handler_context.dagster_run,
+                step_key=self._get_step_key(step_handler_context),
             )
 
     def _submit(self, context: StepHandlerContext, step: str) -> Iterator[dg.DagsterEvent]:
@@ -91,17 +92,9 @@ class RaySteps(RayStepHandler):
         self._stop_job_before(context, step)
         address, job = self.client.get_address(), self._get_ray_job_submission_id(context)
         where = {RAY_ADDRESS: dg.MetadataValue.text(address), RAY_JOB: dg.MetadataValue.text(job)}
-        context.instance.report_engine_event(
-            f"{step} is submitted to the Ray cluster {address}",
-            context.dagster_run,
-            EngineEventData(where),
-            step_key=step,
-        )
-        log, asked = context.get_step_context(step).log, f"asks {address} for {compute.words}, as the job {job}"
-        if shortage := _shortage(self.client.hosts(), compute):
-            log.warning("%s. %s", asked, shortage)
-        else:
-            log.info(asked)
+        shortage = _shortage(self.client.hosts(), compute)
+        asked = f"asks {address} for {compute.words}, as the job {job}{shortage}"
+        context.instance.report_engine_event(asked, context.dagster_run, EngineEventData(where), step_key=step)
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
         passed = [f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, WARNINGS)]
         yield from RayStepHandler(
@@ -147,8 +140,9 @@ class RaySteps(RayStepHandler):
             yield from super().terminate_step(step_handler_context)
         except UNREACHABLE as error:
             step_handler_context.instance.report_engine_event(
-                f"{self._get_step_key(step_handler_context)} could not be stopped: {error}",
+                f"could not be stopped: {error}",
                 step_handler_context.dagster_run,
+                step_key=self._get_step_key(step_handler_context),
             )
 
     def _stop_job_before(self, context: StepHandlerContext, step: str) -> None:
@@ -158,7 +152,9 @@ class RaySteps(RayStepHandler):
         if not name or not job or job.status.is_terminal():
             return
         context.instance.report_engine_event(
-            f"{step} was still at work in Ray job {name}, which counted as lost: it is stopped", context.dagster_run
+            f"was still at work in Ray job {name}, which counted as lost: it is stopped",
+            context.dagster_run,
+            step_key=step,
         )
         self.client.stop_job(name)
         deadline = time.monotonic() + STOP_SECONDS
@@ -199,7 +195,7 @@ def _shortage(nodes: list[dict[str, Any]], compute: Compute) -> str:
     )
     found = "; ".join(f"{count} with {what}" for what, count in kinds.most_common(LISTED_KINDS))
     return (
-        f"No host has that much ({found}), so it waits for one that has: where none will come, declare less under "
+        f". No host has that much ({found}), so it waits for one that has: where none will come, declare less under "
         "`compute` in EXECUTOR_CONFIG"
     )
 

@@ -1,5 +1,6 @@
 """Steps that need little stay beside their run; each that declares what it needs gets a place of its own."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -27,6 +28,8 @@ class SharedOrOwn(StepHandler):
         self._own = own
         self._overrides = overrides
         self._processes: dict[str, BaseProcess] = {}
+        self._elsewhere: set[str] = set()
+        self._told: str | None = None
         self._fork = get_context("forkserver")
         self._fork.set_forkserver_preload(list(modules))
 
@@ -39,7 +42,9 @@ class SharedOrOwn(StepHandler):
         """Start the step."""
         step = _step(step_handler_context)
         if self._own and (context := self._declaring(step_handler_context, step)):
+            self._elsewhere.add(step)
             yield from self._own.launch_step(context)
+            self._tell(context)
             return
         # It would end without a word where the run that goes on in another pod has it begin again.
         arguments = replace(step_handler_context.execute_step_args, should_verify_step=False)
@@ -57,6 +62,7 @@ class SharedOrOwn(StepHandler):
         """Tell whether the step is at work, or was done."""
         step = _step(step_handler_context)
         if self._own and (context := self._declaring(step_handler_context, step)):
+            self._tell(context)
             return self._own.check_step_health(context)
         process = self._processes.get(step)
         if process and (process.is_alive() or process.exitcode == 0):
@@ -71,6 +77,15 @@ class SharedOrOwn(StepHandler):
             yield from self._own.terminate_step(context)
         elif process := self._processes.get(step):
             process.terminate()
+
+    def _tell(self, context: StepHandlerContext) -> None:
+        """Print what is new of steps elsewhere, epochs for example: those beside the run print it themselves."""
+        new = context.instance.get_records_for_run(context.dagster_run.run_id, self._told)
+        self._told = new.cursor
+        for entry in (record.event_log_entry for record in new.records):
+            event = entry.dagster_event
+            if entry.step_key in self._elsewhere and (event is None or event.is_engine_event):
+                print(f"{entry.step_key}: {entry.user_message or entry.message}", file=sys.stderr, flush=True)
 
     def _declaring(self, context: StepHandlerContext, step: str) -> StepHandlerContext | None:
         """The context of a step that declares what it needs, with what the deployment says of it; None of others."""

@@ -13,7 +13,7 @@ CONTAINER = "Docker container id"
 """The name in the metadata of the event by which dagster-docker launches a step."""
 
 KUBERNETES_JOB = "Kubernetes Job name"
-"""The name in the metadata of the event by which dagster-k8s launches a step."""
+"""The name in the metadata of the event by which dagster-k8s launches a step, or a whole run."""
 
 RAY_JOB, RAY_ADDRESS = "Ray job", "Ray cluster"
 """The names in the metadata of the event by which a step is submitted to a cluster."""
@@ -50,6 +50,8 @@ class Traces(NamedTuple):
     """The place of each step that was launched in one of its own and has not ended."""
     ended: set[str | None]
     """The steps that have ended."""
+    pod: str | None = None
+    """The Kubernetes job that the run itself is, None of others."""
 
 
 def left_behind(instance: dg.DagsterInstance, run: dg.DagsterRun, step: str) -> Elsewhere | None:
@@ -72,6 +74,8 @@ def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
         told: dict[str, Any] = {name: value.value for name, value in event.engine_event_data.metadata.items()}
         if HOST in told:
             traces = traces._replace(host=Host(**told[HOST]))
+        if step is None and KUBERNETES_JOB in told:
+            traces = traces._replace(pod=told[KUBERNETES_JOB])
         kind = next((kind for kind in (CONTAINER, KUBERNETES_JOB, RAY_JOB) if kind in told), None)
         if step and kind:
             traces.elsewhere[step] = Elsewhere(kind, told[kind], told.get(RAY_ADDRESS, ""))
