@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import dagster as dg
 from dagster._check import CheckError  # Dagster has no public name for it
@@ -87,7 +87,7 @@ def _with_own_places(
         from mnist_pipeline.defs.engines import containers
 
         _refuse_ignored(environment, config, "container_kwargs", containers.DECLARED)
-        return containers.container_executor(modules, passed_on(environment), overrides)
+        return containers.container_executor(modules, passed_on(), overrides)
     if environment.executor == "ray":
         from mnist_pipeline.defs.engines import ray_jobs
 
@@ -104,7 +104,7 @@ def _with_own_places(
                 f"EXECUTOR_CONFIG {environment.executor_config}: ray: address must be that of the cluster's dashboard, "
                 f"http://HOST:8265, not {address!r}"
             )
-        return ray_jobs.cluster_executor(environment, modules, passed_on(environment), overrides, most)
+        return ray_jobs.cluster_executor(environment, modules, passed_on(), overrides, most)
     from mnist_pipeline.defs.engines.kubernetes_jobs import pod_executor
 
     return pod_executor(environment, modules, overrides)
@@ -143,11 +143,15 @@ def declaring_steps(assets: Iterable[dg.AssetsDefinition]) -> set[str]:
     }
 
 
-def passed_on(environment: Environment) -> list[str]:
+def passed_on() -> list[str]:
     """Return the names of the variables that steps elsewhere need, too: none of the secret ones, and no executor."""
     fields = Environment.model_fields
-    kept = {"executor", "executor_config"} | {n for n in fields if isinstance(getattr(environment, n), SecretStr)}
+    kept = {"executor", "executor_config"} | {name for name, field in fields.items() if _is_secret(field.annotation)}
     return [name.upper() for name in (*fields, *DATASET_OF_BEFORE) if name not in kept]
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
 
 
 def _read_config(environment: Environment) -> dict[str, Any]:

@@ -44,8 +44,8 @@ STOP_SECONDS = 15
 LOG_CHARACTERS = 1000
 """The end of the log of a job that failed: so much of it is told."""
 
-WARNINGS = "PYTHONWARNINGS"
-"""The variable that keeps Dagster's announcements of betas out of the logs, as in all processes of the project."""
+OF_THE_PROCESS = ("DAGSTER_HOME", "PYTHONWARNINGS")
+"""Variables beside the project's: an experiment has a home of its own; no announcements of betas in the logs."""
 
 OF_RUNS_ONLY = ("EXECUTOR=multiprocess", "EXECUTOR_CONFIG=")
 """The variables that a job needs none of, and may find in the environment of its host."""
@@ -96,7 +96,7 @@ class RaySteps(RayStepHandler):
         asked = f"asks {address} for {compute.words}, as the job {job}{shortage}"
         context.instance.report_engine_event(asked, context.dagster_run, EngineEventData(where), step_key=step)
         programs = f"PATH={Path(sys.executable).parent}:${{PATH}}"  # Ray puts in the host's own
-        passed = [f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, WARNINGS)]
+        passed = [f"{name}={_found_from_anywhere(name)}" for name in (*self._variables, *OF_THE_PROCESS)]
         yield from RayStepHandler(
             client=self.client,
             env_vars=[programs, compute.thread_variable(), *OF_RUNS_ONLY, *passed, *self.env_vars],
