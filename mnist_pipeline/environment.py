@@ -16,8 +16,10 @@ from mnist_pipeline.variables import (
     AlertNames,
     BearerToken,
     Cron,
+    EmailAddresses,
     LocalFolder,
     Place,
+    SmtpUrl,
     StoreAddress,
     TimeZone,
     Url,
@@ -104,6 +106,8 @@ class Environment(BaseModel):
     slack_channel: str | None = None
     slack_alerts: AlertNames = Field(",".join(ALERTS), description="Which messages to send, with commas between them.")
     slack_api_url: Url = Field("https://slack.com/api/", description="Another one for GovSlack and for proxies.")
+    alert_email_to: EmailAddresses | None = Field(None, description="Who gets the same alerts by e-mail.")
+    smtp_url: SmtpUrl | None = Field(None, description="smtp://user:password@host, or smtps://; ?from= names a sender.")
     dagster_webserver_url: Url | None = None
     service_url: Url | None = Field(None, description="The inference service, for links on the pages of assets.")
 
@@ -171,6 +175,7 @@ class Environment(BaseModel):
                 "prediction_input": self.input_folder(),
                 "automation": False,
                 "slack_bot_token": None,
+                "smtp_url": None,
                 "mlflow_tracking_uri": None,
             }
         )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
@@ -9,6 +10,9 @@ from mnist_pipeline.files.cloud import SCHEMES, parse_address, require_url
 
 ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
+
+SMTP_PORTS = {"smtp": 587, "smtps": 465}
+"""The kinds of addresses of mail servers, with their usual ports."""
 
 STORES_OF_BEFORE = ("local", "s3")
 """Values of MODEL_STORE of before a store was named by an address; they are still read."""
@@ -57,6 +61,27 @@ def _alert_names(value: str) -> str:
     return value
 
 
+def _email_addresses(value: str) -> str:
+    for address in (part.strip() for part in value.split(",")):
+        name, _, domain = address.rpartition("@")
+        if not name or not domain or not address.isprintable() or " " in address:
+            raise ValueError(f"{address!r} is not an address: name@example.com, with commas between several")
+    return value
+
+
+def _smtp_url(value: SecretStr) -> SecretStr:
+    form = "must be smtp://user:password@host:587 or smtps://host:465; signs of passwords such as @ as %40"
+    try:
+        found = urlsplit(value.get_secret_value())
+        if found.scheme not in SMTP_PORTS or not found.hostname or found.port == 0:
+            raise ValueError(form)
+    except ValueError:  # of a port that is no number, too; its message may hold the password
+        raise ValueError(form) from None
+    if bool(found.username) != bool(found.password):
+        raise ValueError(f"has a user without a password, or the reverse; {form}")
+    return value
+
+
 def _cron(value: str) -> str:
     try:
         import dagster as dg  # only where a schedule is set: a store or a service needs no Dagster
@@ -87,6 +112,8 @@ StoreAddress = Annotated[str, AfterValidator(_store_address)]
 Url = Annotated[str, AfterValidator(_url)]
 """An address without a password in it."""
 BearerToken = Annotated[SecretStr, AfterValidator(_bearer_token)]
+EmailAddresses = Annotated[str, AfterValidator(_email_addresses)]
+SmtpUrl = Annotated[SecretStr, AfterValidator(_smtp_url)]
 AlertNames = Annotated[str, AfterValidator(_alert_names)]
 Cron = Annotated[str, AfterValidator(_cron)]
 TimeZone = Annotated[str, AfterValidator(_timezone)]

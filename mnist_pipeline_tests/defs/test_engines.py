@@ -121,7 +121,7 @@ def test_a_wrong_configuration_is_refused_with_its_file(tmp_path, engine, text, 
 
 def test_every_variable_but_secrets_reaches_a_step_elsewhere():
     left_out = {name.upper() for name in Environment.model_fields} - set(passed_on())
-    assert left_out == {"SERVE_TOKEN", "SLACK_BOT_TOKEN", "EXECUTOR", "EXECUTOR_CONFIG"}
+    assert left_out == {"SERVE_TOKEN", "SLACK_BOT_TOKEN", "SMTP_URL", "EXECUTOR", "EXECUTOR_CONFIG"}
 
 
 def test_what_trains_declares_what_it_needs():

@@ -150,6 +150,7 @@ def test_an_experiment_begins_with_what_is_known(pipeline, working, tmp_path):
 def test_all_that_is_written_lies_in_the_experiment(tmp_path, variables):
     places = {name.upper(): f"/elsewhere/{name}" for name in PLACES if name != "storage_root"}
     given = variables | places | {"SLACK_BOT_TOKEN": "xoxb-1", "SLACK_CHANNEL": "#a", "S3_ENDPOINT_URL": "http://s3"}
+    given |= {"ALERT_EMAIL_TO": "a@example.com", "SMTP_URL": "smtp://localhost"}
     folder = Environment.read(given).branch_folder("x")
     folder.mkdir(parents=True)
     inside = Environment.read(given | {"EXPERIMENT": "x"})
@@ -164,7 +165,7 @@ def test_all_that_is_written_lies_in_the_experiment(tmp_path, variables):
     Environment.read(folder_of_images).branch_folder("x").mkdir(parents=True)
     images = Environment.read(folder_of_images | {"EXPERIMENT": "x"})
     assert images.dataset_settings().directory == "/my/images"  # only read, too
-    assert (inside.automation, inside.slack_bot_token) == (False, None)
+    assert (inside.automation, inside.slack_bot_token, inside.smtp_url) == (False, None, None)
     of_before = variables | {"MODEL_STORE": "s3", "S3_MODEL_BUCKET": "production"}
     assert Path(Environment.read(of_before | {"EXPERIMENT": "x"}).model_address()).is_relative_to(folder)
 

@@ -11,6 +11,6 @@ from mnist_pipeline.environment import Environment
 
 
 def channels_from_environment(environment: Environment) -> list[ChannelSetup]:
-    """Return all channels, those that are not configured too: their sensors say what is missing."""
+    """Return all channels that there are, those with a missing variable too: their sensors say which."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    return [module.from_environment(environment) for module in modules]
+    return [setup for module in modules if (setup := module.from_environment(environment))]
