@@ -1,8 +1,9 @@
 """The kinds of values that environment variables have; each refuses, with a ValueError, what it cannot be."""
 
+import re
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
@@ -10,6 +11,9 @@ from mnist_pipeline.files.cloud import SCHEMES, parse_address, require_url
 
 ALERTS = ("failures", "promotions", "approvals", "refusals", "drift")
 """The kinds of alerts."""
+
+EMAIL_ADDRESS = r"[^\s@<>()\[\],;:\"\\]+@[^\s@<>()\[\],;:\"\\]+"
+"""An address as people write it; of what standards allow beside that, mail clients understand various parts."""
 
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
 """The kinds of addresses of mail servers, with their usual ports."""
@@ -63,8 +67,7 @@ def _alert_names(value: str) -> str:
 
 def _email_addresses(value: str) -> str:
     for address in (part.strip() for part in value.split(",")):
-        name, _, domain = address.rpartition("@")
-        if not name or not domain or not address.isprintable() or " " in address:
+        if not re.fullmatch(EMAIL_ADDRESS, address, re.ASCII):
             raise ValueError(f"{address!r} is not an address: name@example.com, with commas between several")
     return value
 
@@ -77,8 +80,14 @@ def _smtp_url(value: SecretStr) -> SecretStr:
             raise ValueError(form)
     except ValueError:  # of a port that is no number, too; its message may hold the password
         raise ValueError(form) from None
-    if bool(found.username) != bool(found.password):
+    login = unquote(found.username or ""), unquote(found.password or "")
+    if bool(login[0]) != bool(login[1]):
         raise ValueError(f"has a user without a password, or the reverse; {form}")
+    if not all(part.isascii() and part.isprintable() for part in login):
+        raise ValueError(f"has signs in its login that mail servers do not take: only visible ASCII; {form}")
+    sender = unquote(found.query.removeprefix("from="))
+    if found.query and (not found.query.startswith("from=") or not re.fullmatch(EMAIL_ADDRESS, sender, re.ASCII)):
+        raise ValueError("may end with ?from=name@example.com, and with nothing else")
     return value
 
 

@@ -220,26 +220,46 @@ def test_a_node_is_lost_with_a_cheap_step_and_then_with_a_pod_of_a_step(deployme
     assert api.refused == []
 
 
-def test_the_job_that_outlived_its_run_is_deleted_before_its_step_begins_again():
-    deleted, job = [], dg.JobDefinition(graph_def=dg.GraphDefinition("empty"))
+class Jobs:
+    """As much of the client as looking for jobs takes; each pod is there for one more look."""
 
-    def delete_job(job_name: str, namespace: str) -> bool:
-        deleted.append((job_name, namespace))
+    def __init__(self) -> None:
+        self.active = {"dagster-step-1"}
+        self.deleted: list[str] = []
+        self.looks = 0
+
+    def get_job_status(self, namespace: str, job_name: str) -> Any:
+        assert namespace == NAMESPACE
+        return SimpleNamespace(active=int(job_name in self.active))
+
+    def delete_job(self, job_name: str, namespace: str) -> bool:
+        self.deleted.append(job_name)
         return True
 
+    def get_pod_names_in_job(self, job_name: str, namespace: str) -> list[str]:
+        self.looks += 1
+        return ["a pod"] if self.looks < 2 else []
+
+
+def test_the_job_that_outlived_its_run_is_deleted_before_its_step_begins_again():
+    job, jobs = dg.JobDefinition(graph_def=dg.GraphDefinition("empty")), Jobs()
     native: Any = SimpleNamespace(
         name="native",
-        _api_client=SimpleNamespace(delete_job=delete_job),
+        _api_client=jobs,
         _get_step_key=lambda _: "some_step",
         _get_container_context=lambda _: SimpleNamespace(namespace=NAMESPACE),
         launch_step=lambda _: iter(()),
     )
     with dg.DagsterInstance.ephemeral() as instance:
-        ended = instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE)
-        where = EngineEventData({KUBERNETES_JOB: dg.MetadataValue.text("dagster-step-1")})
-        instance.report_engine_event("launched", ended, where, step_key="some_step")
-        again = instance.create_run_for_job(job, parent_run_id=ended.run_id, root_run_id=ended.run_id)
-        for run in (ended, again):
+        runs: list[dg.DagsterRun] = []
+        for number in (1, 2, 3):  # the second has ended, too, and its pod with it
+            before = runs[-1].run_id if runs else None
+            run = instance.create_run_for_job(job, parent_run_id=before, root_run_id=runs[0].run_id if runs else None)
+            where = EngineEventData({KUBERNETES_JOB: dg.MetadataValue.text(f"dagster-step-{number}")})
+            instance.report_engine_event("launched", run, where, step_key="some_step")
+            runs.append(run)
+        for run in (runs[0], runs[2]):
             context: Any = SimpleNamespace(instance=instance, dagster_run=run)
             assert list(PodSteps(native).launch_step(context)) == []
-    assert deleted == [("dagster-step-1", NAMESPACE)]
+    assert jobs.deleted == ["dagster-step-1"]
+    assert jobs.looks == 2  # it was waited for

@@ -75,9 +75,9 @@ def test_a_failed_run_is_told_over_tls_after_a_login(ticks, server):
 @pytest.mark.parametrize("tls", ["smtps", "starttls"])
 def test_all_receivers_are_told_in_one_message(pem, tls):
     with smtp_stub(pem, tls) as server:
-        channel(server.url(LOGIN, "?from=gate@example.com")).send(ALERT)
+        channel(server.url(LOGIN, "?from=gate+ml@example.com")).send(ALERT)
         [message] = server.messages
-        assert message["From"] == "gate@example.com"
+        assert message["From"] == "gate+ml@example.com"
         assert message["Subject"] == "[mnist] refused v with"
         assert message.get_content().splitlines() == ["refused v with", "a second line", "deployed w: 0.98"]
         assert server.receivers == [["a@example.com", "b@example.com"]]
@@ -116,6 +116,25 @@ def test_a_server_that_cannot_now_is_asked_later(server, refusal):
     with pytest.raises(AskedToWait) as wish:
         channel(server.url(LOGIN)).send(ALERT)
     assert wish.value.seconds == RETRY_SECONDS
+
+
+@pytest.mark.parametrize("good_bye", ["250 ok", "421 too busy to say good-bye"])
+def test_a_message_that_was_taken_is_not_sent_again(ticks, server, good_bye):
+    server.refusals = {"QUIT": good_bye, "quit": good_bye}
+    sensor = ticks(server.url(LOGIN))
+    sensor.tick()
+    fail(sensor.instance)
+    assert [sensor.tick(), sensor.tick()] == ["sent 1 messages", "nothing to send"]
+    assert len(server.messages) == 1
+
+
+def test_the_tick_says_why_it_waits(ticks, server):
+    server.refusals = {"mail": "451 greylisted"}
+    sensor = ticks(server.url(LOGIN))
+    sensor.tick()
+    fail(sensor.instance)
+    assert "Email took 0 messages and asked to wait 60 s with the next: " in (said := sensor.tick())
+    assert "greylisted" in said
 
 
 def test_an_unknown_receiver_among_others_is_told_in_the_log(server, caplog):
@@ -168,6 +187,13 @@ def test_the_password_is_given_by_its_name_only(server, monkeypatch):
         ("SMTP_URL", "smtp://hidden:hidden@mail.example.com:many"),
         ("SMTP_URL", "smtp://hidden@mail.example.com"),
         ("SMTP_URL", "smtp://"),
+        ("SMTP_URL", "smtp://a:hidd%C3%A4n@mail.example.com"),
+        ("SMTP_URL", "smtp://mail.example.com?from=nobody"),
+        ("SMTP_URL", "smtp://mail.example.com?from=a@example.com%0d%0aBcc:b@example.com"),
+        ("SMTP_URL", "smtp://mail.example.com?form=a@example.com"),
+        ("ALERT_EMAIL_TO", "a@example.com;b@example.com"),
+        ("ALERT_EMAIL_TO", "a@b@example.com"),
+        ("ALERT_EMAIL_TO", "A <a@example.com>"),
     ],
 )
 def test_what_cannot_be_an_address_or_a_server_is_refused_without_the_password(name, value):

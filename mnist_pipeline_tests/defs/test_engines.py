@@ -209,5 +209,5 @@ def test_containers_of_steps_fit_the_compose_file():
     given = {name.removesuffix("_FILE") for name in code["environment"]}
     assert set(steps["env_vars"]) <= given
     environment = Environment.read({"EXECUTOR": "docker", "EXECUTOR_CONFIG": str(DEPLOY / "docker.yaml")})
-    assert set(given) - set(steps["env_vars"]) <= {*passed_on(), "EXECUTOR"} | {"SLACK_BOT_TOKEN"}
+    assert set(given) - set(steps["env_vars"]) <= {*passed_on(), "EXECUTOR"} | {"SLACK_BOT_TOKEN", "SMTP_URL"}
     assert build_definitions(environment).executor  # Dagster takes all fields

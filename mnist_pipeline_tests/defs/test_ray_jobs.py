@@ -12,6 +12,8 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.execution.plan.objects import StepRetryData
+from dagster._utils.error import SerializableErrorInfo
 from dagster_ray.core.executor import RayExecutorConfig
 
 from mnist_pipeline.defs.engines import ray_client
@@ -125,7 +127,8 @@ def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(mon
         """The job that is stopped before the first attempt of the run."""
         jobs.stopped.clear()
         context: Any = SimpleNamespace(instance=instance, dagster_run=run, **vars(step_of(run.run_id)))
-        handler._stop_job_before(context, "second")
+        for name in handler._jobs_before(context, "second"):
+            handler._stop_job(context, "second", name)
         return jobs.stopped[0] if jobs.stopped else None
 
     for name in ("stray", "of-another-step"):
@@ -137,7 +140,12 @@ def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(mon
             where = {RAY_ADDRESS: dg.MetadataValue.text(jobs.address), RAY_JOB: dg.MetadataValue.text(name)}
             instance.report_engine_event("asks", ended, EngineEventData(where), step_key=step)
         again = instance.create_run_for_job(three_steps(), parent_run_id=ended.run_id, root_run_id=ended.run_id)
-        assert before(again) == "stray"
+        lost = StepRetryData(SerializableErrorInfo("it was silent, and counted as lost", [], None))
+        kind = dg.DagsterEventType.STEP_UP_FOR_RETRY.value
+        event = dg.DagsterEvent(kind, ended.job_name, step_key="second", event_specific_data=lost)
+        instance.report_dagster_event(event, ended.run_id)
+        third = instance.create_run_for_job(three_steps(), parent_run_id=again.run_id, root_run_id=ended.run_id)
+        assert before(third) == "stray"
         assert jobs.processes["stray"].poll() is not None  # it was waited for
         assert before(again) is None
         assert before(ended) is None  # it is no retry of any
@@ -145,13 +153,18 @@ def test_a_job_that_outlived_its_run_is_stopped_before_its_step_begins_again(mon
 
 
 def test_a_job_that_was_only_silent_is_stopped_before_the_next_attempt(handler, jobs, monkeypatch):
-    """It counted as lost, and trains on."""
+    """It counted as lost, and trains on; the attempt after it never reached the cluster."""
+    monkeypatch.setenv(ADDRESS, jobs.address)
     step = submitted(handler, jobs, "exec sleep 600")
     first = handler._get_ray_job_submission_id(step)
-    for attempt, name in {1: first, 2: f"{first}-1", 11: f"{first}-10"}.items():
-        retries = SimpleNamespace(get_attempt_count=lambda _, attempt=attempt: attempt)
-        step.execute_step_args.known_state = SimpleNamespace(get_retry_state=lambda retries=retries: retries)
-        assert handler._job_before(step, "some_step") == name
+    retries = SimpleNamespace(get_attempt_count=lambda _: 2)
+    step.execute_step_args.known_state = SimpleNamespace(get_retry_state=lambda: retries)
+    with dg.DagsterInstance.ephemeral() as instance:
+        step.instance, step.dagster_run = instance, instance.create_run_for_job(three_steps())
+        assert handler._jobs_before(step, "some_step") == [first, f"{first}-1"]
+        for name in handler._jobs_before(step, "some_step"):
+            handler._stop_job(step, "some_step", name)
+    assert jobs.stopped == [first]
 
 
 def test_hosts_elsewhere_need_a_bucket_and_postgres(monkeypatch, jobs):

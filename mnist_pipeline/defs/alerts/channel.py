@@ -14,9 +14,9 @@ class NotTaken(Exception):
 class AskedToWait(NotTaken):
     """A channel wants no alert for some seconds."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"asked to wait {seconds:.0f} s")
-        self.seconds = seconds
+    def __init__(self, seconds: float, why: str = "") -> None:
+        super().__init__(f"asked to wait {seconds:.0f} s{f': {why}' if why else ''}")
+        self.seconds, self.why = seconds, why
 
 
 class Channel(Protocol):

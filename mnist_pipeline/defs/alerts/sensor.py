@@ -87,6 +87,7 @@ def _deliver(name: str, channel: Channel, start: Position, steps: Iterator[Step]
             except AskedToWait as wish:
                 position = position.model_copy(update={"not_before": time.time() + wish.seconds})
                 reason = f"{name} took {sent} messages and asked to wait {wish.seconds:.0f} s with the next"
+                reason += f": {wish.why}" if wish.why else ""
                 break
             except NotTaken as error:
                 if not sent:

@@ -5,6 +5,7 @@ to here: a run that goes on in another pod ends where a job of its step is there
 ended is not looked for.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +27,9 @@ from mnist_pipeline.defs.engines.shared_or_own import Overrides, SharedOrOwn, de
 from mnist_pipeline.defs.engines.traces import KUBERNETES_JOB, left_behind
 from mnist_pipeline.environment import Environment
 
+STOP_SECONDS = 40
+"""Longer than Kubernetes gives a pod to end."""
+
 OUT_OF_MEMORY = "OOMKilled"
 """The reason that Kubernetes gives for such an end."""
 
@@ -46,13 +50,9 @@ class PodSteps(StepHandler):
         """Start the step, after the job of it was deleted that outlived the run before."""
         instance, run = step_handler_context.instance, step_handler_context.dagster_run
         step = self._native._get_step_key(step_handler_context)
-        place = left_behind(instance, run, step)
-        if place and place.kind == KUBERNETES_JOB:
-            namespace = self._native._get_container_context(step_handler_context).namespace
-            if self._client.delete_job(job_name=place.name, namespace=namespace):
-                instance.report_engine_event(
-                    f"the job {place.name}, for a run that had ended, is deleted", run, step_key=step
-                )
+        for place in left_behind(instance, run, step):
+            if place.kind == KUBERNETES_JOB:
+                self._delete_job(step_handler_context, step, place.name)
         try:
             yield from self._native.launch_step(step_handler_context)
         except DagsterK8sUnrecoverableAPIError as error:
@@ -61,6 +61,20 @@ class PodSteps(StepHandler):
             # The run was lost together with the step, and goes on: a look at the job says what became of it.
             job = self._native._get_k8s_step_job_name(step_handler_context)
             instance.report_engine_event(f"was begun already, as the job {job}", run, step_key=step)
+
+    def _delete_job(self, context: StepHandlerContext, step: str, job: str) -> None:
+        """Delete a job that is still at work on the step, and wait for the end of its pods: both would write."""
+        namespace = self._native._get_container_context(context).namespace
+        status = self._client.get_job_status(namespace=namespace, job_name=job)
+        if not status or not status.active:  # the logs of others may tell something
+            return
+        self._client.delete_job(job_name=job, namespace=namespace)
+        context.instance.report_engine_event(
+            f"the job {job}, for a run that had ended, is deleted", context.dagster_run, step_key=step
+        )
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._client.get_pod_names_in_job(job, namespace) and time.monotonic() < deadline:
+            time.sleep(1)
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         """End the step."""

@@ -14,6 +14,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MOST_HOSTS = 10_000
 """Ray's own bound of what it lists."""
 
+MOST_CHARACTERS = 500
+"""So much of an answer that is an error is told: it may be the page of a proxy."""
+
 ANSWER_SECONDS = 15
 """Longer than a cluster at work needs for an answer; run monitoring waits for it."""
 
@@ -36,11 +39,15 @@ class Client(JobSubmissionClient):
         wanted = alive | {"detail": "1", "limit": str(MOST_HOSTS), "timeout": str(ANSWER_SECONDS)}
         answer = self._do_request("GET", "/api/v0/nodes", params=wanted)
         answer.raise_for_status()
-        content = answer.json()
-        if not content["result"]:
-            raise RuntimeError(f"the hosts of {self.get_address()} cannot be listed: {content['msg']}")
-        found: list[dict[str, Any]] = content["data"]["result"]["result"]
+        try:
+            found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        except (KeyError, TypeError) as error:
+            said = answer.text[:MOST_CHARACTERS]
+            raise RuntimeError(f"the hosts of {self.get_address()} cannot be listed: {said}") from error
         return found
+
+    def _raise_error(self, r: requests.Response) -> None:
+        raise RuntimeError(f"Request failed with status code {r.status_code}: {r.text[:MOST_CHARACTERS]}")
 
     def find_job(self, job: str) -> JobDetails | None:
         """Return a job with its state, None if the cluster does not know it.

@@ -89,7 +89,8 @@ class RaySteps(RayStepHandler):
 
     def _submit(self, context: StepHandlerContext, step: str) -> Iterator[dg.DagsterEvent]:
         compute = declared(context)
-        self._stop_job_before(context, step)
+        for name in self._jobs_before(context, step):
+            self._stop_job(context, step, name)
         address, job = self.client.get_address(), self._get_ray_job_submission_id(context)
         where = {RAY_ADDRESS: dg.MetadataValue.text(address), RAY_JOB: dg.MetadataValue.text(job)}
         shortage = _shortage(self.client.hosts(), compute)
@@ -145,11 +146,10 @@ class RaySteps(RayStepHandler):
                 step_key=self._get_step_key(step_handler_context),
             )
 
-    def _stop_job_before(self, context: StepHandlerContext, step: str) -> None:
-        """Stop what is still at work on the step, and wait for its end: both would write the same checkpoints."""
-        name = self._job_before(context, step)
-        job = self.client.find_job(name) if name else None
-        if not name or not job or job.status.is_terminal():
+    def _stop_job(self, context: StepHandlerContext, step: str, name: str) -> None:
+        """Stop a job that is still at work on the step, and wait for its end: both would write the same checkpoints."""
+        job = self.client.find_job(name)
+        if not job or job.status.is_terminal():
             return
         context.instance.report_engine_event(
             f"was still at work in Ray job {name}, which counted as lost: it is stopped",
@@ -162,15 +162,14 @@ class RaySteps(RayStepHandler):
             time.sleep(1)
             job = self.client.find_job(name)
 
-    def _job_before(self, context: StepHandlerContext, step: str) -> str | None:
-        """The job of the attempt before; of the first one, that of the run that this one is a retry of."""
+    def _jobs_before(self, context: StepHandlerContext, step: str) -> list[str]:
+        """The jobs of the attempts before, and those of the runs that this one is a retry of."""
         known = context.execute_step_args.known_state
         attempts = known.get_retry_state().get_attempt_count(step) if known else 0
-        if attempts:
-            first = self._get_ray_job_submission_id(context).removesuffix(f"-{attempts}")
-            return f"{first}-{attempts - 1}" if attempts > 1 else first
-        place = left_behind(context.instance, context.dagster_run, step)
-        return place.name if place and place.kind == RAY_JOB else None
+        first = self._get_ray_job_submission_id(context).removesuffix(f"-{attempts}")
+        names = [f"{first}-{attempt}" if attempt else first for attempt in range(attempts)]
+        places = left_behind(context.instance, context.dagster_run, step)
+        return [*names, *(place.name for place in places if place.kind == RAY_JOB)]
 
 
 def _found_from_anywhere(name: str) -> str:

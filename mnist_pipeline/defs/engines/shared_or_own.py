@@ -1,7 +1,10 @@
 """Steps that need little stay beside their run; each that declares what it needs gets a place of its own."""
 
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 
@@ -11,6 +14,9 @@ from dagster_shared.record import replace
 
 from mnist_pipeline.defs.engines.compute import Compute
 from mnist_pipeline.defs.engines.marking import PID
+
+TELL_SECONDS = 1
+"""Between two looks at what steps elsewhere have logged: each asks for the news of all of them."""
 
 Overrides = Mapping[str, Mapping[str, int]]
 """Fields of `Compute` that a deployment declares otherwise than the code, by the names of assets' steps."""
@@ -30,6 +36,7 @@ class SharedOrOwn(StepHandler):
         self._processes: dict[str, BaseProcess] = {}
         self._elsewhere: set[str] = set()
         self._told: str | None = None
+        self._told_at = -math.inf
         self._fork = get_context("forkserver")
         self._fork.set_forkserver_preload(list(modules))
 
@@ -42,9 +49,8 @@ class SharedOrOwn(StepHandler):
         """Start the step."""
         step = _step(step_handler_context)
         if self._own and (context := self._declaring(step_handler_context, step)):
-            self._elsewhere.add(step)
             yield from self._own.launch_step(context)
-            self._tell(context)
+            self._tell(context, step)
             return
         # It would end without a word where the run that goes on in another pod has it begin again.
         arguments = replace(step_handler_context.execute_step_args, should_verify_step=False)
@@ -62,7 +68,7 @@ class SharedOrOwn(StepHandler):
         """Tell whether the step is at work, or was done."""
         step = _step(step_handler_context)
         if self._own and (context := self._declaring(step_handler_context, step)):
-            self._tell(context)
+            self._tell(context, step)
             return self._own.check_step_health(context)
         process = self._processes.get(step)
         if process and (process.is_alive() or process.exitcode == 0):
@@ -78,14 +84,19 @@ class SharedOrOwn(StepHandler):
         elif process := self._processes.get(step):
             process.terminate()
 
-    def _tell(self, context: StepHandlerContext) -> None:
+    def _tell(self, context: StepHandlerContext, step: str) -> None:
         """Print what is new of steps elsewhere, epochs for example: those beside the run print it themselves."""
+        self._elsewhere.add(step)
+        if time.monotonic() - self._told_at < TELL_SECONDS:  # for another step
+            return
+        self._told_at = time.monotonic()
         new = context.instance.get_records_for_run(context.dagster_run.run_id, self._told)
         self._told = new.cursor
         for entry in (record.event_log_entry for record in new.records):
             event = entry.dagster_event
             if entry.step_key in self._elsewhere and (event is None or event.is_engine_event):
-                print(f"{entry.step_key}: {entry.user_message or entry.message}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # the console is gone
+                    print(f"{entry.step_key}: {entry.user_message or entry.message}", file=sys.stderr, flush=True)
 
     def _declaring(self, context: StepHandlerContext, step: str) -> StepHandlerContext | None:
         """The context of a step that declares what it needs, with what the deployment says of it; None of others."""

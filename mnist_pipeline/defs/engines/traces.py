@@ -26,6 +26,10 @@ STARTS = {
 STEP_ENDS = {dg.DagsterEventType.STEP_SUCCESS, dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
 
 
+MOST_RETRIES = 10
+"""So many runs before one are looked at: Dagster starts a lost run again two times, people a few more."""
+
+
 class Elsewhere(NamedTuple):
     """The place of a step that is not beside its run."""
 
@@ -50,19 +54,31 @@ class Traces(NamedTuple):
     """The place of each step that was launched in one of its own and has not ended."""
     ended: set[str | None]
     """The steps that have ended."""
+    unfinished: dict[str, Elsewhere]
+    """The last place of each step that had one of its own and has not succeeded, by whatever account it ended."""
     pod: str | None = None
     """The Kubernetes job that the run itself is, None of others."""
 
 
-def left_behind(instance: dg.DagsterInstance, run: dg.DagsterRun, step: str) -> Elsewhere | None:
-    """Return the place of the step in the run that this one is a retry of, if it did not end there."""
-    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-    return read_traces(instance, before).elsewhere.get(step) if before else None
+def left_behind(instance: dg.DagsterInstance, run: dg.DagsterRun, step: str) -> list[Elsewhere]:
+    """Return the places where the step may be at work still, for the runs that this one is a retry of.
+
+    A step whose engine gave no answer counts as failed, and may be at work.
+    """
+    found, before = list[Elsewhere](), run
+    for _ in range(MOST_RETRIES):
+        parent = instance.get_run_by_id(before.parent_run_id) if before.parent_run_id else None
+        if parent is None:
+            break
+        if place := read_traces(instance, parent).unfinished.get(step):
+            found.append(place)
+        before = parent
+    return found
 
 
 def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
     """Read the events of a run, of which there are few of these kinds."""
-    traces = Traces(json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host"), None, {}, {}, set())
+    traces = Traces(json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("host"), None, {}, {}, set(), {})
     for entry in instance.all_logs(run.run_id, of_type=STARTS | STEP_ENDS):
         if (event := entry.dagster_event) is None:
             continue
@@ -70,6 +86,8 @@ def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
         if event.event_type in STEP_ENDS:
             traces.ended.add(step)
             traces.elsewhere.pop(step or "", None)
+            if event.event_type == dg.DagsterEventType.STEP_SUCCESS:
+                traces.unfinished.pop(step or "", None)
             continue
         told: dict[str, Any] = {name: value.value for name, value in event.engine_event_data.metadata.items()}
         if HOST in told:
@@ -78,7 +96,7 @@ def read_traces(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Traces:
             traces = traces._replace(pod=told[KUBERNETES_JOB])
         kind = next((kind for kind in (CONTAINER, KUBERNETES_JOB, RAY_JOB) if kind in told), None)
         if step and kind:
-            traces.elsewhere[step] = Elsewhere(kind, told[kind], told.get(RAY_ADDRESS, ""))
+            traces.unfinished[step] = traces.elsewhere[step] = Elsewhere(kind, told[kind], told.get(RAY_ADDRESS, ""))
             traces.ended.discard(step)
         elif PID in told and step not in traces.elsewhere:  # that one's number is of its own namespace
             traces.processes[int(told[PID])] = entry.timestamp, step

@@ -3,9 +3,10 @@
 import logging
 import smtplib
 import ssl
+from contextlib import suppress
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import dagster as dg
 from pydantic import Field
@@ -20,6 +21,9 @@ RETRY_SECONDS = 60
 """A server that cannot take a message now (an answer of 4..) is asked again after so long."""
 
 SUBJECT_CHARACTERS = 120
+
+MOST_CHARACTERS = 500
+"""So much of a refusal is told."""
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +60,14 @@ class EmailChannel(dg.ConfigurableResource):
         server = urlsplit(self.url)
         message = self._message(alert, server)
         try:
-            with _connect(server) as connection:
+            connection = _connect(server)
+            try:
                 _log_in(connection, server)
                 refused = connection.send_message(message)
+                with suppress(smtplib.SMTPException, OSError):  # it has taken the message, however it says good-bye
+                    connection.quit()
+            finally:
+                connection.close()
         except smtplib.SMTPRecipientsRefused as error:
             raise _not_taken([code for code, _ in error.recipients.values()], str(error)) from error
         except smtplib.SMTPResponseException as error:
@@ -70,7 +79,7 @@ class EmailChannel(dg.ConfigurableResource):
 
     def _message(self, alert: Alert, server: SplitResult) -> EmailMessage:
         text = str(alert)
-        sender = parse_qs(server.query).get("from", [""])[0] or unquote(server.username or "")
+        sender = unquote(server.query.removeprefix("from=")) or unquote(server.username or "")
         receivers = [address.strip() for address in self.to.split(",")]
         message = EmailMessage()
         subject = f"[{self.task}] {' '.join(text.partition(chr(10))[0].split())}"
@@ -104,4 +113,5 @@ def _log_in(connection: smtplib.SMTP, server: SplitResult) -> None:
 
 
 def _not_taken(codes: list[int], why: str) -> NotTaken:
-    return AskedToWait(RETRY_SECONDS) if all(400 <= code < 500 for code in codes) else NotTaken(why)
+    why = why[:MOST_CHARACTERS]
+    return AskedToWait(RETRY_SECONDS, why) if all(400 <= code < 500 for code in codes) else NotTaken(why)
