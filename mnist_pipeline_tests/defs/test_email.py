@@ -192,7 +192,7 @@ def test_the_password_is_given_by_its_name_only(server, monkeypatch):
         ("SMTP_URL", "smtp://mail.example.com?from=a@example.com%0d%0aBcc:b@example.com"),
         ("SMTP_URL", "smtp://mail.example.com?form=a@example.com"),
         ("ALERT_EMAIL_TO", "a@example.com;b@example.com"),
-        ("ALERT_EMAIL_TO", "a@b@example.com"),
+        ("ALERT_EMAIL_TO", "a@@example.com"),
         ("ALERT_EMAIL_TO", "A <a@example.com>"),
     ],
 )
