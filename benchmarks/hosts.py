@@ -46,8 +46,7 @@ def seconds(hosts: int, trials: int, epochs: int, between: Network, store: str) 
     """Seconds from the start of a sweep until its last trial is done, and of each training."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.chmod(0o755)  # the database is another user's
-        database = stack.enter_context(postgres(folder, between.first))
+        database = stack.enter_context(postgres(between.first))
         if isinstance(database, str):
             raise RuntimeError(database)
         ray = stack.enter_context(cluster(between, KEYS | database.variables))

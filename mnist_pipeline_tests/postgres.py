@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,8 +83,8 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[Postgres | str]:
-    """Run a server below `folder`; yields why not where that is not possible."""
+def postgres(address: str = "127.0.0.1") -> Iterator[Postgres | str]:
+    """Run a server on loopback and on `address`; yields why not where that is not possible."""
     found = programs()
     if found is None:
         yield "Postgres is absent (Debian: postgresql)"
@@ -91,10 +92,12 @@ def postgres(folder: Path, address: str = "127.0.0.1") -> Iterator[Postgres | st
     if not os.geteuid() and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
         yield "Postgres does not run as root, and there is no user `postgres`"
         return
-    server = Postgres(found, folder / "postgres", address)
-    server.start()
-    server.client("createdb", server.database)
-    try:
-        yield server
-    finally:
-        server.stop("immediate")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the server is another user's
+        server = Postgres(found, Path(folder) / "postgres", address)
+        server.start()
+        server.client("createdb", server.database)
+        try:
+            yield server
+        finally:
+            server.stop("immediate")

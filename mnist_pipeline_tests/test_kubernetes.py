@@ -4,7 +4,6 @@ No cluster was at hand: a server that speaks its protocol takes the jobs.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,12 +40,10 @@ SNAKE = {
 
 @pytest.fixture
 def database() -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # the server is another user's
-        with postgres(Path(folder)) as found:
-            if isinstance(found, str):
-                pytest.skip(found)
-            yield found
+    with postgres() as found:
+        if isinstance(found, str):
+            pytest.skip(found)
+        yield found
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,14 +36,12 @@ def database(request, monkeypatch) -> Iterator[dict[str, Any]]:
     if request.param == "sqlite":
         yield {}
         return
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # the server is another user's
-        with postgres(Path(folder)) as server:
-            if isinstance(server, str):
-                pytest.skip(server)
-            for name, value in server.variables.items():
-                monkeypatch.setenv(name, value)  # the test looks at the history, too
-            yield {"instance": PROJECT / "deploy/dagster.postgres.yaml", **server.variables, "server": server}
+    with postgres() as server:
+        if isinstance(server, str):
+            pytest.skip(server)
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)  # the test looks at the history, too
+        yield {"instance": PROJECT / "deploy/dagster.postgres.yaml", **server.variables, "server": server}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.live
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "several-hosts"
-FIRST, SECOND, THIRD = range(3)
+FIRST, SECOND = range(2)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,10 @@ def hosts() -> Iterator[Network]:
 
 @pytest.fixture
 def database(hosts) -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # the server is another user's
-        with postgres(Path(folder), hosts.first) as found:
-            if isinstance(found, str):
-                pytest.skip(found)
-            yield found
+    with postgres(hosts.first) as found:
+        if isinstance(found, str):
+            pytest.skip(found)
+        yield found
 
 
 @pytest.fixture(scope="module")
